@@ -1,0 +1,12 @@
+//! `tidegate gateway`.
+
+use super::{Failure, Outcome};
+
+/// Options of `tidegate gateway`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the verb.
+pub fn run(_args: Args) -> Outcome {
+    Err(Failure::error("under construction"))
+}

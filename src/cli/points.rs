@@ -1,0 +1,12 @@
+//! `tidegate points`.
+
+use super::{Failure, Outcome};
+
+/// Options of `tidegate points`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the verb.
+pub fn run(_args: Args) -> Outcome {
+    Err(Failure::error("under construction"))
+}

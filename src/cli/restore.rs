@@ -1,0 +1,12 @@
+//! `tidegate restore`.
+
+use super::{Failure, Outcome};
+
+/// Options of `tidegate restore`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the verb.
+pub fn run(_args: Args) -> Outcome {
+    Err(Failure::error("under construction"))
+}

@@ -1,0 +1,12 @@
+//! `tidegate vault`.
+
+use super::{Failure, Outcome};
+
+/// Options of `tidegate vault`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the verb.
+pub fn run(_args: Args) -> Outcome {
+    Err(Failure::error("under construction"))
+}

@@ -1,0 +1,1 @@
+//! Wires stages 2 to 5.

@@ -1,0 +1,1 @@
+//! Seam under construction.

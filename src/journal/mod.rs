@@ -1,0 +1,2 @@
+//! Stage under construction.
+pub mod disk;

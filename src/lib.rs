@@ -1,0 +1,35 @@
+//! Tidegate: an open, high-throughput replication gateway for disaster recovery.
+//!
+//! Modules stand in the order in which a changed byte meets them:
+//!
+//! ```text
+//!  protected machine         gateway                                    blob store      anywhere
+//!  agent (nbd) ──► wire ──►  journal (disk) ──► pipeline ──► vault ───► batches ──────► restore
+//!        ◄── acks: journaled, vaulted ──┘
+//! ```
+//!
+//! The promises that this path keeps stand in `README.md`; the formats in `docs/FORMAT.md` and `docs/PROTOCOL.md`.
+
+pub mod agent;
+pub mod nbd;
+
+pub mod wire;
+
+pub mod journal;
+
+pub mod pipeline;
+
+pub mod vault;
+
+pub mod restore;
+
+pub mod gateway;
+
+pub mod cli;
+pub mod config;
+pub mod fault;
+pub mod flow;
+pub mod keys;
+pub mod limits;
+pub mod telemetry;
+pub mod types;

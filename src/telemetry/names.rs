@@ -1,0 +1,92 @@
+//! Every metric by name, kind, unit and help. Names follow the OpenMetrics conventions: base units, `_total` for counters.
+//!
+//! Stages record with `metrics::counter!(names::X)`; [`describe`] gives the exporter the help texts.
+
+macro_rules! metric_names {
+    ($($(#[doc = $help:expr])+ $kind:ident $const:ident = $name:literal;)*) => {
+        $( $(#[doc = $help])+ pub const $const: &str = $name; )*
+
+        /// All metrics: (name, kind, help).
+        pub const ALL: &[(&str, &str, &str)] = &[
+            $( ($name, stringify!($kind), concat!($($help),+)), )*
+        ];
+
+        /// Registers the help texts with the installed recorder.
+        pub fn describe() {
+            $( metric_names!(@describe $kind $name, concat!($($help),+)); )*
+        }
+    };
+    (@describe counter $name:literal, $help:expr) => { metrics::describe_counter!($name, $help) };
+    (@describe gauge $name:literal, $help:expr) => { metrics::describe_gauge!($name, $help) };
+    (@describe histogram $name:literal, $help:expr) => { metrics::describe_histogram!($name, $help) };
+}
+
+metric_names! {
+    /// Record bytes read off the wire.
+    counter RECEIVED_BYTES = "tidegate_received_bytes_total";
+    /// Records read off the wire.
+    counter RECEIVED_RECORDS = "tidegate_received_records_total";
+    /// Record bytes made durable on the gateway's disk.
+    counter JOURNALED_BYTES = "tidegate_journaled_bytes_total";
+    /// Records made durable on the gateway's disk.
+    counter JOURNALED_RECORDS = "tidegate_journaled_records_total";
+    /// Record bytes made durable in the vault.
+    counter VAULTED_BYTES = "tidegate_vaulted_bytes_total";
+    /// Records made durable in the vault.
+    counter VAULTED_RECORDS = "tidegate_vaulted_records_total";
+    /// Journal bytes freed because all their records are vaulted.
+    counter RELEASED_BYTES = "tidegate_released_bytes_total";
+    /// Acks sent to agents, by level.
+    counter ACKS_SENT = "tidegate_acks_sent_total";
+    /// Journal bytes in use.
+    gauge JOURNAL_USED_BYTES = "tidegate_journal_used_bytes";
+    /// Journal bytes that the configuration allows.
+    gauge JOURNAL_CAPACITY_BYTES = "tidegate_journal_capacity_bytes";
+    /// Seconds of one journal commit: write and sync.
+    histogram JOURNAL_COMMIT_SECONDS = "tidegate_journal_commit_seconds";
+    /// Bytes of one journal commit.
+    histogram JOURNAL_COMMIT_BYTES = "tidegate_journal_commit_bytes";
+    /// Which disk backend the journal uses: 1 for the one in the label.
+    gauge JOURNAL_BACKEND_INFO = "tidegate_journal_backend_info";
+    /// Messages waiting for or in compression and sealing.
+    gauge PIPELINE_QUEUE_MESSAGES = "tidegate_pipeline_queue_messages";
+    /// Plaintext bytes sealed.
+    counter PIPELINE_PLAIN_BYTES = "tidegate_pipeline_plain_bytes_total";
+    /// Bytes after compression and sealing.
+    counter PIPELINE_SEALED_BYTES = "tidegate_pipeline_sealed_bytes_total";
+    /// Blob requests by operation and outcome.
+    counter BLOB_REQUESTS = "tidegate_blob_requests_total";
+    /// Seconds of a blob request by operation.
+    histogram BLOB_REQUEST_SECONDS = "tidegate_blob_request_seconds";
+    /// Blob requests tried again.
+    counter BLOB_RETRIES = "tidegate_blob_retries_total";
+    /// Batches that may be uploaded at the same time at present.
+    gauge UPLOAD_WINDOW_BATCHES = "tidegate_upload_window_batches";
+    /// Batches waiting for or in upload.
+    gauge UPLOAD_QUEUE_BATCHES = "tidegate_upload_queue_batches";
+    /// Sealed bytes waiting for or in upload.
+    gauge UPLOAD_QUEUE_BYTES = "tidegate_upload_queue_bytes";
+    /// Agents connected.
+    gauge AGENT_SESSIONS = "tidegate_agent_sessions";
+    /// Disk streams open.
+    gauge DISK_STREAMS = "tidegate_disk_streams";
+    /// Sessions or streams refused, by reason.
+    counter REFUSED = "tidegate_refused_total";
+    /// Epochs created, by reason.
+    counter EPOCHS_CREATED = "tidegate_epochs_created_total";
+    /// Seconds from receiving a record to its batch being vaulted.
+    histogram VAULTED_DELAY_SECONDS = "tidegate_vaulted_delay_seconds";
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_unique_and_counters_end_in_total() {
+        let mut seen = std::collections::HashSet::new();
+        for (name, kind, help) in super::ALL {
+            assert!(seen.insert(name), "{name} stands twice");
+            assert_eq!(*kind == "counter", name.ends_with("_total"), "{name}");
+            assert!(help.trim().ends_with('.'), "{name}: help is no sentence");
+        }
+    }
+}
