@@ -1,1 +1,0 @@
-//! Keys under construction.

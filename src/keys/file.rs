@@ -1,0 +1,180 @@
+//! Key files: one line of text each, so that they survive copy, paste and print.
+//!
+//! A catalog key is `tidegate-catalog-key-1 <kid> <64 hex digits>`; a recovery identity is what `age-keygen` writes, so
+//! that the `age` tool itself can open what was wrapped to it. Lines that start with `#` are comments in both.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::{CatalogKey, Identity, KeyId, Recipient};
+use crate::fault::{Classify, Fault};
+use crate::types::parse_hex;
+
+/// First word of a catalog key file: format and version.
+pub(super) const CATALOG_KEY_FORMAT: &str = "tidegate-catalog-key-1";
+/// How every age identity starts.
+const IDENTITY_PREFIX: &str = "AGE-SECRET-KEY-1";
+/// Largest key file that is read: a few lines, with room for comments.
+const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// A key file that could not be read, written or understood.
+#[derive(Debug, thiserror::Error)]
+#[error("key file {}", path.display())]
+pub struct KeyFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    #[source]
+    pub problem: KeyFileProblem,
+}
+
+/// What is wrong with a key file.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileProblem {
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// It holds another kind of key.
+    #[error("holds {found}, but {expected} is needed here")]
+    OtherKind {
+        /// What it holds.
+        found: &'static str,
+        /// What was asked for.
+        expected: &'static str,
+    },
+    /// It holds nothing that looks like a key.
+    #[error("does not hold {expected}")]
+    NotAKey {
+        /// What was asked for.
+        expected: &'static str,
+    },
+    /// The key does not match its own id: a digit was changed.
+    #[error("is damaged: the key does not belong to its id {kid}")]
+    Damaged {
+        /// The id that the file states.
+        kid: KeyId,
+    },
+}
+
+impl Classify for KeyFileError {
+    fn fault(&self) -> Fault {
+        match self.problem {
+            KeyFileProblem::Damaged { .. } => Fault::Corrupt,
+            _ => Fault::Reject,
+        }
+    }
+}
+
+const CATALOG: &str = "a catalog key";
+const IDENTITY: &str = "a recovery identity (AGE-SECRET-KEY-1…)";
+const RECIPIENTS: &str = "recovery recipients (age1…)";
+
+fn kind_of(text: &str) -> Option<&'static str> {
+    let line = payload_lines(text).next()?;
+    if line.starts_with(CATALOG_KEY_FORMAT) {
+        Some(CATALOG)
+    } else if line.starts_with(IDENTITY_PREFIX) {
+        Some(IDENTITY)
+    } else if line.starts_with("age1") {
+        Some(RECIPIENTS)
+    } else {
+        None
+    }
+}
+
+fn payload_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn not_that(text: &str, expected: &'static str) -> KeyFileProblem {
+    match kind_of(text) {
+        Some(found) if found != expected => KeyFileProblem::OtherKind { found, expected },
+        _ => KeyFileProblem::NotAKey { expected },
+    }
+}
+
+fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyFileProblem> {
+    let bytes = std::fs::metadata(path)?.len();
+    if bytes > KEY_FILE_BYTES_MAX {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "is far too large for a key file").into());
+    }
+    Ok(Zeroizing::new(std::fs::read_to_string(path)?))
+}
+
+fn at<T>(path: &Path, result: Result<T, KeyFileProblem>) -> Result<T, KeyFileError> {
+    result.map_err(|problem| KeyFileError { path: path.to_owned(), problem })
+}
+
+/// Creates `path` with mode 0600 and makes its content durable. An existing file is never touched.
+pub(super) fn write_new(path: &Path, text: &str) -> Result<(), KeyFileError> {
+    let write = || -> Result<(), KeyFileProblem> {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        // Without this the name itself may be gone after a power cut, and with it the only copy of the key.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    };
+    at(path, write())
+}
+
+pub(super) fn catalog_key_text(key: &CatalogKey) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(format!("{CATALOG_KEY_FORMAT} {} ", key.kid()));
+    for byte in key.expose() {
+        // Two digits at a time: a formatted copy of the whole secret would stay in memory unwiped.
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+        }
+    }
+    text.push('\n');
+    text
+}
+
+fn parse_catalog_key(text: &str) -> Result<CatalogKey, KeyFileProblem> {
+    let parse = || {
+        let mut words = payload_lines(text).next()?.split_ascii_whitespace();
+        let format = words.next()?;
+        let (kid, secret) = (words.next()?, words.next()?);
+        if format != CATALOG_KEY_FORMAT || words.next().is_some() {
+            return None;
+        }
+        Some((kid.parse::<KeyId>().ok()?, Zeroizing::new(parse_hex(secret)?)))
+    };
+    let (kid, secret) = parse().ok_or_else(|| not_that(text, CATALOG))?;
+    let key = CatalogKey::from_secret(*secret);
+    if key.kid() == kid { Ok(key) } else { Err(KeyFileProblem::Damaged { kid }) }
+}
+
+pub(super) fn read_catalog_key(path: &Path) -> Result<CatalogKey, KeyFileError> {
+    at(path, read_text(path).and_then(|text| parse_catalog_key(&text)))
+}
+
+pub(super) fn read_identity(path: &Path) -> Result<Identity, KeyFileError> {
+    let parse = |text: Zeroizing<String>| {
+        let line = payload_lines(&text).find(|line| line.starts_with(IDENTITY_PREFIX));
+        line.and_then(Identity::parse).ok_or_else(|| not_that(&text, IDENTITY))
+    };
+    at(path, read_text(path).and_then(parse))
+}
+
+/// Reads a file of recovery recipients, one `age1…` per line.
+///
+/// # Errors
+/// [`KeyFileError`] if the file cannot be read, holds none, or a line is none.
+pub fn read_recipients(path: &Path) -> Result<Vec<Recipient>, KeyFileError> {
+    let parse = |text: Zeroizing<String>| {
+        let recipients: Result<Vec<Recipient>, _> = payload_lines(&text).map(str::parse).collect();
+        match recipients {
+            Ok(recipients) if !recipients.is_empty() => Ok(recipients),
+            _ => Err(not_that(&text, RECIPIENTS)),
+        }
+    };
+    at(path, read_text(path).and_then(parse))
+}
