@@ -1,0 +1,204 @@
+//! The repository's own rules, as tests: what a reviewer would otherwise have to say again and again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const FILE_LINES_MAX: usize = 700;
+const FUNCTION_LINES_MAX: usize = 70;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// One source file, its path relative to the repository.
+struct Source {
+    name: String,
+    text: String,
+}
+
+impl Source {
+    /// The product's lines: without unit tests at the end of the file.
+    fn product_lines(&self) -> Vec<&str> {
+        let lines: Vec<&str> = self.text.lines().collect();
+        let tests = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod tests {"));
+        lines[..tests.unwrap_or(lines.len())].to_vec()
+    }
+
+    fn is_test(&self) -> bool {
+        self.name.starts_with("tests/") || self.name.ends_with("tests.rs") || self.name.contains("/tests/")
+    }
+
+    /// Product lines with their number, comments cut off.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = if self.is_test() { Vec::new() } else { self.product_lines() };
+        lines.into_iter().enumerate().map(|(at, line)| (at + 1, line.split("//").next().unwrap_or_default()))
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let mut folders: Vec<PathBuf> = ["src", "tests", "loadgen", "benches"].map(|folder| root().join(folder)).to_vec();
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() && !name.contains("node_modules") && !name.contains("target") {
+                folders.push(path);
+            } else if name.ends_with(".rs") {
+                found.push(Source { name, text: std::fs::read_to_string(&path).unwrap() });
+            }
+        }
+    }
+    assert!(found.len() > 20, "found only {} sources", found.len());
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
+fn assert_none(offences: &[String], rule: &str) {
+    assert!(offences.is_empty(), "{rule}:\n{}", offences.join("\n"));
+}
+
+#[test]
+fn no_file_is_longer_than_one_sitting() {
+    let long: Vec<_> = sources()
+        .iter()
+        .map(|source| (source.product_lines().len(), &source.name))
+        .filter(|(lines, _)| *lines > FILE_LINES_MAX)
+        .map(|(lines, name)| format!("{name}: {lines} lines"))
+        .collect();
+    assert_none(&long, "split these: at most 700 lines without unit tests");
+}
+
+#[test]
+fn no_function_is_longer_than_a_screen() {
+    let mut long = Vec::new();
+    for source in sources().iter().filter(|source| !source.is_test()) {
+        let lines = source.product_lines();
+        for (start, line) in lines.iter().enumerate() {
+            let body = line.trim_start();
+            let words: Vec<&str> = body.split_whitespace().take(5).collect();
+            let opens = words.contains(&"fn") && !body.starts_with("//") && !body.ends_with(';');
+            if !opens {
+                continue;
+            }
+            // The format puts a function's closing brace at the indentation of its first line.
+            let close = format!("{}}}", &line[..line.len() - body.len()]);
+            let length = lines[start..].iter().position(|line| *line == close).unwrap_or(0) + 1;
+            if length > FUNCTION_LINES_MAX {
+                long.push(format!("{}:{}: {length} lines", source.name, start + 1));
+            }
+        }
+    }
+    assert_none(&long, "split these: at most 70 lines");
+}
+
+#[test]
+fn nothing_unfinished_is_left() {
+    let marks = ["to\u{64}o!", "db\u{67}!", "XX\u{58}", "FIX\u{4d}E", "unimplemente\u{64}!"];
+    let mut left = Vec::new();
+    for source in sources() {
+        for (at, line) in source.text.lines().enumerate() {
+            for mark in marks.iter().filter(|mark| line.contains(**mark)) {
+                left.push(format!("{}:{}: {mark}", source.name, at + 1));
+            }
+        }
+    }
+    assert_none(&left, "finish or delete");
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    let silent: Vec<_> =
+        sources().iter().filter(|source| !source.text.starts_with("//! ")).map(|source| source.name.clone()).collect();
+    assert_none(&silent, "these have no head comment");
+}
+
+#[test]
+fn unsafe_code_stands_in_one_file() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.name != "src/journal/disk/aligned.rs") {
+        for (at, line) in source.code() {
+            if ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|form| line.contains(form)) {
+                found.push(format!("{}:{at}", source.name));
+            }
+        }
+    }
+    assert_none(&found, "unsafe is for src/journal/disk/aligned.rs alone");
+}
+
+#[test]
+fn one_file_names_the_ring() {
+    let name = ["tokio", "uring::"].join("_");
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.name != "src/journal/disk/ring.rs") {
+        for (at, line) in source.code().filter(|(_, line)| line.contains(&name)) {
+            found.push(format!("{}:{at}: {}", source.name, line.trim()));
+        }
+    }
+    assert_none(&found, "the io_uring runtime is for src/journal/disk/ring.rs alone");
+}
+
+#[test]
+fn only_the_command_line_prints() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|s| s.name.starts_with("src/") && !s.name.starts_with("src/cli/")) {
+        for (at, line) in source.code().filter(|(_, line)| line.contains("print!(") || line.contains("println!(")) {
+            found.push(format!("{}:{at}: {}", source.name, line.trim()));
+        }
+    }
+    assert_none(&found, "stages log and return, src/cli prints");
+}
+
+#[test]
+fn every_format_magic_is_in_the_format_document() {
+    let documents = ["docs/FORMAT.md", "docs/PROTOCOL.md"]
+        .map(|name| std::fs::read_to_string(root().join(name)).unwrap_or_default());
+    let mut magics = BTreeSet::new();
+    for source in sources() {
+        for (_, line) in source.code() {
+            for (at, _) in line.match_indices("b\"TG") {
+                let magic: String = line[at + 2..].chars().take_while(char::is_ascii_alphanumeric).collect();
+                magics.insert((magic, source.name.clone()));
+            }
+        }
+    }
+    assert!(!magics.is_empty(), "no magic found: has their spelling changed?");
+    let missing: Vec<_> = magics
+        .iter()
+        .filter(|(magic, _)| !documents.iter().any(|text| text.contains(magic.as_str())))
+        .map(|(magic, name)| format!("{magic} of {name}"))
+        .collect();
+    assert_none(&missing, "not described in docs/FORMAT.md");
+}
+
+#[test]
+fn the_metrics_document_lists_every_metric() {
+    use std::fmt::Write as _;
+
+    let path = root().join("docs/METRICS.md");
+    let mut wanted = String::from(
+        "# Metrics\n\nServed at `/metrics` of the admin port. Made from `src/telemetry/names.rs`; after a change there,\n\
+         `TIDEGATE_BLESS=1 cargo test --test tidy` writes this page again.\n\n| name | kind | meaning |\n|---|---|---|\n",
+    );
+    for (name, kind, help) in tidegate::telemetry::names::ALL {
+        writeln!(wanted, "| `{name}` | {kind} | {} |", help.trim()).unwrap();
+    }
+    if std::env::var_os("TIDEGATE_BLESS").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == wanted, "docs/METRICS.md is out of date: run TIDEGATE_BLESS=1 cargo test --test tidy");
+}
+
+#[test]
+fn every_metric_is_recorded_somewhere() {
+    let names = std::fs::read_to_string(root().join("src/telemetry/names.rs")).unwrap();
+    let all: String = sources().iter().filter(|s| s.name.starts_with("src/")).map(|s| s.text.as_str()).collect();
+    let unused: Vec<_> = names
+        .lines()
+        .filter_map(|line| line.trim().split_once(" = \"tidegate_")?.0.split_whitespace().last())
+        .filter(|constant| !all.contains(&format!("names::{constant}")))
+        .map(str::to_owned)
+        .collect();
+    assert_none(&unused, "never recorded");
+}
