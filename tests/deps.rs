@@ -1,6 +1,8 @@
 //! `deny.toml` enforced without cargo-deny, which takes longer to build than the whole product: licences, bans,
 //! version floors and sources of every dependency. (The advisory database is the one part left to cargo-deny.)
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::path::Path;
 use std::process::Command;
 
