@@ -1,0 +1,141 @@
+//! Buffers that O_DIRECT accepts: their bytes start at a multiple of [`BLOCK_BYTES`](crate::limits::BLOCK_BYTES).
+//!
+//! A buffer is a vector with room to spare, and the aligned window into it. So the alignment costs one block of
+//! memory and no `unsafe`, and the vector itself is what an asynchronous write takes and gives back.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::limits::BLOCK_BYTES;
+
+/// An owned buffer whose first byte is block-aligned and whose length is a multiple of a block.
+///
+/// Dropped, it goes back to the pool it came from, if that still has room.
+pub struct AlignedBuf {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+    pool: Weak<PoolInner>,
+}
+
+impl AlignedBuf {
+    /// A zeroed buffer of at least `len` bytes, rounded up to whole blocks.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Self {
+        let len = len.next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES);
+        let bytes = vec![0; len + BLOCK_BYTES];
+        let start = bytes.as_ptr().align_offset(BLOCK_BYTES);
+        assert!(start < BLOCK_BYTES, "a byte pointer can always be aligned");
+        Self { bytes, start, len, pool: Weak::new() }
+    }
+
+    /// Takes the vector out, with the window of `range` in it; [`Self::put_back`] is the way home.
+    pub(super) fn take_out(&mut self, range: &Range<usize>) -> (Vec<u8>, Range<usize>) {
+        assert!(range.end <= self.len, "a window inside the buffer");
+        (std::mem::take(&mut self.bytes), self.start + range.start..self.start + range.end)
+    }
+
+    /// Puts the vector back that [`Self::take_out`] took; moving a vector does not move its bytes.
+    pub(super) fn put_back(&mut self, bytes: Vec<u8>) {
+        assert!(bytes.len() >= self.start + self.len, "the same vector");
+        self.bytes = bytes;
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+impl fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AlignedBuf({} bytes)", self.len)
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        // A vector that an abandoned write still holds leaves nothing to give back.
+        if self.bytes.is_empty() {
+            return;
+        }
+        if let Some(pool) = self.pool.upgrade() {
+            let mut free = pool.free.lock();
+            if free.len() < pool.free_max {
+                free.push((std::mem::take(&mut self.bytes), self.start));
+            }
+        }
+    }
+}
+
+/// Buffers of one size, used again and again: a fresh one costs page faults.
+#[derive(Debug, Clone)]
+pub struct BufPool(Arc<PoolInner>);
+
+#[derive(Debug)]
+struct PoolInner {
+    buf_bytes: usize,
+    free_max: usize,
+    free: Mutex<Vec<(Vec<u8>, usize)>>,
+}
+
+impl BufPool {
+    /// A pool of buffers of `buf_bytes` that keeps up to `free_max` unused ones.
+    #[must_use]
+    pub fn new(buf_bytes: usize, free_max: usize) -> Self {
+        let buf_bytes = buf_bytes.next_multiple_of(BLOCK_BYTES);
+        Self(Arc::new(PoolInner { buf_bytes, free_max, free: Mutex::new(Vec::new()) }))
+    }
+
+    /// Size of its buffers.
+    #[must_use]
+    pub fn buf_bytes(&self) -> usize {
+        self.0.buf_bytes
+    }
+
+    /// A buffer with unspecified content: whoever takes it writes what it reads.
+    #[must_use]
+    pub fn take(&self) -> AlignedBuf {
+        let pool = Arc::downgrade(&self.0);
+        let free = self.0.free.lock().pop();
+        match free {
+            Some((bytes, start)) => AlignedBuf { bytes, start, len: self.0.buf_bytes, pool },
+            None => {
+                let mut buf = AlignedBuf::zeroed(self.0.buf_bytes);
+                buf.pool = pool;
+                buf
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_also_after_they_come_back_to_the_pool() {
+        let pool = BufPool::new(10_000, 2);
+        assert_eq!(pool.buf_bytes(), 12_288);
+        for round in 0..3_u8 {
+            let mut held: Vec<AlignedBuf> = (0..4).map(|_| pool.take()).collect();
+            for buf in &mut held {
+                assert_eq!(buf.as_ptr().align_offset(BLOCK_BYTES), 0);
+                buf.fill(round);
+            }
+            drop(held);
+            assert_eq!(pool.0.free.lock().len(), 2, "the pool keeps no more than it should");
+        }
+    }
+}
