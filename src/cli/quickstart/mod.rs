@@ -1,5 +1,7 @@
 //! `tidegate quickstart`.
 
+mod image;
+
 use super::{Failure, Outcome};
 
 /// Options of `tidegate quickstart`.
