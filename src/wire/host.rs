@@ -1,0 +1,126 @@
+//! The seam between the wire and the gateway: what a server asks of whoever takes the records.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::code::Code;
+use super::identity::AgentIdentity;
+use super::messages::OpenDisk;
+use crate::fault::{Classify, Fault};
+use crate::flow::Watermark;
+use crate::types::{Chain, Epoch, Id128, Micros, RecordHead, Seq};
+
+/// Who this gateway is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HelloInfo {
+    /// The gateway's id.
+    pub gateway: String,
+    /// The vault that it writes.
+    pub vault: Id128,
+}
+
+/// Implemented by the gateway: decides about disks and takes their records.
+pub trait Host: Send + Sync + 'static {
+    /// Where the records of one disk go.
+    type Sink: RecordSink;
+
+    /// Who this gateway is. Asked once per connection.
+    fn hello(&self) -> HelloInfo;
+
+    /// Decides about a disk stream. The wire has already checked that `agent` may write the disk.
+    ///
+    /// May take long (a fork waits for the vault); dropped when the connection is lost meanwhile. If the disk is
+    /// open on another stream, the host decides which of the two goes on.
+    fn open_disk(
+        &self,
+        agent: &AgentIdentity,
+        open: OpenDisk,
+    ) -> impl Future<Output = Result<OpenedDisk<Self::Sink>, DiskRefusal>> + Send;
+}
+
+/// A disk stream to which the host agreed.
+pub struct OpenedDisk<S> {
+    /// The epoch that records must carry.
+    pub epoch: Epoch,
+    /// The first seq wanted.
+    pub next_seq: Seq,
+    /// Chain before `next_seq`: always known for a new epoch, for a resumed one if something of it is at hand. If
+    /// known, the first record is checked against it; later records are always checked against the one before.
+    pub chain: Option<Chain>,
+    /// Highest seq of this epoch that is journaled.
+    pub journaled: Arc<Watermark>,
+    /// Highest seq of this epoch that is vaulted.
+    pub vaulted: Arc<Watermark>,
+    /// Record bytes that may be on their way to the sink (credit window). It may shrink, and 0 stops the agent; other
+    /// values below [`super::CREDIT_WINDOW_BYTES_MIN`] count as that.
+    pub window: watch::Receiver<u64>,
+    /// Set to the newest epoch when another one took over.
+    pub fenced: watch::Receiver<Option<Epoch>>,
+    /// Takes the records. Dropped when the stream ends, however it ends.
+    pub sink: S,
+}
+
+/// Takes the records of one disk, in order.
+pub trait RecordSink: Send + 'static {
+    /// Takes one record; `chunks` are its bytes (head, table, payload), `body_crc` the CRC-32C over them.
+    ///
+    /// Returning gives the agent new credit, so wait here for room. The future may be dropped while it waits, when
+    /// the connection is lost; the record then counts as not taken.
+    fn record(
+        &mut self,
+        head: RecordHead,
+        body_crc: u32,
+        chunks: Vec<Bytes>,
+        received: Micros,
+    ) -> impl Future<Output = Result<(), DiskRefusal>> + Send;
+}
+
+/// Why a disk stream is refused or ended by the gateway.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiskRefusal {
+    /// The epoch cannot be continued here.
+    #[error("{text}")]
+    MustFork {
+        /// Why, for people.
+        text: String,
+    },
+    /// Another epoch took over.
+    #[error("fenced: epoch {newest} took over")]
+    Fenced {
+        /// The newest epoch known.
+        newest: Epoch,
+    },
+    /// Anything else.
+    #[error("{code}: {text}")]
+    Refused {
+        /// The reason as a number.
+        code: Code,
+        /// What is wrong and what to do, for people.
+        text: String,
+    },
+}
+
+impl DiskRefusal {
+    /// A refusal with a code and a text.
+    pub fn refused(code: Code, text: impl Into<String>) -> Self {
+        Self::Refused { code, text: text.into() }
+    }
+
+    /// The reason as a number.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::MustFork { .. } => Code::MustFork,
+            Self::Fenced { .. } => Code::Fenced,
+            Self::Refused { code, .. } => *code,
+        }
+    }
+}
+
+impl Classify for DiskRefusal {
+    fn fault(&self) -> Fault {
+        self.code().fault()
+    }
+}
