@@ -1,1 +1,4 @@
 //! Stage under construction.
+
+pub mod codec;
+pub mod message;

@@ -1,0 +1,236 @@
+//! The message: consecutive records of one disk, packed and sealed together. The unit of every later read.
+//!
+//! ```text
+//!  records ──► LZ4 block, or raw where it does not pay ──► AES-256-GCM under a key used once ──► stored
+//! ```
+//!
+//! The seal ([`crate::keys::seal`]) binds vault, object name, disk, epoch, seq range, codec and plaintext size. Opening
+//! checks the commitment, then authenticates, and only then unpacks, to exactly the size that was authenticated: no
+//! unauthenticated byte reaches the decompressor.
+//!
+//! Copies: the caller's records are in one pooled buffer with room in front ([`SealOnce::room`]); LZ4 writes into a second
+//! pooled buffer with the same room; whichever of the two is stored is sealed where it lies.
+
+use crate::fault::{Classify, Fault};
+use crate::keys::seal::{SEAL_HEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
+use crate::keys::{LaneKey, RandomError};
+use crate::limits;
+use crate::types::{DiskId, Epoch, Id128, Seq};
+
+use super::codec::{Codec, Packer, UnpackError, unpack};
+
+/// What a message is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageContext<'a> {
+    /// The vault.
+    pub vault: Id128,
+    /// Name of the batch object within the vault.
+    pub object: &'a str,
+    /// The disk.
+    pub disk: &'a DiskId,
+    /// Epoch of all its records.
+    pub epoch: Epoch,
+    /// Seq of its first record.
+    pub first: Seq,
+    /// Seq of its last record.
+    pub last: Seq,
+    /// How the records are packed. Sealing sets it.
+    pub codec: Codec,
+    /// Bytes of the records. Sealing sets it.
+    pub plain_bytes: u32,
+}
+
+const LABEL: &[u8] = b"tidegate 1 message";
+
+impl MessageContext<'_> {
+    /// Every part has a fixed width or its length in front, so no two contexts give the same bytes.
+    fn with<T>(&self, use_it: impl FnOnce(&[&[u8]]) -> T) -> T {
+        let context: [&[u8]; 10] = [
+            &self.vault.0,
+            &(self.object.len() as u32).to_le_bytes(),
+            self.object.as_bytes(),
+            &(self.disk.as_str().len() as u32).to_le_bytes(),
+            self.disk.as_str().as_bytes(),
+            &self.epoch.0.to_le_bytes(),
+            &self.first.0.to_le_bytes(),
+            &self.last.0.to_le_bytes(),
+            &[self.codec as u8],
+            &self.plain_bytes.to_le_bytes(),
+        ];
+        use_it(&context)
+    }
+}
+
+/// What sealing made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SealedInfo {
+    /// How the records are packed.
+    pub codec: Codec,
+    /// Bytes to store.
+    pub stored_bytes: u32,
+}
+
+/// Reused memory of sealing, one per thread.
+#[derive(Default)]
+pub struct Scratch {
+    packer: Packer,
+    packed: Vec<u8>,
+}
+
+/// Why a message was not sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealMessageError {
+    /// More than one message may hold.
+    #[error("a message of {plain_bytes} bytes is over the limit of {max}", max = limits::MESSAGE_BYTES_MAX)]
+    TooLarge {
+        /// Bytes of its records.
+        plain_bytes: usize,
+    },
+    /// Sealing failed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+impl From<RandomError> for SealMessageError {
+    fn from(error: RandomError) -> Self {
+        Self::Seal(error.into())
+    }
+}
+
+impl Classify for SealMessageError {
+    fn fault(&self) -> Fault {
+        Fault::Fatal
+    }
+}
+
+/// Why a stored message was not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The index states more than a message may hold.
+    #[error("a message of {plain_bytes} bytes is over the limit of {max}", max = limits::MESSAGE_BYTES_MAX)]
+    TooLarge {
+        /// The stated size.
+        plain_bytes: u32,
+    },
+    /// It does not open.
+    #[error("{disk} e{epoch} s{first} to s{last} of {object} does not open")]
+    Unseal {
+        /// The disk.
+        disk: DiskId,
+        /// The epoch.
+        epoch: Epoch,
+        /// First record.
+        first: Seq,
+        /// Last record.
+        last: Seq,
+        /// The batch object.
+        object: String,
+        /// Wrong key or place, or altered.
+        #[source]
+        source: UnsealError,
+    },
+    /// It opens but does not unpack.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+}
+
+impl Classify for OpenError {
+    fn fault(&self) -> Fault {
+        Fault::Corrupt
+    }
+}
+
+/// Packs and seals the records behind the first [`SEAL_HEAD_BYTES`] bytes of `buffer`. Afterwards `buffer` is the stored
+/// message; the buffers of `scratch` and `buffer` may have changed places.
+///
+/// # Errors
+/// [`SealMessageError`] if the records are too many or the random generator fails; `buffer` is then of no use.
+pub fn seal_in_place(
+    key: &LaneKey,
+    context: &MessageContext<'_>,
+    buffer: &mut Vec<u8>,
+    scratch: &mut Scratch,
+) -> Result<SealedInfo, SealMessageError> {
+    seal_by(key, context, buffer, scratch, SealOnce::new)
+}
+
+fn seal_by(
+    key: &LaneKey,
+    context: &MessageContext<'_>,
+    buffer: &mut Vec<u8>,
+    scratch: &mut Scratch,
+    make_key: impl FnOnce(&[u8; 32], &[u8], &[&[u8]]) -> Result<SealOnce, RandomError>,
+) -> Result<SealedInfo, SealMessageError> {
+    let plain_bytes = buffer.len().saturating_sub(SEAL_HEAD_BYTES);
+    if plain_bytes > limits::MESSAGE_BYTES_MAX {
+        return Err(SealMessageError::TooLarge { plain_bytes });
+    }
+    if buffer.len() < SEAL_HEAD_BYTES {
+        return Err(SealError::Layout.into());
+    }
+    let codec = if scratch.packer.pack(&buffer[SEAL_HEAD_BYTES..], SEAL_HEAD_BYTES, &mut scratch.packed) {
+        std::mem::swap(buffer, &mut scratch.packed);
+        Codec::Lz4
+    } else {
+        Codec::Raw
+    };
+    let context = MessageContext { codec, plain_bytes: plain_bytes as u32, ..*context };
+    let once = context.with(|context| make_key(key.expose(), LABEL, context))?;
+    once.seal(buffer)?;
+    Ok(SealedInfo { codec, stored_bytes: buffer.len() as u32 })
+}
+
+/// [`seal_in_place`] for records that lie elsewhere: one more copy. `out` is replaced.
+///
+/// # Errors
+/// [`SealMessageError`] as there.
+pub fn seal(
+    key: &LaneKey,
+    context: &MessageContext<'_>,
+    plain: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Result<SealedInfo, SealMessageError> {
+    out.clear();
+    out.resize(SEAL_HEAD_BYTES, 0);
+    out.extend_from_slice(plain);
+    seal_in_place(key, context, out, scratch)
+}
+
+/// Opens a stored message in place and unpacks its records into `out`, whose content is replaced. Codec, plaintext size
+/// and all else of `context` come from the index.
+///
+/// # Errors
+/// [`OpenError`] names disk, range and object, and tells a wrong key or place from altered content.
+pub fn open_in_place(
+    key: &LaneKey,
+    context: &MessageContext<'_>,
+    sealed: &mut [u8],
+    out: &mut Vec<u8>,
+) -> Result<(), OpenError> {
+    if context.plain_bytes as usize > limits::MESSAGE_BYTES_MAX {
+        return Err(OpenError::TooLarge { plain_bytes: context.plain_bytes });
+    }
+    let packed =
+        context.with(|bound| unseal(key.expose(), LABEL, bound, sealed)).map_err(|source| OpenError::Unseal {
+            disk: context.disk.clone(),
+            epoch: context.epoch,
+            first: context.first,
+            last: context.last,
+            object: context.object.to_owned(),
+            source,
+        })?;
+    unpack(context.codec, packed, context.plain_bytes as usize, out)?;
+    Ok(())
+}
+
+/// [`open_in_place`] for bytes that must stay as they are: one more copy.
+///
+/// # Errors
+/// [`OpenError`] as there.
+pub fn open(key: &LaneKey, context: &MessageContext<'_>, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), OpenError> {
+    open_in_place(key, context, &mut sealed.to_vec(), out)
+}
+
+#[cfg(test)]
+mod tests;
