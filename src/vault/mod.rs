@@ -1,4 +1,465 @@
-//! Stage under construction.
+//! Stage 4: the second durable home. One container or directory holds everything that a recovery needs.
+//!
+//! ```text
+//!  vault                        what it is, to whom keys are wrapped          ┐
+//!  keys/<kid>                   the catalog key, wrapped (age)                │ control objects:
+//!  lanes/<lane>[.end|.seal]     one gateway incarnation and its wrapped key   │ JSON and a MAC,
+//!  d/<disk>/disk · e/<n> · r/…  a disk, its epochs, the lanes that carried it ┘ see `objects`
+//!  b/<3 digits>/<lane>/<n>      batches: sealed messages and a sealed index     see `batch`
+//!  x/<lane>/<k>                 lane indexes: the indexes of many batches       see `index`
+//! ```
+//!
+//! Purpose: [`Vault`] opens and makes it; [`lane::Lane`] is a gateway's right to write; [`uploader`] carries batches
+//! there; [`reader`] finds them again; [`epochs`] decides which records count.
+//!
+//! Invariants
+//! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten or deleted here. So
+//!   a credential that can only create suffices for a gateway, and any two writers are safe beside each other.
+//! - "Already exists" is never believed: `put` reads back and compares, or says that nothing is known.
+//! - A batch is reported as vaulted only after every batch before it in the lane, and after the route objects of its
+//!   disks, are there, and while no seal of the lane was seen.
+//! - A lane's key is random, lives in memory only, and is never used by another incarnation. Numbers of batches in a
+//!   lane are dense from 1.
+//! - Nothing that was read is used before its MAC or seal was checked. What fails is reported by name; the rest goes on.
+//!
+//! What it does not own: keys and sealing (`keys`, `pipeline`), what is in a batch (`pipeline`), which records a
+//! recovery takes (`restore`), retention.
+//!
+//! Shutdown: the uploader finishes what was submitted, writes the open lane index and the lane's end.
+//! Crash: nothing is needed. Unconfirmed batches are in the journal, and the next incarnation sends them in a lane of
+//! its own; a batch whose answer was lost is in the vault twice, with identical records.
 
 pub mod batch;
+mod container;
+mod credential;
+pub mod epochs;
+pub mod fault;
 pub mod index;
+pub mod lane;
+pub mod names;
+pub mod objects;
+pub mod put;
+pub mod rng;
+pub mod store;
+pub mod url;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::PutPayload;
+use object_store::path::Path;
+
+use self::objects::{ControlObject, DiskObject, EpochObject, LaneObject, ObjectError, RouteObject, VaultObject};
+use self::put::{Created, PutError, create_only};
+use self::rng::Rng;
+use self::store::{GetError, Listed, VaultStore};
+use crate::fault::{Classify, Fault};
+use crate::keys::{self, CatalogKey, Identity, KeyId, LaneKey, Recipient};
+use crate::limits;
+use crate::types::{DiskId, Epoch, Id128, Micros};
+
+/// Time for one PUT of a control object.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Tries of a control object's PUT before its error is handed on.
+const CONTROL_TRIES: u32 = 6;
+
+/// Why an operation on the vault failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// A read failed.
+    #[error(transparent)]
+    Get(#[from] GetError),
+    /// A write failed.
+    #[error(transparent)]
+    Put(#[from] PutError),
+    /// A control object is not believed.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// No random bytes.
+    #[error(transparent)]
+    Random(#[from] keys::RandomError),
+    /// A key could not be wrapped.
+    #[error(transparent)]
+    Wrap(#[from] keys::WrapError),
+    /// A wrapped key could not be opened.
+    #[error("{object} does not open")]
+    Unwrap {
+        /// Where the wrapped key stands.
+        object: String,
+        /// Why.
+        #[source]
+        source: keys::UnwrapError,
+    },
+    /// There is no vault at the place.
+    #[error("there is no vault at {place}: check the URL, or create it with `tidegate vault init`")]
+    NoVault {
+        /// The place.
+        place: String,
+    },
+    /// `init` found a vault.
+    #[error("{place} already holds the vault {id}: `tidegate vault init` never touches an existing vault")]
+    Exists {
+        /// The place.
+        place: String,
+        /// Its id.
+        id: Id128,
+    },
+    /// `init` found something else.
+    #[error("{place} is not empty (it holds {found}): give an empty directory, container or prefix")]
+    NotEmpty {
+        /// The place.
+        place: String,
+        /// One object that stands there.
+        found: String,
+    },
+    /// `init` was given nobody to recover.
+    #[error(
+        "a vault needs at least one recovery recipient (--recipient age1…): without one nobody could restore from it"
+    )]
+    NoRecipient,
+    /// The catalog key is another vault's.
+    #[error("the catalog key {given} does not belong to the vault at {place}: its key is {wanted}")]
+    OtherCatalogKey {
+        /// Key given.
+        given: KeyId,
+        /// Key of the vault.
+        wanted: KeyId,
+        /// The place.
+        place: String,
+    },
+    /// Something needs the catalog key, and none was given.
+    #[error("the catalog key is needed: give --catalog-key FILE or --identity FILE")]
+    KeyNeeded,
+    /// An object that must be there is not.
+    #[error("{object} is missing from {place}")]
+    Missing {
+        /// The object.
+        object: String,
+        /// The place.
+        place: String,
+    },
+    /// Another object stands under the name.
+    #[error("{object} exists in {place} with other content")]
+    Taken {
+        /// The object.
+        object: String,
+        /// The place.
+        place: String,
+        /// What stands there.
+        found: Bytes,
+    },
+}
+
+impl Classify for VaultError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Get(error) => error.fault(),
+            Self::Put(error) => error.fault(),
+            Self::Object(error) => error.fault(),
+            Self::Random(error) => error.fault(),
+            Self::Wrap(error) => error.fault(),
+            Self::Unwrap { source, .. } => source.fault(),
+            Self::Missing { .. } => Fault::Corrupt,
+            Self::NoVault { .. }
+            | Self::Exists { .. }
+            | Self::NotEmpty { .. }
+            | Self::NoRecipient
+            | Self::OtherCatalogKey { .. }
+            | Self::KeyNeeded
+            | Self::Taken { .. } => Fault::Reject,
+        }
+    }
+}
+
+/// What `init` needs to know.
+#[derive(Debug, Clone)]
+pub struct InitOptions {
+    /// To whom every key of the vault is wrapped; at least one.
+    pub recipients: Vec<Recipient>,
+    /// The time that is noted.
+    pub now: Micros,
+}
+
+/// An open vault. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Vault {
+    store: VaultStore,
+    head: VaultObject,
+    key: Option<CatalogKey>,
+}
+
+impl Vault {
+    /// Makes a new vault in an empty place, and the catalog key for it.
+    ///
+    /// # Errors
+    /// [`VaultError::NoRecipient`], [`VaultError::Exists`], [`VaultError::NotEmpty`], or a failed request.
+    pub async fn init(store: VaultStore, options: &InitOptions) -> Result<(Self, CatalogKey), VaultError> {
+        if options.recipients.is_empty() {
+            return Err(VaultError::NoRecipient);
+        }
+        let place = || store.shown().to_owned();
+        if let Some(bytes) = store.get(&names::vault(), limits::CONTROL_OBJECT_BYTES_MAX).await? {
+            let head: VaultObject = objects::decode_unchecked(&names::vault(), &bytes)?;
+            return Err(VaultError::Exists { place: place(), id: head.id });
+        }
+        if let Some(found) = store.any(None).await? {
+            return Err(VaultError::NotEmpty { place: place(), found: found.to_string() });
+        }
+        let key = CatalogKey::generate()?;
+        let head = VaultObject {
+            id: Id128(keys::random()?),
+            created_micros: options.now,
+            recipients: options.recipients.clone(),
+            catalog_kid: key.kid(),
+        };
+        let wrapped = keys::wrap(&head.recipients, key.expose())?;
+        let vault = Self { store, head, key: Some(key.clone()) };
+        // The key first: a vault object without its key would be a vault that no identity opens.
+        vault.put_bytes(&names::key(&key.kid().to_string()), wrapped.into()).await?;
+        vault.put_object(&names::vault(), &vault.head).await?;
+        Ok((vault, key))
+    }
+
+    async fn read_head(store: &VaultStore) -> Result<(VaultObject, Bytes), VaultError> {
+        let bytes = store.get(&names::vault(), limits::CONTROL_OBJECT_BYTES_MAX).await?;
+        let bytes = bytes.ok_or_else(|| VaultError::NoVault { place: store.shown().to_owned() })?;
+        Ok((objects::decode_unchecked(&names::vault(), &bytes)?, bytes))
+    }
+
+    /// Opens a vault with its catalog key.
+    ///
+    /// # Errors
+    /// [`VaultError::NoVault`], [`VaultError::OtherCatalogKey`], a damaged or newer `vault` object, a failed request.
+    pub async fn open(store: VaultStore, key: CatalogKey) -> Result<Self, VaultError> {
+        let (head, bytes) = Self::read_head(&store).await?;
+        if head.catalog_kid != key.kid() {
+            let (given, wanted) = (key.kid(), head.catalog_kid);
+            return Err(VaultError::OtherCatalogKey { given, wanted, place: store.shown().to_owned() });
+        }
+        let head = objects::decode(&key, &names::vault(), &bytes)?;
+        Ok(Self { store, head, key: Some(key) })
+    }
+
+    /// Opens a vault with a recovery identity alone: the catalog key is in the vault, wrapped to it.
+    ///
+    /// # Errors
+    /// As [`Vault::open`]; [`VaultError::Unwrap`] if the identity is not one of the vault's.
+    pub async fn open_with_identity(store: VaultStore, identity: &Identity) -> Result<Self, VaultError> {
+        let (head, _) = Self::read_head(&store).await?;
+        let path = names::key(&head.catalog_kid.to_string());
+        let bytes = store.get(&path, limits::CONTROL_OBJECT_BYTES_MAX).await?;
+        let bytes =
+            bytes.ok_or_else(|| VaultError::Missing { object: path.to_string(), place: store.shown().to_owned() })?;
+        let text = String::from_utf8_lossy(&bytes);
+        let secret =
+            keys::unwrap(identity, &text).map_err(|source| VaultError::Unwrap { object: path.to_string(), source })?;
+        Self::open(store, CatalogKey::from_secret(*secret)).await
+    }
+
+    /// Opens a vault without any key: enough to list it. Nothing that it says is authenticated.
+    ///
+    /// # Errors
+    /// [`VaultError::NoVault`], a malformed or newer `vault` object, a failed request.
+    pub async fn open_without_key(store: VaultStore) -> Result<Self, VaultError> {
+        let (head, _) = Self::read_head(&store).await?;
+        Ok(Self { store, head, key: None })
+    }
+
+    /// The vault's id.
+    #[must_use]
+    pub fn id(&self) -> Id128 {
+        self.head.id
+    }
+
+    /// The vault's own description.
+    #[must_use]
+    pub fn head(&self) -> &VaultObject {
+        &self.head
+    }
+
+    /// To whom every key is wrapped.
+    #[must_use]
+    pub fn recipients(&self) -> &[Recipient] {
+        &self.head.recipients
+    }
+
+    /// The catalog key, if the vault was opened with one.
+    #[must_use]
+    pub fn catalog_key(&self) -> Option<&CatalogKey> {
+        self.key.as_ref()
+    }
+
+    /// The catalog key, or the error that says how to give one.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyNeeded`].
+    pub fn need_key(&self) -> Result<&CatalogKey, VaultError> {
+        self.key.as_ref().ok_or(VaultError::KeyNeeded)
+    }
+
+    /// The store below.
+    #[must_use]
+    pub fn store(&self) -> &VaultStore {
+        &self.store
+    }
+
+    /// Reads and authenticates a control object; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub async fn get_object<T: ControlObject>(&self, path: &Path) -> Result<Option<T>, VaultError> {
+        let key = self.need_key()?;
+        match self.store.get(path, limits::CONTROL_OBJECT_BYTES_MAX).await? {
+            Some(bytes) => Ok(Some(objects::decode(key, path, &bytes)?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn require_object<T: ControlObject>(&self, path: &Path) -> Result<T, VaultError> {
+        let missing = || VaultError::Missing { object: path.to_string(), place: self.store.shown().to_owned() };
+        self.get_object(path).await?.ok_or_else(missing)
+    }
+
+    /// Writes a control object if its name is free, with some tries. Writing the same twice is a success.
+    ///
+    /// # Errors
+    /// [`VaultError::Taken`] with what stands there; a failed request.
+    pub async fn put_object<T: ControlObject>(&self, path: &Path, content: &T) -> Result<Created, VaultError> {
+        let bytes = objects::encode(self.need_key()?, path, content)?;
+        self.put_bytes(path, bytes.into()).await
+    }
+
+    async fn put_bytes(&self, path: &Path, bytes: Bytes) -> Result<Created, VaultError> {
+        let mut rng = Rng::from_entropy();
+        for attempt in 1.. {
+            match create_only(&self.store, path, PutPayload::from(bytes.clone()), CONTROL_TIMEOUT).await {
+                Ok(created) => return Ok(created),
+                Err(PutError::Taken { object, place, .. }) => {
+                    let found = self.store.get(path, limits::CONTROL_OBJECT_BYTES_MAX).await?;
+                    return Err(VaultError::Taken { object, place, found: found.unwrap_or_default() });
+                }
+                Err(error) if attempt < CONTROL_TRIES && passing(&error) => {
+                    let pause_ms = (100 << attempt) / 2 + rng.below((100 << attempt) / 2);
+                    tracing::debug!(%error, attempt, pause_ms, "write of a control object is tried again");
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        unreachable!("the last try returns its result")
+    }
+
+    /// Describes a disk, once; a description that is there already stands.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn create_disk(&self, disk: &DiskObject) -> Result<(), VaultError> {
+        match self.put_object(&names::disk(&disk.disk), disk).await {
+            Ok(_) | Err(VaultError::Taken { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A disk's description; `None` if the vault does not know the disk.
+    ///
+    /// # Errors
+    /// [`VaultError`].
+    pub async fn disk(&self, disk: &DiskId) -> Result<Option<DiskObject>, VaultError> {
+        self.get_object(&names::disk(disk)).await
+    }
+
+    /// The names of all disks, sorted. Needs no key.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn disks(&self) -> Result<Vec<DiskId>, VaultError> {
+        let folders = self.store.folders(&names::disks()).await?;
+        Ok(folders.iter().filter_map(|name| DiskId::new(name).ok()).collect())
+    }
+
+    /// The epochs of a disk, oldest first.
+    ///
+    /// # Errors
+    /// A failed request, or the first epoch object that is not believed: without all of them no lineage is certain.
+    pub async fn epochs(&self, disk: &DiskId) -> Result<Vec<EpochObject>, VaultError> {
+        let mut epochs = Vec::new();
+        for Listed { path, .. } in self.store.list(Some(&names::epochs(disk))).await? {
+            let epoch: EpochObject = self.require_object(&path).await?;
+            epochs.push(epoch);
+        }
+        epochs.sort_unstable_by_key(|epoch| epoch.epoch);
+        Ok(epochs)
+    }
+
+    /// Whether an epoch of a disk exists.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn epoch_exists(&self, disk: &DiskId, epoch: Epoch) -> Result<bool, VaultError> {
+        Ok(self.store.exists(&names::epoch(disk, epoch)).await?)
+    }
+
+    /// Creates an epoch. Exactly one caller in the world succeeds; a repeated call with the same content does too.
+    ///
+    /// # Errors
+    /// [`epochs::CreateEpochError::Exists`] with the epoch that stands there; a failed request.
+    pub async fn create_epoch(&self, epoch: &EpochObject) -> Result<Created, epochs::CreateEpochError> {
+        epochs::create(self, epoch).await
+    }
+
+    /// The lanes that carried a disk, sorted. Needs no key.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn routes(&self, disk: &DiskId) -> Result<Vec<Id128>, VaultError> {
+        let listed = self.store.list(Some(&names::routes(disk))).await?;
+        Ok(listed.iter().filter_map(|listed| listed.path.filename()?.parse().ok()).collect())
+    }
+
+    /// Notes that a lane carries a disk. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn create_route(&self, disk: &DiskId, lane: Id128) -> Result<(), VaultError> {
+        let route = RouteObject { disk: disk.clone(), lane };
+        self.put_object(&names::route(disk, lane), &route).await.map(|_| ())
+    }
+
+    /// All lanes by listing, with whether each has an end and a seal. Needs no key.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn lanes(&self) -> Result<Vec<lane::ListedLane>, VaultError> {
+        let listed = self.store.list(Some(&names::lanes())).await?;
+        Ok(lane::group(listed.iter().filter_map(|listed| listed.path.filename())))
+    }
+
+    /// A lane's registration.
+    ///
+    /// # Errors
+    /// [`VaultError::Missing`] and others.
+    pub async fn lane(&self, lane: Id128) -> Result<LaneObject, VaultError> {
+        self.require_object(&names::lane(lane)).await
+    }
+
+    /// Opens a lane's key with a recovery identity.
+    ///
+    /// # Errors
+    /// [`VaultError::Unwrap`] if the identity is not one of the vault's, or the wrapped key is damaged.
+    pub fn open_lane_key(&self, lane: &LaneObject, identity: &Identity) -> Result<LaneKey, VaultError> {
+        let secret = keys::unwrap(identity, &lane.wrapped_key)
+            .map_err(|source| VaultError::Unwrap { object: names::lane(lane.lane).to_string(), source })?;
+        Ok(LaneKey::from_secret(*secret))
+    }
+}
+
+fn passing(error: &PutError) -> bool {
+    match error {
+        PutError::Blob(error) => error.is_passing(),
+        PutError::NotStored { .. } => true,
+        PutError::Taken { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

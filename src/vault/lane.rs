@@ -1,0 +1,104 @@
+//! A lane: one gateway incarnation's right to write batches, and its key.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::objects::{LaneEndObject, LaneObject, LaneSealObject};
+use super::put::Created;
+use super::{Vault, VaultError, names};
+use crate::flow::Clock;
+use crate::keys::{self, LaneKey};
+use crate::limits;
+use crate::types::Id128;
+
+/// An open lane. Its key exists in this value and, wrapped, in the vault; nowhere else.
+#[derive(Debug, Clone)]
+pub struct Lane {
+    id: Id128,
+    key: LaneKey,
+    opened: Duration,
+}
+
+impl Lane {
+    /// Registers a new lane with a fresh random id and key.
+    ///
+    /// # Errors
+    /// A failed request, or no random bytes.
+    pub async fn open(vault: &Vault, gateway: &str, clock: &dyn Clock) -> Result<Self, VaultError> {
+        let catalog_kid = vault.need_key()?.kid();
+        let key = LaneKey::generate()?;
+        let lane = LaneObject {
+            lane: Id128(keys::random()?),
+            gateway: gateway.to_owned(),
+            created_micros: clock.wall(),
+            catalog_kid,
+            wrapped_key: keys::wrap(vault.recipients(), key.expose())?,
+        };
+        vault.put_object(&names::lane(lane.lane), &lane).await?;
+        Ok(Self { id: lane.lane, key, opened: clock.monotonic() })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> Id128 {
+        self.id
+    }
+
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> &LaneKey {
+        &self.key
+    }
+
+    /// Whether the key has served its time and another lane should take over.
+    #[must_use]
+    pub fn is_due(&self, clock: &dyn Clock) -> bool {
+        clock.monotonic().saturating_sub(self.opened) >= Duration::from_secs(limits::LANE_AGE_SECONDS_MAX)
+    }
+
+    /// The lane's seal, if somebody wrote one: nothing that is vaulted later may count.
+    ///
+    /// # Errors
+    /// A failed request, or a seal that is not believed.
+    pub async fn check_seal(&self, vault: &Vault) -> Result<Option<LaneSealObject>, VaultError> {
+        vault.get_object(&names::lane_seal(self.id)).await
+    }
+
+    /// Writes the lane's end: `last_batch` is there, and nothing follows.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn end(&self, vault: &Vault, last_batch: u64) -> Result<Created, VaultError> {
+        vault.put_object(&names::lane_end(self.id), &LaneEndObject { lane: self.id, last_batch }).await
+    }
+}
+
+/// A lane as a listing shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedLane {
+    /// Its id.
+    pub lane: Id128,
+    /// Whether its registration is there.
+    pub registered: bool,
+    /// Whether it has an end.
+    pub ended: bool,
+    /// Whether it has a seal.
+    pub sealed: bool,
+}
+
+/// Groups the names below `lanes/` by lane.
+pub(super) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<ListedLane> {
+    let mut lanes: BTreeMap<Id128, ListedLane> = BTreeMap::new();
+    for name in names {
+        let (id, kind) = name.split_once('.').unwrap_or((name, ""));
+        let Ok(lane) = id.parse() else { continue };
+        let entry = lanes.entry(lane).or_insert(ListedLane { lane, registered: false, ended: false, sealed: false });
+        match kind {
+            "" => entry.registered = true,
+            "end" => entry.ended = true,
+            "seal" => entry.sealed = true,
+            _ => {}
+        }
+    }
+    lanes.into_values().collect()
+}

@@ -1,0 +1,130 @@
+//! Where each object of a vault stands. Names are part of the format: messages and control objects are bound to them.
+//!
+//! Numbers have a fixed width, so that a listing comes in order.
+
+use object_store::path::Path;
+
+use crate::types::{DiskId, Epoch, Id128};
+
+/// The description of the vault itself.
+#[must_use]
+pub fn vault() -> Path {
+    Path::from("vault")
+}
+
+/// The catalog key `kid`, wrapped to the vault's recipients.
+#[must_use]
+pub fn key(kid: &str) -> Path {
+    Path::from(format!("keys/{kid}"))
+}
+
+/// Folder of all lanes.
+#[must_use]
+pub fn lanes() -> Path {
+    Path::from("lanes")
+}
+
+/// A lane's registration, with its wrapped key.
+#[must_use]
+pub fn lane(lane: Id128) -> Path {
+    Path::from(format!("lanes/{lane}"))
+}
+
+/// The lane's end: its last batch, written by a clean shutdown.
+#[must_use]
+pub fn lane_end(lane: Id128) -> Path {
+    Path::from(format!("lanes/{lane}.end"))
+}
+
+/// The lane's seal: its gateway may no longer count on any batch written after it.
+#[must_use]
+pub fn lane_seal(lane: Id128) -> Path {
+    Path::from(format!("lanes/{lane}.seal"))
+}
+
+/// Folder of a lane's batches. The three digits in front spread lanes over the store's partitions.
+#[must_use]
+pub fn batches(lane: Id128) -> Path {
+    let lane = lane.to_string();
+    Path::from(format!("b/{}/{lane}", &lane[..3]))
+}
+
+/// Batch `n` of a lane, from 1.
+#[must_use]
+pub fn batch(lane: Id128, n: u64) -> Path {
+    batches(lane).join(format!("{n:012}"))
+}
+
+/// Folder of a lane's indexes.
+#[must_use]
+pub fn lane_indexes(lane: Id128) -> Path {
+    Path::from(format!("x/{lane}"))
+}
+
+/// Lane index `k`, from 1.
+#[must_use]
+pub fn lane_index(lane: Id128, k: u64) -> Path {
+    lane_indexes(lane).join(format!("{k:08}"))
+}
+
+/// Folder of all disks.
+#[must_use]
+pub fn disks() -> Path {
+    Path::from("d")
+}
+
+/// A disk's description.
+#[must_use]
+pub fn disk(disk: &DiskId) -> Path {
+    Path::from(format!("d/{disk}/disk"))
+}
+
+/// Folder of a disk's epochs.
+#[must_use]
+pub fn epochs(disk: &DiskId) -> Path {
+    Path::from(format!("d/{disk}/e"))
+}
+
+/// An epoch of a disk.
+#[must_use]
+pub fn epoch(disk: &DiskId, epoch: Epoch) -> Path {
+    epochs(disk).join(format!("{:08}", epoch.0))
+}
+
+/// Folder of the lanes that carried a disk.
+#[must_use]
+pub fn routes(disk: &DiskId) -> Path {
+    Path::from(format!("d/{disk}/r"))
+}
+
+/// The note that a lane carried a disk.
+#[must_use]
+pub fn route(disk: &DiskId, lane: Id128) -> Path {
+    routes(disk).join(lane.to_string())
+}
+
+/// The number at the end of a batch's or lane index's or epoch's name.
+#[must_use]
+pub fn number(path: &Path) -> Option<u64> {
+    let digits = path.filename()?;
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_format() {
+        let lane = Id128([0xab; 16]);
+        let disk = DiskId::new("web-1.sda").expect("valid");
+        let hex = "ab".repeat(16);
+        assert_eq!(batch(lane, 7).as_ref(), format!("b/aba/{hex}/000000000007"));
+        assert_eq!(lane_index(lane, 1).as_ref(), format!("x/{hex}/00000001"));
+        assert_eq!(lane_end(lane).as_ref(), format!("lanes/{hex}.end"));
+        assert_eq!(epoch(&disk, Epoch(3)).as_ref(), "d/web-1.sda/e/00000003");
+        assert_eq!(route(&disk, lane).as_ref(), format!("d/web-1.sda/r/{hex}"));
+        assert_eq!(number(&batch(lane, 41)), Some(41));
+        assert_eq!(number(&lane_end(lane)), None);
+    }
+}

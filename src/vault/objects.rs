@@ -1,0 +1,333 @@
+//! Control objects: the vault's description, lanes, disks, epochs, routes. Small, written once, read by people too.
+//!
+//! ```text
+//! {"format":"tidegate-lane","version":1,…}\n
+//! 64 hexadecimal digits: HMAC-SHA-256 under the catalog key, for the purpose "object <name>", of the line above\n
+//! ```
+//!
+//! Because the MAC's purpose holds the object's name, an object that was renamed, or copied from another place of the
+//! vault, does not authenticate. Its key is the vault's own, so neither does one from another vault.
+//!
+//! Two objects cannot have a MAC that is checked before the catalog key is known: `vault` (it names the key and the
+//! recipients; its MAC is checked once the key is there) and `keys/<kid>` (armored `age` text, checked by the key id).
+
+use object_store::path::Path;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Classify, Fault};
+use crate::keys::{CatalogKey, KeyId, Recipient, mac, mac_holds};
+use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
+
+/// A kind of control object: its format's name, version and content.
+pub trait ControlObject: Serialize + DeserializeOwned {
+    /// Name of the format.
+    const FORMAT: &'static str;
+    /// Version that this build writes; it reads this one and all before.
+    const VERSION: u32 = 1;
+}
+
+/// What every control object starts with.
+#[derive(Debug, Serialize, Deserialize)]
+struct Preamble {
+    format: String,
+    version: u32,
+}
+
+#[derive(Serialize)]
+struct Written<'a, T> {
+    format: &'static str,
+    version: u32,
+    #[serde(flatten)]
+    content: &'a T,
+}
+
+/// Why a control object is not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// Another format stands under the name.
+    #[error("{object} holds {found:?} where {expected:?} belongs")]
+    Format {
+        /// The object.
+        object: String,
+        /// Format found.
+        found: String,
+        /// Format that belongs there.
+        expected: &'static str,
+    },
+    /// A newer release wrote it.
+    #[error("{object} has version {found} of {format}; this build reads up to {newest}: use a newer tidegate")]
+    Version {
+        /// The object.
+        object: String,
+        /// Its format.
+        format: &'static str,
+        /// Its version.
+        found: u32,
+        /// The newest that is understood.
+        newest: u32,
+    },
+    /// The MAC does not hold.
+    #[error("{object} is damaged or forged: it does not authenticate under catalog key {kid}")]
+    Mac {
+        /// The object.
+        object: String,
+        /// The key that was tried.
+        kid: KeyId,
+    },
+    /// It is not a control object at all, or a field is missing or of the wrong form.
+    #[error("{object} is damaged: {what}")]
+    Malformed {
+        /// The object.
+        object: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl Classify for ObjectError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Version { .. } => Fault::Reject,
+            Self::Format { .. } | Self::Mac { .. } | Self::Malformed { .. } => Fault::Corrupt,
+        }
+    }
+}
+
+/// Hexadecimal digits of the MAC.
+const MAC_DIGITS: usize = 64;
+
+fn purpose(path: &Path) -> String {
+    format!("object {path}")
+}
+
+/// Encodes and authenticates a control object for its name. The same content always gives the same bytes.
+///
+/// # Errors
+/// [`ObjectError::Malformed`] if the content cannot be expressed, which no type of this module does.
+pub fn encode<T: ControlObject>(key: &CatalogKey, path: &Path, content: &T) -> Result<Vec<u8>, ObjectError> {
+    let written = Written { format: T::FORMAT, version: T::VERSION, content };
+    let mut bytes = serde_json::to_vec(&written).map_err(|error| malformed(path, &error))?;
+    bytes.push(b'\n');
+    let tag = mac(key, &purpose(path), &bytes);
+    for byte in tag {
+        for digit in [byte >> 4, byte & 15] {
+            bytes.push(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+        }
+    }
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Checks and decodes a control object read from `path`.
+///
+/// # Errors
+/// [`ObjectError`]. A newer version is reported as such even if its MAC is made in another way.
+pub fn decode<T: ControlObject>(key: &CatalogKey, path: &Path, bytes: &[u8]) -> Result<T, ObjectError> {
+    let (line, tag) = split(path, bytes)?;
+    check_version::<T>(path, line)?;
+    let tag = tag.map(|tag| mac_holds(key, &purpose(path), line, &tag));
+    if tag != Some(true) {
+        return Err(ObjectError::Mac { object: path.to_string(), kid: key.kid() });
+    }
+    serde_json::from_slice(line).map_err(|error| malformed(path, &error))
+}
+
+/// Decodes without checking the MAC: only to find out which key to ask for, or to show what stands there.
+///
+/// # Errors
+/// [`ObjectError`] without its `Mac` case.
+pub fn decode_unchecked<T: ControlObject>(path: &Path, bytes: &[u8]) -> Result<T, ObjectError> {
+    let (line, _) = split(path, bytes)?;
+    check_version::<T>(path, line)?;
+    serde_json::from_slice(line).map_err(|error| malformed(path, &error))
+}
+
+fn malformed(path: &Path, what: &dyn std::fmt::Display) -> ObjectError {
+    ObjectError::Malformed { object: path.to_string(), what: what.to_string() }
+}
+
+/// The line with its end, and the tag if it has the right form.
+fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a [u8], Option<[u8; 32]>), ObjectError> {
+    let end = bytes.iter().position(|&byte| byte == b'\n');
+    let Some(end) = end else {
+        return Err(malformed(path, &"it has no complete first line"));
+    };
+    let (line, rest) = bytes.split_at(end + 1);
+    let digits = rest.strip_suffix(b"\n").filter(|digits| digits.len() == MAC_DIGITS);
+    let lower = |digits: &&[u8]| digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let tag =
+        digits.filter(lower).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(crate::types::parse_hex);
+    Ok((line, tag))
+}
+
+fn check_version<T: ControlObject>(path: &Path, line: &[u8]) -> Result<(), ObjectError> {
+    let preamble: Preamble = serde_json::from_slice(line).map_err(|error| malformed(path, &error))?;
+    if preamble.format != T::FORMAT {
+        let found = preamble.format.chars().take(80).collect();
+        return Err(ObjectError::Format { object: path.to_string(), found, expected: T::FORMAT });
+    }
+    if preamble.version == 0 || preamble.version > T::VERSION {
+        let (object, found) = (path.to_string(), preamble.version);
+        return Err(ObjectError::Version { object, format: T::FORMAT, found, newest: T::VERSION });
+    }
+    Ok(())
+}
+
+/// A [`KeyId`] in JSON: 16 hexadecimal digits.
+mod kid_text {
+    use super::KeyId;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(kid: &KeyId, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(kid)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<KeyId, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// `vault`: what the whole is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultObject {
+    /// Random id, part of every identity certificate and of every sealed message's context.
+    pub id: Id128,
+    /// When it was made.
+    pub created_micros: Micros,
+    /// To whom every key is wrapped.
+    pub recipients: Vec<Recipient>,
+    /// Its catalog key.
+    #[serde(with = "kid_text")]
+    pub catalog_kid: KeyId,
+}
+
+impl ControlObject for VaultObject {
+    const FORMAT: &'static str = "tidegate-vault";
+}
+
+/// `lanes/<lane>`: one gateway incarnation's series of batches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneObject {
+    /// Its random id, never used again.
+    pub lane: Id128,
+    /// Who writes it.
+    pub gateway: String,
+    /// When it was opened, by the gateway's clock.
+    pub created_micros: Micros,
+    /// The catalog key under which its indexes are sealed.
+    #[serde(with = "kid_text")]
+    pub catalog_kid: KeyId,
+    /// The lane key, wrapped to the vault's recipients.
+    pub wrapped_key: String,
+}
+
+impl ControlObject for LaneObject {
+    const FORMAT: &'static str = "tidegate-lane";
+}
+
+/// `lanes/<lane>.end`: written by a clean shutdown, after its last batch was vaulted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneEndObject {
+    /// The lane.
+    pub lane: Id128,
+    /// Its last batch; zero if it wrote none.
+    pub last_batch: u64,
+}
+
+impl ControlObject for LaneEndObject {
+    const FORMAT: &'static str = "tidegate-lane-end";
+}
+
+/// `lanes/<lane>.seal`: written before anything of the lane is deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneSealObject {
+    /// The lane.
+    pub lane: Id128,
+    /// When it was sealed.
+    pub sealed_micros: Micros,
+    /// By whom and why, for people.
+    pub reason: String,
+}
+
+impl ControlObject for LaneSealObject {
+    const FORMAT: &'static str = "tidegate-lane-seal";
+}
+
+/// `d/<disk>/disk`: what a disk is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskObject {
+    /// Its name.
+    pub disk: DiskId,
+    /// Its size when it was first protected.
+    pub size_bytes: u64,
+    /// The agent that first protected it.
+    pub agent: String,
+    /// When.
+    pub created_micros: Micros,
+}
+
+impl ControlObject for DiskObject {
+    const FORMAT: &'static str = "tidegate-disk";
+}
+
+/// `d/<disk>/e/<epoch>`: where an unbroken run of a disk's records begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochObject {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its number.
+    pub epoch: Epoch,
+    /// The epoch that it continues, none for the first.
+    pub previous: Option<Epoch>,
+    /// The last record of `previous` that still counts; zero if none does.
+    pub fork_seq: Seq,
+    /// The chain at that record: that of everything before this epoch.
+    pub chain_at_fork: Chain,
+    /// Size of the disk.
+    pub size_bytes: u64,
+    /// The agent for which it was opened.
+    pub agent: String,
+    /// The agent's random number for this opening: tells a repeated request from another agent's.
+    pub nonce: Id128,
+    /// Why it was opened, one word.
+    pub reason: String,
+    /// The gateway that wrote this object.
+    pub gateway: String,
+    /// When, by the gateway's clock.
+    pub created_micros: Micros,
+}
+
+impl ControlObject for EpochObject {
+    const FORMAT: &'static str = "tidegate-epoch";
+}
+
+impl EpochObject {
+    /// The place where it leaves the epoch before.
+    #[must_use]
+    pub fn fork_point(&self) -> Option<PointId> {
+        self.previous.map(|epoch| PointId { epoch, seq: self.fork_seq })
+    }
+
+    /// The chain before its first record.
+    #[must_use]
+    pub fn first_chain(&self) -> Chain {
+        if self.previous.is_some() { self.chain_at_fork.fork(self.epoch) } else { Chain::GENESIS }
+    }
+}
+
+/// `d/<disk>/r/<lane>`: the lane holds records of the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteObject {
+    /// The disk.
+    pub disk: DiskId,
+    /// The lane.
+    pub lane: Id128,
+}
+
+impl ControlObject for RouteObject {
+    const FORMAT: &'static str = "tidegate-route";
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! The blob store as the rest of the vault sees it: few operations, every one counted, timed, bounded in time and with
+//! its errors classified. Reads are tried again here; writes are not, because only the uploader knows when.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use tokio::time::{Instant, timeout};
+
+use super::fault::{BlobCause, BlobError};
+use super::rng::Rng;
+use crate::telemetry::names;
+
+/// Time for one small request.
+const SMALL_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a read of data: a whole batch over a slow line.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// Tries of a read before its error is handed on. With the pauses below some 20 seconds.
+const READ_TRIES: u32 = 6;
+const READ_PAUSE_MS_MIN: u64 = 200;
+const READ_PAUSE_MS_MAX: u64 = 8_000;
+
+/// An object's name and size, as a listing tells them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Name within the vault.
+    pub path: Path,
+    /// Size in bytes.
+    pub size_bytes: u64,
+}
+
+/// A vault's place: a store, rooted at the vault, and how to speak of it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct VaultStore {
+    store: Arc<dyn ObjectStore>,
+    place: Arc<str>,
+    local: Option<Arc<std::path::Path>>,
+}
+
+impl VaultStore {
+    /// Wraps a store whose root is the vault. `place` is shown in errors and must hold no secret.
+    #[must_use]
+    pub fn new(store: Arc<dyn ObjectStore>, place: &str) -> Self {
+        Self { store, place: place.into(), local: None }
+    }
+
+    /// The same, with the directory that it stands for.
+    #[must_use]
+    pub(super) fn with_directory(mut self, directory: &std::path::Path) -> Self {
+        self.local = Some(directory.into());
+        self
+    }
+
+    /// How to speak of this place: URL and source of the credential.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        &self.place
+    }
+
+    /// The directory, if the vault is one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&std::path::Path> {
+        self.local.as_deref()
+    }
+
+    /// The store below.
+    #[must_use]
+    pub fn inner(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    fn error(&self, operation: &'static str, path: &Path, error: &object_store::Error) -> BlobError {
+        let mut error = BlobError::new(operation, path.as_ref(), &self.place, error);
+        // A directory vault whose directory went away answers like one that lacks the object.
+        if error.cause == BlobCause::NotFound && self.local.as_ref().is_some_and(|directory| !directory.is_dir()) {
+            error.cause = BlobCause::NoContainer;
+        }
+        error
+    }
+
+    async fn run<T>(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        limit: Duration,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, BlobError> {
+        let started = Instant::now();
+        let result = match timeout(limit, request).await {
+            Ok(result) => result.map_err(|error| self.error(operation, path, &error)),
+            Err(_) => Err(BlobError::timeout(operation, path.as_ref(), &self.place, limit)),
+        };
+        let outcome = result.as_ref().err().map_or("ok", BlobError::outcome);
+        metrics::counter!(names::BLOB_REQUESTS, "operation" => operation, "outcome" => outcome).increment(1);
+        metrics::histogram!(names::BLOB_REQUEST_SECONDS, "operation" => operation).record(started.elapsed());
+        result
+    }
+
+    /// One PUT of a whole object, only if nothing has that name. Never tried again here.
+    ///
+    /// # Errors
+    /// [`BlobError`]; [`BlobCause::AlreadyExists`] says nothing about what is stored (see [`super::put`]).
+    pub async fn put_new(&self, path: &Path, body: PutPayload, limit: Duration) -> Result<(), BlobError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        self.run("put", path, limit, self.store.put_opts(path, body, options)).await.map(|_| ())
+    }
+
+    /// One try to read an object whole, refusing one that is larger than `bytes_max`.
+    pub(super) async fn get_once(&self, path: &Path, bytes_max: u64) -> Result<Bytes, GetError> {
+        let request = async {
+            let result = self.store.get_opts(path, GetOptions::default()).await?;
+            let size_bytes = result.meta.size;
+            if size_bytes > bytes_max {
+                return Ok(Err(size_bytes));
+            }
+            result.bytes().await.map(Ok)
+        };
+        match self.run("get", path, READ_TIMEOUT, request).await? {
+            Ok(bytes) => Ok(bytes),
+            Err(size_bytes) => Err(GetError::TooLarge { object: path.to_string(), size_bytes, bytes_max }),
+        }
+    }
+
+    /// Reads an object whole; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries, or at once for a lasting failure or an object above `bytes_max`.
+    pub async fn get(&self, path: &Path, bytes_max: u64) -> Result<Option<Bytes>, GetError> {
+        match self.again("get", || self.get_once(path, bytes_max)).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(GetError::Blob(error)) if error.cause == BlobCause::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a range of an object. The range must lie inside the object.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries; [`GetError::Short`] if fewer bytes came.
+    pub async fn get_range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, GetError> {
+        let once = || async {
+            let request = async {
+                let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+                self.store.get_opts(path, options).await?.bytes().await
+            };
+            let bytes = self.run("get", path, READ_TIMEOUT, request).await?;
+            if bytes.len() as u64 == range.end - range.start {
+                Ok(bytes)
+            } else {
+                Err(GetError::Short { object: path.to_string(), range: range.clone(), have_bytes: bytes.len() as u64 })
+            }
+        };
+        self.again("get", once).await
+    }
+
+    /// Whether an object is there.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries.
+    pub async fn exists(&self, path: &Path) -> Result<bool, GetError> {
+        let once = || async {
+            self.run("head", path, SMALL_REQUEST_TIMEOUT, self.store.head(path)).await.map_err(GetError::from)
+        };
+        match self.again("head", once).await {
+            Ok(_) => Ok(true),
+            Err(GetError::Blob(error)) if error.cause == BlobCause::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All objects below a folder, sorted by name; an absent folder is empty.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries.
+    pub async fn list(&self, folder: Option<&Path>) -> Result<Vec<Listed>, GetError> {
+        let shown = folder.cloned().unwrap_or_default();
+        let once = || async {
+            let pages = self
+                .store
+                .list(folder)
+                .map_ok(|ObjectMeta { location, size, .. }| Listed { path: location, size_bytes: size });
+            // A long listing takes many requests: the limit is for the whole of it.
+            self.run("list", &shown, READ_TIMEOUT, pages.try_collect::<Vec<_>>()).await.map_err(GetError::from)
+        };
+        let mut all = self.again("list", once).await?;
+        all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok(all)
+    }
+
+    /// Whether anything at all stands below a folder.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries.
+    pub async fn any(&self, folder: Option<&Path>) -> Result<Option<Path>, GetError> {
+        let shown = folder.cloned().unwrap_or_default();
+        let once = || async {
+            let first = async { self.store.list(folder).next().await.transpose() };
+            self.run("list", &shown, SMALL_REQUEST_TIMEOUT, first).await.map_err(GetError::from)
+        };
+        Ok(self.again("list", once).await?.map(|meta| meta.location))
+    }
+
+    /// The names of the folders directly below a folder, sorted.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries.
+    pub async fn folders(&self, folder: &Path) -> Result<Vec<String>, GetError> {
+        let once = || async {
+            let request = self.store.list_with_delimiter(Some(folder));
+            self.run("list", folder, READ_TIMEOUT, request).await.map_err(GetError::from)
+        };
+        let listed = self.again("list", once).await?;
+        let mut names: Vec<_> =
+            listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Tries a read until it succeeds, fails for good, or the tries are used up.
+    async fn again<T, F>(&self, operation: &'static str, mut once: impl FnMut() -> F) -> Result<T, GetError>
+    where
+        F: Future<Output = Result<T, GetError>>,
+    {
+        let mut rng = Rng::from_entropy();
+        for attempt in 1.. {
+            match once().await {
+                Err(error) if attempt < READ_TRIES && error.is_passing() => {
+                    metrics::counter!(names::BLOB_RETRIES, "operation" => operation).increment(1);
+                    let ceiling_ms = (READ_PAUSE_MS_MIN << attempt).min(READ_PAUSE_MS_MAX);
+                    let pause_ms = ceiling_ms / 2 + rng.below(ceiling_ms / 2);
+                    tracing::debug!(%error, attempt, pause_ms, "read of the vault is tried again");
+                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                }
+                result => return result,
+            }
+        }
+        unreachable!("the last try returns its result")
+    }
+}
+
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// The store said so.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// An object is larger than anything that is written under its name.
+    #[error("{object} is damaged: it has {size_bytes} bytes, more than the {bytes_max} that such an object may have")]
+    TooLarge {
+        /// Its name.
+        object: String,
+        /// Its size.
+        size_bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// Fewer bytes than asked for: the object is shorter than it was, or the connection broke unnoticed.
+    #[error("{object} gave {have_bytes} bytes for the range {range:?}: it is cut short")]
+    Short {
+        /// Its name.
+        object: String,
+        /// The range asked for.
+        range: Range<u64>,
+        /// Bytes that came.
+        have_bytes: u64,
+    },
+}
+
+impl GetError {
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::Blob(error) if error.is_passing())
+    }
+
+    /// Whether the object is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Blob(error) if error.cause == BlobCause::NotFound)
+    }
+}
+
+impl crate::fault::Classify for GetError {
+    fn fault(&self) -> crate::fault::Fault {
+        match self {
+            Self::Blob(error) => error.fault(),
+            Self::TooLarge { .. } | Self::Short { .. } => crate::fault::Fault::Corrupt,
+        }
+    }
+}
