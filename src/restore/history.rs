@@ -1,0 +1,419 @@
+//! What the vault holds of one disk, put in order: the lineage of epochs, the contiguous prefix of each, and everything
+//! that is missing or contradicts itself. Pure: rows and epoch facts in, values out.
+//!
+//! ```text
+//!  epoch 1   ├── 1 … 40 ──┤ 41 … 57          41 to 57 came after the fork (a clone, a zombie): not part of history
+//!  epoch 2                └─ 1 … 12 ─┤ gap ├ 20 … 30      usable through 12
+//! ```
+//!
+//! - A record (e, s) belongs to history only if s ≤ the fork seq of the epoch that follows e on the newest lineage.
+//! - Messages may overlap: a gateway that restarts vaults again what it cannot prove. Identical copies collapse.
+//! - Two copies of one seq that differ are a conflict. Neither is believed: the epoch is usable only below it.
+//! - An epoch whose parent is not whole up to the fork has no known base, so nothing in it is usable.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::types::{Chain, Epoch, Micros, PointId, Seq};
+
+use super::rows::{MessageMeta, RecordMeta};
+
+/// What the epoch object says, as far as order needs it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EpochFact {
+    /// Its number.
+    pub epoch: Epoch,
+    /// The epoch it continues; none for the first.
+    pub previous: Option<Epoch>,
+    /// Last seq of `previous` that it builds on.
+    pub fork_seq: Seq,
+    /// Chain at the fork.
+    pub chain_at_fork: Chain,
+    /// Size of the disk.
+    pub disk_bytes: u64,
+}
+
+/// One message and where it is.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The vault object, as an index into the caller's table of batches.
+    pub object: u32,
+    /// Whether the batch was confirmed together with every earlier batch of its lane. What is missing before a
+    /// confirmed row was vaulted once, so it is lost and not merely late.
+    pub confirmed: bool,
+    /// The index's words.
+    pub message: MessageMeta,
+}
+
+/// A stretch of one epoch that is read from one message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pick {
+    /// Index into [`History::rows`].
+    pub row: usize,
+    /// First seq taken from it.
+    pub first: Seq,
+    /// Last seq taken from it.
+    pub last: Seq,
+}
+
+/// One epoch of the newest lineage.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Its epoch object.
+    pub fact: EpochFact,
+    /// Last seq that belongs to history, if a later epoch forked from here.
+    pub limit: Option<Seq>,
+    /// Last seq of the usable prefix; zero if nothing is.
+    pub through: Seq,
+    /// Where the usable prefix is read, in order and without overlap.
+    pub picks: Vec<Pick>,
+}
+
+/// Records that are missing between what is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// First missing seq.
+    pub first: Seq,
+    /// Last missing seq.
+    pub last: Seq,
+    /// Whether the records are known to have been vaulted once. Otherwise they may only be late.
+    pub lost: bool,
+    /// Label of the last record before the gap.
+    pub label_before: Option<Micros>,
+    /// Label of the first record after it.
+    pub label_after: Option<Micros>,
+}
+
+/// Two accounts of the same records that differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Conflict {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The seq at which the accounts are known to differ.
+    pub seq: Seq,
+    /// Last seq that is still believed.
+    pub cut: Seq,
+    /// The rows, where a row is concerned; none stands for an epoch object's chain.
+    pub rows: [Option<usize>; 2],
+}
+
+/// Something that is wrong with the epoch objects themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LineageFault {
+    /// An object that a later epoch or a batch names is not there.
+    #[error("the object of epoch {epoch} is missing")]
+    Missing {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// An epoch claims to continue itself or a later one.
+    #[error("epoch {epoch} claims to follow epoch {previous}")]
+    Order {
+        /// The epoch.
+        epoch: Epoch,
+        /// What it names as its parent.
+        previous: Epoch,
+    },
+}
+
+impl LineageFault {
+    /// The epoch that is concerned.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        match self {
+            Self::Missing { epoch } | Self::Order { epoch, .. } => *epoch,
+        }
+    }
+}
+
+/// The history of one disk.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// All rows, in the order given.
+    pub rows: Vec<Row>,
+    /// The newest lineage, oldest epoch first.
+    pub spans: Vec<Span>,
+    /// What is missing.
+    pub gaps: Vec<Gap>,
+    /// What contradicts itself.
+    pub conflicts: Vec<Conflict>,
+    /// What is wrong with the epoch objects.
+    pub faults: Vec<LineageFault>,
+}
+
+impl History {
+    /// Puts the rows of one disk in order.
+    #[must_use]
+    pub fn build(epochs: &[EpochFact], rows: Vec<Row>) -> Self {
+        let mut history = Self { rows, ..Self::default() };
+        let (lineage, broken) = history.lineage(epochs);
+        let mut by_epoch: HashMap<Epoch, Vec<usize>> = HashMap::new();
+        for (index, row) in history.rows.iter().enumerate() {
+            by_epoch.entry(row.message.epoch).or_default().push(index);
+        }
+        history.name_epochs_without_object(epochs, &by_epoch);
+        let mut usable = !broken;
+        for (at, fact) in lineage.iter().enumerate() {
+            let child = lineage.get(at + 1);
+            let mut order = by_epoch.remove(&fact.epoch).unwrap_or_default();
+            let span = history.span(fact, child, &mut order, usable);
+            usable = usable && child.is_none_or(|child| span.through >= child.fork_seq);
+            history.spans.push(span);
+        }
+        history
+    }
+
+    /// The newest lineage, oldest first, and whether its base is missing.
+    fn lineage(&mut self, epochs: &[EpochFact]) -> (Vec<EpochFact>, bool) {
+        let by_number: BTreeMap<Epoch, EpochFact> = epochs.iter().map(|fact| (fact.epoch, *fact)).collect();
+        let mut lineage = Vec::new();
+        let mut broken = false;
+        let mut at = by_number.last_key_value().map(|(_, fact)| *fact);
+        while let Some(fact) = at {
+            lineage.push(fact);
+            at = None;
+            match fact.previous {
+                None => {}
+                Some(previous) if previous >= fact.epoch => {
+                    self.faults.push(LineageFault::Order { epoch: fact.epoch, previous });
+                    broken = true;
+                }
+                Some(previous) => match by_number.get(&previous) {
+                    Some(parent) => at = Some(*parent),
+                    None => {
+                        self.faults.push(LineageFault::Missing { epoch: previous });
+                        broken = true;
+                    }
+                },
+            }
+        }
+        lineage.reverse();
+        (lineage, broken)
+    }
+
+    fn name_epochs_without_object(&mut self, epochs: &[EpochFact], by_epoch: &HashMap<Epoch, Vec<usize>>) {
+        let mut missing: Vec<Epoch> =
+            by_epoch.keys().copied().filter(|epoch| epochs.iter().all(|fact| fact.epoch != *epoch)).collect();
+        missing.sort_unstable();
+        for epoch in missing {
+            let fault = LineageFault::Missing { epoch };
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    fn span(&mut self, fact: &EpochFact, child: Option<&EpochFact>, order: &mut [usize], usable: bool) -> Span {
+        let limit = child.map(|child| child.fork_seq);
+        let limit_seq = limit.map_or(u64::MAX, |seq| seq.0);
+        order.sort_unstable_by_key(|&index| {
+            let message = &self.rows[index].message;
+            (message.first, std::cmp::Reverse(message.last), index)
+        });
+        let (mut picks, gaps) = sweep(&self.rows, order, limit_seq);
+        let mut through = contiguous(&picks);
+        for conflict in self.find_conflicts(fact, child, order, &picks, limit_seq) {
+            through = through.min(conflict.cut.0);
+            self.conflicts.push(conflict);
+        }
+        self.note_gaps(fact.epoch, &gaps, &picks, child.is_some());
+        if !usable {
+            through = 0;
+        }
+        picks.retain_mut(|pick| {
+            pick.last = pick.last.min(Seq(through));
+            pick.first <= pick.last
+        });
+        Span { fact: *fact, limit, through: Seq(through), picks }
+    }
+
+    fn note_gaps(&mut self, epoch: Epoch, gaps: &[(u64, u64)], picks: &[Pick], forked: bool) {
+        for &(first, last) in gaps {
+            let after = picks.iter().find(|pick| pick.first.0 > first);
+            let before = picks.iter().rev().find(|pick| pick.last.0 < first);
+            // A fork is made only at a seq that was vaulted, so what is missing below one is lost.
+            let lost = forked || after.is_some_and(|pick| self.rows[pick.row].confirmed);
+            self.gaps.push(Gap {
+                epoch,
+                first: Seq(first),
+                last: Seq(last),
+                lost,
+                label_before: before.and_then(|pick| self.record(pick.row, pick.last)).map(|record| record.label),
+                label_after: after.and_then(|pick| self.record(pick.row, pick.first)).map(|record| record.label),
+            });
+        }
+    }
+
+    /// The index's words on one record.
+    #[must_use]
+    pub fn record(&self, row: usize, seq: Seq) -> Option<&RecordMeta> {
+        let message = &self.rows.get(row)?.message;
+        message.records.get(seq.0.checked_sub(message.first.0)? as usize)
+    }
+
+    fn find_conflicts(
+        &self,
+        fact: &EpochFact,
+        child: Option<&EpochFact>,
+        order: &[usize],
+        picks: &[Pick],
+        limit: u64,
+    ) -> Vec<Conflict> {
+        let mut found = Vec::new();
+        let mut chains = ChainBook::default();
+        chains.note(0, Some(fact.chain_at_fork.fork(fact.epoch)), None, 0, &mut found);
+        if let Some(child) = child {
+            chains.note(child.fork_seq.0, Some(child.chain_at_fork), None, child.fork_seq.0, &mut found);
+        }
+        for &index in order {
+            let message = &self.rows[index].message;
+            // Doubt about the chain at a seq reaches back to where its message starts.
+            let cut = message.first.0 - 1;
+            if message.first.0 <= limit {
+                chains.note(cut, message.chain_before, Some(index), cut, &mut found);
+            }
+            if message.last.0 <= limit {
+                chains.note(message.last.0, Some(message.chain_last), Some(index), cut, &mut found);
+            }
+            let from = picks.partition_point(|pick| pick.last < message.first);
+            for pick in picks[from..].iter().take_while(|pick| pick.first <= message.last) {
+                found.extend(self.first_difference(index, pick).map(|seq| (seq - 1, seq, [Some(index), Some(pick.row)])));
+            }
+        }
+        let conflict = |(cut, seq, rows)| Conflict { epoch: fact.epoch, seq: Seq(seq), cut: Seq(cut), rows };
+        found.into_iter().filter(|(_, seq, _)| *seq <= limit).map(conflict).collect()
+    }
+
+    /// First seq at which a row and the row of a pick describe the same record differently.
+    fn first_difference(&self, row: usize, pick: &Pick) -> Option<u64> {
+        if row == pick.row {
+            return None;
+        }
+        let message = &self.rows[row].message;
+        let first = message.first.0.max(pick.first.0);
+        let last = message.last.0.min(pick.last.0);
+        (first..=last).find(|&seq| self.record(row, Seq(seq)) != self.record(pick.row, Seq(seq)))
+    }
+
+    /// The span of an epoch on the newest lineage.
+    #[must_use]
+    pub fn span_of(&self, epoch: Epoch) -> Option<&Span> {
+        self.spans.iter().find(|span| span.fact.epoch == epoch)
+    }
+
+    /// The newest record that is usable, whether or not the image is whole there.
+    #[must_use]
+    pub fn head(&self) -> Option<PointId> {
+        let span = self.spans.iter().rev().find(|span| span.through > Seq::NONE)?;
+        Some(PointId { epoch: span.fact.epoch, seq: span.through })
+    }
+
+    /// The index's words on [`History::head`].
+    #[must_use]
+    pub fn head_record(&self) -> Option<&RecordMeta> {
+        let span = self.spans.iter().rev().find(|span| span.through > Seq::NONE)?;
+        let pick = span.picks.last()?;
+        self.record(pick.row, pick.last)
+    }
+
+    /// Size of the disk as the newest epoch has it, in bytes.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.spans.last().map_or(0, |span| span.fact.disk_bytes)
+    }
+
+    /// The usable records in history's order, from the oldest.
+    pub fn records(&self) -> impl Iterator<Item = (Epoch, &RecordMeta)> {
+        self.spans.iter().flat_map(move |span| {
+            span.picks.iter().flat_map(move |pick| {
+                let message = &self.rows[pick.row].message;
+                let from = (pick.first.0 - message.first.0) as usize;
+                let to = (pick.last.0 - message.first.0) as usize;
+                message.records[from..=to].iter().map(move |record| (span.fact.epoch, record))
+            })
+        })
+    }
+
+    /// Whether something that was vaulted can no longer be had: loss, contradiction, or a broken lineage.
+    #[must_use]
+    pub fn damaged(&self) -> bool {
+        !self.conflicts.is_empty() || !self.faults.is_empty() || self.gaps.iter().any(|gap| gap.lost)
+    }
+}
+
+/// A conflict before it has its epoch: (last believed seq, seq, rows).
+type Found = (u64, u64, [Option<usize>; 2]);
+
+/// Every chain value that somebody claims for a seq of one epoch.
+#[derive(Default)]
+struct ChainBook(HashMap<u64, (Chain, Option<usize>, u64)>);
+
+impl ChainBook {
+    fn note(&mut self, seq: u64, chain: Option<Chain>, row: Option<usize>, cut: u64, found: &mut Vec<Found>) {
+        let Some(chain) = chain else { return };
+        match self.0.get_mut(&seq) {
+            None => {
+                self.0.insert(seq, (chain, row, cut));
+            }
+            Some((known, other, other_cut)) => {
+                *other_cut = cut.min(*other_cut);
+                if *known != chain {
+                    found.push((*other_cut, seq, [*other, row]));
+                }
+            }
+        }
+    }
+}
+
+/// Chooses, seq by seq, the message that reaches furthest; returns the choices and the holes between them.
+fn sweep(rows: &[Row], order: &[usize], limit: u64) -> (Vec<Pick>, Vec<(u64, u64)>) {
+    let mut picks = Vec::new();
+    let mut gaps = Vec::new();
+    let mut waiting = order.iter().copied().peekable();
+    let mut best: Option<usize> = None;
+    let mut next = 1_u64;
+    while next <= limit {
+        while let Some(index) = waiting.next_if(|&index| rows[index].message.first.0 <= next) {
+            if best.is_none_or(|best| rows[index].message.last > rows[best].message.last) {
+                best = Some(index);
+            }
+        }
+        let reach = best.map_or(0, |best| rows[best].message.last.0);
+        if let Some(row) = best.filter(|_| reach >= next) {
+            let last = reach.min(limit);
+            picks.push(Pick { row, first: Seq(next), last: Seq(last) });
+            next = last + 1;
+            continue;
+        }
+        match waiting.peek() {
+            Some(&index) if rows[index].message.first.0 <= limit => {
+                let first = rows[index].message.first.0;
+                gaps.push((next, first - 1));
+                next = first;
+            }
+            _ => {
+                if limit != u64::MAX {
+                    gaps.push((next, limit));
+                }
+                break;
+            }
+        }
+    }
+    (picks, gaps)
+}
+
+/// Last seq of the run that starts at 1.
+fn contiguous(picks: &[Pick]) -> u64 {
+    let mut through = 0;
+    for pick in picks {
+        if pick.first.0 != through + 1 {
+            break;
+        }
+        through = pick.last.0;
+    }
+    through
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! A disk made of real records, with a naive replay to compare with.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use crate::types::{
+    BarrierKind, Chain, Digest, Epoch, Extent, ExtentKind, Id128, Micros, PointId, RecordHead, RecordKind, Seq,
+    encode_extents, record_digest,
+};
+
+use super::history::{EpochFact, Row};
+use super::rows::{MessageMeta, RecordMeta};
+
+/// One record as an agent would make it.
+#[derive(Clone, Debug)]
+pub struct ModelRecord {
+    pub head: RecordHead,
+    pub extents: Vec<Extent>,
+    pub payload: Vec<u8>,
+}
+
+impl ModelRecord {
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head.encode().to_vec();
+        encode_extents(&self.extents, &mut bytes);
+        bytes.extend_from_slice(&self.payload);
+        bytes
+    }
+
+    pub fn meta(&self) -> RecordMeta {
+        let barrier = matches!(self.head.kind, RecordKind::Barrier(_));
+        let name = barrier.then(|| String::from_utf8(self.payload.clone()).unwrap());
+        RecordMeta {
+            seq: self.head.seq,
+            label: self.head.label,
+            clock_uncertainty_micros: self.head.clock_uncertainty_micros,
+            kind: self.head.kind,
+            group: self.head.group,
+            name: name.filter(|name| !name.is_empty()),
+            extents: self.extents.clone(),
+        }
+    }
+}
+
+/// A disk's whole history, known exactly.
+#[derive(Clone, Debug)]
+pub struct ModelDisk {
+    pub disk_bytes: u64,
+    pub epochs: Vec<EpochFact>,
+    pub records: BTreeMap<Epoch, Vec<ModelRecord>>,
+    label: u64,
+}
+
+impl ModelDisk {
+    pub fn new(disk_bytes: u64) -> Self {
+        let mut disk = Self { disk_bytes, epochs: Vec::new(), records: BTreeMap::new(), label: 1_800_000_000_000_000 };
+        disk.open(None, Chain::GENESIS);
+        disk
+    }
+
+    fn open(&mut self, from: Option<PointId>, chain_at_fork: Chain) {
+        let epoch = Epoch(self.epochs.len() as u64 + 1);
+        self.epochs.push(EpochFact {
+            epoch,
+            previous: from.map(|from| from.epoch),
+            fork_seq: from.map_or(Seq::NONE, |from| from.seq),
+            chain_at_fork,
+            disk_bytes: self.disk_bytes,
+        });
+        self.records.insert(epoch, Vec::new());
+    }
+
+    /// Opens the next epoch at `seq` of the newest.
+    pub fn fork(&mut self, seq: Seq) {
+        let epoch = self.epoch();
+        let chain = self.chain_at(PointId { epoch, seq });
+        self.open(Some(PointId { epoch, seq }), chain);
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.epochs.last().unwrap().epoch
+    }
+
+    pub fn chain_at(&self, point: PointId) -> Chain {
+        match point.seq.0 {
+            0 => {
+                let fact = self.epochs[point.epoch.0 as usize - 1];
+                fact.chain_at_fork.fork(point.epoch)
+            }
+            seq => self.records[&point.epoch][seq as usize - 1].head.chain,
+        }
+    }
+
+    pub fn head(&self) -> PointId {
+        let epoch = self.epoch();
+        PointId { epoch, seq: Seq(self.records[&epoch].len() as u64) }
+    }
+
+    pub fn push(&mut self, kind: RecordKind, extents: Vec<Extent>, payload: Vec<u8>) -> PointId {
+        let before = self.chain_at(self.head());
+        let head = self.head();
+        self.label += 250_000;
+        let mut table = Vec::new();
+        encode_extents(&extents, &mut table);
+        let head = RecordHead {
+            kind,
+            extent_count: extents.len() as u32,
+            payload_bytes: payload.len() as u32,
+            epoch: head.epoch,
+            seq: head.seq.next(),
+            label: Micros(self.label),
+            clock_uncertainty_micros: 700,
+            group: Id128::NONE,
+            digest: if table.is_empty() && payload.is_empty() { record_digest(&[], []) } else { Digest([0; 32]) },
+            chain: Chain::GENESIS,
+        };
+        let head = RecordHead { digest: record_digest(&table, [payload.as_slice()]), ..head }.sealed_after(before);
+        self.records.get_mut(&head.epoch).unwrap().push(ModelRecord { head, extents, payload });
+        self.head()
+    }
+
+    pub fn write(&mut self, offset_bytes: u64, payload: Vec<u8>) -> PointId {
+        let extent = Extent { offset_bytes, length_bytes: payload.len() as u32, kind: ExtentKind::Data };
+        self.push(RecordKind::Write, vec![extent], payload)
+    }
+
+    pub fn barrier(&mut self, kind: BarrierKind, name: &str) -> PointId {
+        self.push(RecordKind::Barrier(kind), Vec::new(), name.as_bytes().to_vec())
+    }
+
+    /// Every record from the first that leads to `point`.
+    fn lineage(&self, point: PointId) -> Vec<&ModelRecord> {
+        let fact = self.epochs[point.epoch.0 as usize - 1];
+        let mut records = match fact.previous {
+            Some(epoch) => self.lineage(PointId { epoch, seq: fact.fork_seq }),
+            None => Vec::new(),
+        };
+        records.extend(&self.records[&point.epoch][..point.seq.0 as usize]);
+        records
+    }
+
+    /// The image after replaying everything that leads to `point`.
+    pub fn image_at(&self, point: PointId) -> Vec<u8> {
+        let mut image = vec![0; self.disk_bytes as usize];
+        for record in self.lineage(point) {
+            let mut payload = record.payload.as_slice();
+            for extent in &record.extents {
+                let range = extent.offset_bytes as usize..extent.end_bytes() as usize;
+                match extent.kind {
+                    ExtentKind::Zero => image[range].fill(0),
+                    ExtentKind::Data => {
+                        let (data, rest) = payload.split_at(extent.length_bytes as usize);
+                        image[range].copy_from_slice(data);
+                        payload = rest;
+                    }
+                }
+            }
+        }
+        image
+    }
+
+    pub fn message(&self, epoch: Epoch, first: u64, last: u64) -> MessageMeta {
+        let records = &self.records[&epoch][first as usize - 1..last as usize];
+        let plain_bytes = records.iter().map(|record| record.head.record_bytes()).sum::<usize>() as u32;
+        MessageMeta {
+            epoch,
+            first: Seq(first),
+            last: Seq(last),
+            offset_bytes: 64,
+            stored_bytes: plain_bytes,
+            plain_bytes,
+            chain_before: Some(self.chain_at(PointId { epoch, seq: Seq(first - 1) })),
+            chain_last: self.chain_at(PointId { epoch, seq: Seq(last) }),
+            records: records.iter().map(ModelRecord::meta).collect(),
+        }
+    }
+
+    /// Each epoch cut into messages of `step` records, one object per message.
+    pub fn rows(&self, step: u64) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (&epoch, records) in &self.records {
+            let count = records.len() as u64;
+            for first in (1..=count).step_by(step as usize) {
+                let message = self.message(epoch, first, (first + step - 1).min(count));
+                rows.push(Row { object: rows.len() as u32, confirmed: false, message });
+            }
+        }
+        rows
+    }
+}
+
+/// What a random history is made of.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Write(Vec<(u64, u16, bool)>),
+    Barrier(u8),
+    /// Fork after dropping this many records.
+    Fork(u8),
+}
+
+/// Bytes of a random disk; small, so that writes overlap often.
+pub const MODEL_BYTES: u64 = 4096;
+
+pub fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let extent = (0..MODEL_BYTES - 1, 1..600_u16, any::<bool>());
+    let step = prop_oneof![
+        8 => prop::collection::vec(extent, 1..4).prop_map(Step::Write),
+        3 => (1..=5_u8).prop_map(Step::Barrier),
+        1 => (0..12_u8).prop_map(Step::Fork),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+pub fn model(steps: &[Step]) -> ModelDisk {
+    let mut disk = ModelDisk::new(MODEL_BYTES);
+    for (at, step) in steps.iter().enumerate() {
+        match step {
+            Step::Write(parts) => {
+                let mut extents = Vec::new();
+                let mut payload = Vec::new();
+                for &(offset_bytes, length, data) in parts {
+                    let length_bytes = u64::from(length).min(MODEL_BYTES - offset_bytes) as u32;
+                    let kind = if data { ExtentKind::Data } else { ExtentKind::Zero };
+                    extents.push(Extent { offset_bytes, length_bytes, kind });
+                    if data {
+                        payload.extend((0..length_bytes).map(|byte| (at as u32 * 31 + byte) as u8 | 1));
+                    }
+                }
+                disk.push(RecordKind::Write, extents, payload);
+            }
+            Step::Barrier(kind) => {
+                let kinds = [
+                    BarrierKind::Crash,
+                    BarrierKind::Fs,
+                    BarrierKind::App,
+                    BarrierKind::SyncBegin,
+                    BarrierKind::SyncEnd,
+                ];
+                disk.barrier(kinds[*kind as usize - 1], "");
+            }
+            Step::Fork(drop) => {
+                let head = disk.head();
+                disk.fork(Seq(head.seq.0.saturating_sub(u64::from(*drop))));
+            }
+        }
+    }
+    disk
+}
