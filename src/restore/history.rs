@@ -11,26 +11,12 @@
 //! - Two copies of one seq that differ are a conflict. Neither is believed: the epoch is usable only below it.
 //! - An epoch whose parent is not whole up to the fork has no known base, so nothing in it is usable.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use crate::types::{Chain, Epoch, Micros, PointId, Seq};
-
-use super::rows::{MessageMeta, RecordMeta};
-
-/// What the epoch object says, as far as order needs it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct EpochFact {
-    /// Its number.
-    pub epoch: Epoch,
-    /// The epoch it continues; none for the first.
-    pub previous: Option<Epoch>,
-    /// Last seq of `previous` that it builds on.
-    pub fork_seq: Seq,
-    /// Chain at the fork.
-    pub chain_at_fork: Chain,
-    /// Size of the disk.
-    pub disk_bytes: u64,
-}
+use crate::vault::epochs::{Lineage, LineageError, Segment};
+use crate::vault::index::{MessageMeta, RecordMeta};
+use crate::vault::objects::EpochObject;
 
 /// One message and where it is.
 #[derive(Clone, Debug)]
@@ -58,10 +44,8 @@ pub struct Pick {
 /// One epoch of the newest lineage.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// Its epoch object.
-    pub fact: EpochFact,
-    /// Last seq that belongs to history, if a later epoch forked from here.
-    pub limit: Option<Seq>,
+    /// What its epoch object, and that of the next, say.
+    pub segment: Segment,
     /// Last seq of the usable prefix; zero if nothing is.
     pub through: Seq,
     /// Where the usable prefix is read, in order and without overlap.
@@ -99,30 +83,26 @@ pub struct Conflict {
 }
 
 /// Something that is wrong with the epoch objects themselves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum LineageFault {
-    /// An object that a later epoch or a batch names is not there.
-    #[error("the object of epoch {epoch} is missing")]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EpochFault {
+    /// The newest epoch does not lead back to a first one, so no record has a base.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
+    /// Batches hold records of an epoch whose object is not there.
+    #[error("the object of epoch {epoch} is missing, though there are records of it")]
     Missing {
         /// The epoch.
         epoch: Epoch,
     },
-    /// An epoch claims to continue itself or a later one.
-    #[error("epoch {epoch} claims to follow epoch {previous}")]
-    Order {
-        /// The epoch.
-        epoch: Epoch,
-        /// What it names as its parent.
-        previous: Epoch,
-    },
 }
 
-impl LineageFault {
+impl EpochFault {
     /// The epoch that is concerned.
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
         match self {
-            Self::Missing { epoch } | Self::Order { epoch, .. } => *epoch,
+            Self::Lineage(LineageError::Missing { epoch, .. } | LineageError::Backwards { epoch, .. })
+            | Self::Missing { epoch } => *epoch,
         }
     }
 }
@@ -139,85 +119,49 @@ pub struct History {
     /// What contradicts itself.
     pub conflicts: Vec<Conflict>,
     /// What is wrong with the epoch objects.
-    pub faults: Vec<LineageFault>,
+    pub faults: Vec<EpochFault>,
 }
 
 impl History {
     /// Puts the rows of one disk in order.
     #[must_use]
-    pub fn build(epochs: &[EpochFact], rows: Vec<Row>) -> Self {
+    pub fn build(epochs: &[EpochObject], rows: Vec<Row>) -> Self {
         let mut history = Self { rows, ..Self::default() };
-        let (lineage, broken) = history.lineage(epochs);
+        let lineage = Lineage::of(epochs).unwrap_or_else(|error| {
+            history.faults.push(error.into());
+            Lineage::default()
+        });
         let mut by_epoch: HashMap<Epoch, Vec<usize>> = HashMap::new();
         for (index, row) in history.rows.iter().enumerate() {
             by_epoch.entry(row.message.epoch).or_default().push(index);
         }
-        history.name_epochs_without_object(epochs, &by_epoch);
-        let mut usable = !broken;
-        for (at, fact) in lineage.iter().enumerate() {
-            let child = lineage.get(at + 1);
-            let mut order = by_epoch.remove(&fact.epoch).unwrap_or_default();
-            let span = history.span(fact, child, &mut order, usable);
-            usable = usable && child.is_none_or(|child| span.through >= child.fork_seq);
+        let mut missing: Vec<Epoch> =
+            by_epoch.keys().copied().filter(|epoch| epochs.iter().all(|object| object.epoch != *epoch)).collect();
+        missing.sort_unstable();
+        history.faults.extend(missing.into_iter().map(|epoch| EpochFault::Missing { epoch }));
+        let mut usable = true;
+        for segment in lineage.segments() {
+            let mut order = by_epoch.remove(&segment.epoch).unwrap_or_default();
+            let span = history.span(segment, &mut order, usable);
+            usable = usable && segment.last.is_none_or(|last| span.through >= last);
             history.spans.push(span);
         }
         history
     }
 
-    /// The newest lineage, oldest first, and whether its base is missing.
-    fn lineage(&mut self, epochs: &[EpochFact]) -> (Vec<EpochFact>, bool) {
-        let by_number: BTreeMap<Epoch, EpochFact> = epochs.iter().map(|fact| (fact.epoch, *fact)).collect();
-        let mut lineage = Vec::new();
-        let mut broken = false;
-        let mut at = by_number.last_key_value().map(|(_, fact)| *fact);
-        while let Some(fact) = at {
-            lineage.push(fact);
-            at = None;
-            match fact.previous {
-                None => {}
-                Some(previous) if previous >= fact.epoch => {
-                    self.faults.push(LineageFault::Order { epoch: fact.epoch, previous });
-                    broken = true;
-                }
-                Some(previous) => match by_number.get(&previous) {
-                    Some(parent) => at = Some(*parent),
-                    None => {
-                        self.faults.push(LineageFault::Missing { epoch: previous });
-                        broken = true;
-                    }
-                },
-            }
-        }
-        lineage.reverse();
-        (lineage, broken)
-    }
-
-    fn name_epochs_without_object(&mut self, epochs: &[EpochFact], by_epoch: &HashMap<Epoch, Vec<usize>>) {
-        let mut missing: Vec<Epoch> =
-            by_epoch.keys().copied().filter(|epoch| epochs.iter().all(|fact| fact.epoch != *epoch)).collect();
-        missing.sort_unstable();
-        for epoch in missing {
-            let fault = LineageFault::Missing { epoch };
-            if !self.faults.contains(&fault) {
-                self.faults.push(fault);
-            }
-        }
-    }
-
-    fn span(&mut self, fact: &EpochFact, child: Option<&EpochFact>, order: &mut [usize], usable: bool) -> Span {
-        let limit = child.map(|child| child.fork_seq);
-        let limit_seq = limit.map_or(u64::MAX, |seq| seq.0);
+    fn span(&mut self, segment: &Segment, order: &mut [usize], usable: bool) -> Span {
+        let limit = segment.last.map_or(u64::MAX, |seq| seq.0);
         order.sort_unstable_by_key(|&index| {
             let message = &self.rows[index].message;
             (message.first, std::cmp::Reverse(message.last), index)
         });
-        let (mut picks, gaps) = sweep(&self.rows, order, limit_seq);
+        let (mut picks, gaps) = sweep(&self.rows, order, limit);
         let mut through = contiguous(&picks);
-        for conflict in self.find_conflicts(fact, child, order, &picks, limit_seq) {
+        for conflict in self.find_conflicts(segment, order, &picks, limit) {
             through = through.min(conflict.cut.0);
             self.conflicts.push(conflict);
         }
-        self.note_gaps(fact.epoch, &gaps, &picks, child.is_some());
+        self.note_gaps(segment.epoch, &gaps, &picks, segment.last.is_some());
         if !usable {
             through = 0;
         }
@@ -225,7 +169,7 @@ impl History {
             pick.last = pick.last.min(Seq(through));
             pick.first <= pick.last
         });
-        Span { fact: *fact, limit, through: Seq(through), picks }
+        Span { segment: segment.clone(), through: Seq(through), picks }
     }
 
     fn note_gaps(&mut self, epoch: Epoch, gaps: &[(u64, u64)], picks: &[Pick], forked: bool) {
@@ -252,19 +196,12 @@ impl History {
         message.records.get(seq.0.checked_sub(message.first.0)? as usize)
     }
 
-    fn find_conflicts(
-        &self,
-        fact: &EpochFact,
-        child: Option<&EpochFact>,
-        order: &[usize],
-        picks: &[Pick],
-        limit: u64,
-    ) -> Vec<Conflict> {
+    fn find_conflicts(&self, segment: &Segment, order: &[usize], picks: &[Pick], limit: u64) -> Vec<Conflict> {
         let mut found = Vec::new();
         let mut chains = ChainBook::default();
-        chains.note(0, Some(fact.chain_at_fork.fork(fact.epoch)), None, 0, &mut found);
-        if let Some(child) = child {
-            chains.note(child.fork_seq.0, Some(child.chain_at_fork), None, child.fork_seq.0, &mut found);
+        chains.note(0, Some(segment.chain_before), None, 0, &mut found);
+        if let Some(last) = segment.last.filter(|last| *last > Seq::NONE) {
+            chains.note(last.0, segment.chain_last, None, last.0, &mut found);
         }
         for &index in order {
             let message = &self.rows[index].message;
@@ -278,10 +215,12 @@ impl History {
             }
             let from = picks.partition_point(|pick| pick.last < message.first);
             for pick in picks[from..].iter().take_while(|pick| pick.first <= message.last) {
-                found.extend(self.first_difference(index, pick).map(|seq| (seq - 1, seq, [Some(index), Some(pick.row)])));
+                found.extend(
+                    self.first_difference(index, pick).map(|seq| (seq - 1, seq, [Some(index), Some(pick.row)])),
+                );
             }
         }
-        let conflict = |(cut, seq, rows)| Conflict { epoch: fact.epoch, seq: Seq(seq), cut: Seq(cut), rows };
+        let conflict = |(cut, seq, rows)| Conflict { epoch: segment.epoch, seq: Seq(seq), cut: Seq(cut), rows };
         found.into_iter().filter(|(_, seq, _)| *seq <= limit).map(conflict).collect()
     }
 
@@ -299,14 +238,14 @@ impl History {
     /// The span of an epoch on the newest lineage.
     #[must_use]
     pub fn span_of(&self, epoch: Epoch) -> Option<&Span> {
-        self.spans.iter().find(|span| span.fact.epoch == epoch)
+        self.spans.iter().find(|span| span.segment.epoch == epoch)
     }
 
     /// The newest record that is usable, whether or not the image is whole there.
     #[must_use]
     pub fn head(&self) -> Option<PointId> {
         let span = self.spans.iter().rev().find(|span| span.through > Seq::NONE)?;
-        Some(PointId { epoch: span.fact.epoch, seq: span.through })
+        Some(PointId { epoch: span.segment.epoch, seq: span.through })
     }
 
     /// The index's words on [`History::head`].
@@ -320,7 +259,7 @@ impl History {
     /// Size of the disk as the newest epoch has it, in bytes.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
-        self.spans.last().map_or(0, |span| span.fact.disk_bytes)
+        self.spans.last().map_or(0, |span| span.segment.size_bytes)
     }
 
     /// The usable records in history's order, from the oldest.
@@ -330,7 +269,7 @@ impl History {
                 let message = &self.rows[pick.row].message;
                 let from = (pick.first.0 - message.first.0) as usize;
                 let to = (pick.last.0 - message.first.0) as usize;
-                message.records[from..=to].iter().map(move |record| (span.fact.epoch, record))
+                message.records[from..=to].iter().map(move |record| (span.segment.epoch, record))
             })
         })
     }

@@ -3,6 +3,8 @@
 pub mod history;
 pub mod plan;
 pub mod points;
-pub mod rows;
+pub mod resume;
+pub mod target;
+
 #[cfg(test)]
 mod testing;

@@ -72,11 +72,11 @@ impl Plan {
     #[must_use]
     pub fn build(history: &History, target: PointId) -> Option<Self> {
         let span = history.span_of(target.epoch).filter(|span| target.seq <= span.through)?;
-        let disk_bytes = span.fact.disk_bytes;
+        let disk_bytes = span.segment.size_bytes;
         let mut owner = Ownership::new(disk_bytes);
         let mut uses = Vec::new();
-        for span in history.spans.iter().rev().filter(|span| span.fact.epoch <= target.epoch) {
-            let until = if span.fact.epoch == target.epoch { target.seq } else { span.through };
+        for span in history.spans.iter().rev().filter(|span| span.segment.epoch <= target.epoch) {
+            let until = if span.segment.epoch == target.epoch { target.seq } else { span.through };
             for pick in span.picks.iter().rev().filter(|pick| pick.first <= until) {
                 if owner.free_bytes == 0 {
                     break;
@@ -110,7 +110,9 @@ impl Plan {
         let mut hasher = blake3::Hasher::new_derive_key("tidegate 1 restore plan");
         hasher.update(format!("{disk} {} {}\n", self.target, self.disk_bytes).as_bytes());
         for read in &self.reads {
-            hasher.update(format!("{} {} {}\n", object_name(read.object), read.offset_bytes, read.length_bytes).as_bytes());
+            hasher.update(
+                format!("{} {} {}\n", object_name(read.object), read.offset_bytes, read.length_bytes).as_bytes(),
+            );
             for owned in read.messages.iter().flat_map(|message| &message.owned) {
                 hasher.update(&owned.seq.0.to_le_bytes());
                 hasher.update(&owned.offset_bytes.to_le_bytes());

@@ -9,6 +9,7 @@ use std::cmp::Ordering;
 use crate::types::{BarrierKind, Epoch, Id128, Micros, PointId, RecordKind, Seq};
 
 use super::history::History;
+use crate::vault::index::RecordMeta;
 
 /// A place to which a disk can be restored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,7 +65,9 @@ impl std::fmt::Display for Nearest {
             (None, None) => f.write_str("the disk has no recovery points yet"),
             (Some(before), None) => write!(f, "nearest before: {}", show(before)),
             (None, Some(after)) => write!(f, "nearest after: {}", show(after)),
-            (Some(before), Some(after)) => write!(f, "nearest before: {}; nearest after: {}", show(before), show(after)),
+            (Some(before), Some(after)) => {
+                write!(f, "nearest before: {}; nearest after: {}", show(before), show(after))
+            }
         }
     }
 }
@@ -110,7 +113,7 @@ pub enum ChooseError {
 }
 
 /// Walks the usable records and tells for each whether the image is whole after it.
-fn walk(history: &History, mut visit: impl FnMut(Epoch, &super::rows::RecordMeta, bool)) {
+fn walk(history: &History, mut visit: impl FnMut(Epoch, &RecordMeta, bool)) {
     let mut in_sync = true;
     let mut epoch_before = None;
     for (epoch, record) in history.records() {
@@ -127,11 +130,11 @@ fn walk(history: &History, mut visit: impl FnMut(Epoch, &super::rows::RecordMeta
     }
 }
 
-fn point(epoch: Epoch, record: &super::rows::RecordMeta) -> Point {
+fn point(epoch: Epoch, record: &RecordMeta) -> Point {
     Point {
         id: PointId { epoch, seq: record.seq },
         label: record.label,
-        uncertainty_micros: record.clock_uncertainty_micros,
+        uncertainty_micros: record.uncertainty_micros,
         kind: match record.kind {
             RecordKind::Barrier(kind) => Some(kind),
             RecordKind::Write | RecordKind::Copy => None,

@@ -228,7 +228,9 @@ impl Target {
         let Some(partial) = &self.partial else { return Ok(()) };
         std::fs::rename(partial, &self.path).map_err(|source| self.failed("renaming to", source))?;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| self.failed("syncing the folder of", source))
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|source| self.failed("syncing the folder of", source))
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> TargetError {

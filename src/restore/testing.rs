@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use crate::types::{
-    BarrierKind, Chain, Digest, Epoch, Extent, ExtentKind, Id128, Micros, PointId, RecordHead, RecordKind, Seq,
+    BarrierKind, Chain, DiskId, Epoch, Extent, ExtentKind, Id128, Micros, PointId, RecordHead, RecordKind, Seq,
     encode_extents, record_digest,
 };
 
-use super::history::{EpochFact, Row};
-use super::rows::{MessageMeta, RecordMeta};
+use super::history::Row;
+use crate::pipeline::codec::Codec;
+use crate::vault::index::{MessageMeta, RecordMeta};
+use crate::vault::objects::EpochObject;
 
 /// One record as an agent would make it.
 #[derive(Clone, Debug)]
@@ -30,16 +32,8 @@ impl ModelRecord {
 
     pub fn meta(&self) -> RecordMeta {
         let barrier = matches!(self.head.kind, RecordKind::Barrier(_));
-        let name = barrier.then(|| String::from_utf8(self.payload.clone()).unwrap());
-        RecordMeta {
-            seq: self.head.seq,
-            label: self.head.label,
-            clock_uncertainty_micros: self.head.clock_uncertainty_micros,
-            kind: self.head.kind,
-            group: self.head.group,
-            name: name.filter(|name| !name.is_empty()),
-            extents: self.extents.clone(),
-        }
+        let name = barrier.then(|| String::from_utf8(self.payload.clone()).unwrap()).filter(|name| !name.is_empty());
+        RecordMeta::new(&self.head, self.extents.clone(), name)
     }
 }
 
@@ -47,7 +41,7 @@ impl ModelRecord {
 #[derive(Clone, Debug)]
 pub struct ModelDisk {
     pub disk_bytes: u64,
-    pub epochs: Vec<EpochFact>,
+    pub epochs: Vec<EpochObject>,
     pub records: BTreeMap<Epoch, Vec<ModelRecord>>,
     label: u64,
 }
@@ -61,12 +55,18 @@ impl ModelDisk {
 
     fn open(&mut self, from: Option<PointId>, chain_at_fork: Chain) {
         let epoch = Epoch(self.epochs.len() as u64 + 1);
-        self.epochs.push(EpochFact {
+        self.epochs.push(EpochObject {
+            disk: DiskId::new("sda").unwrap(),
             epoch,
             previous: from.map(|from| from.epoch),
             fork_seq: from.map_or(Seq::NONE, |from| from.seq),
             chain_at_fork,
-            disk_bytes: self.disk_bytes,
+            size_bytes: self.disk_bytes,
+            agent: "a1".into(),
+            nonce: Id128::NONE,
+            reason: "test".into(),
+            gateway: "g1".into(),
+            created_micros: Micros(self.label),
         });
         self.records.insert(epoch, Vec::new());
     }
@@ -84,10 +84,7 @@ impl ModelDisk {
 
     pub fn chain_at(&self, point: PointId) -> Chain {
         match point.seq.0 {
-            0 => {
-                let fact = self.epochs[point.epoch.0 as usize - 1];
-                fact.chain_at_fork.fork(point.epoch)
-            }
+            0 => self.epochs[point.epoch.0 as usize - 1].first_chain(),
             seq => self.records[&point.epoch][seq as usize - 1].head.chain,
         }
     }
@@ -112,10 +109,10 @@ impl ModelDisk {
             label: Micros(self.label),
             clock_uncertainty_micros: 700,
             group: Id128::NONE,
-            digest: if table.is_empty() && payload.is_empty() { record_digest(&[], []) } else { Digest([0; 32]) },
+            digest: record_digest(&table, [payload.as_slice()]),
             chain: Chain::GENESIS,
-        };
-        let head = RecordHead { digest: record_digest(&table, [payload.as_slice()]), ..head }.sealed_after(before);
+        }
+        .sealed_after(before);
         self.records.get_mut(&head.epoch).unwrap().push(ModelRecord { head, extents, payload });
         self.head()
     }
@@ -131,7 +128,7 @@ impl ModelDisk {
 
     /// Every record from the first that leads to `point`.
     fn lineage(&self, point: PointId) -> Vec<&ModelRecord> {
-        let fact = self.epochs[point.epoch.0 as usize - 1];
+        let fact = &self.epochs[point.epoch.0 as usize - 1];
         let mut records = match fact.previous {
             Some(epoch) => self.lineage(PointId { epoch, seq: fact.fork_seq }),
             None => Vec::new(),
@@ -170,6 +167,9 @@ impl ModelDisk {
             offset_bytes: 64,
             stored_bytes: plain_bytes,
             plain_bytes,
+            codec: Codec::Raw,
+            received_first: records[0].head.label,
+            received_last: records[records.len() - 1].head.label,
             chain_before: Some(self.chain_at(PointId { epoch, seq: Seq(first - 1) })),
             chain_last: self.chain_at(PointId { epoch, seq: Seq(last) }),
             records: records.iter().map(ModelRecord::meta).collect(),

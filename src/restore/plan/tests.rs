@@ -37,7 +37,7 @@ proptest! {
         prop_assert!(!history.damaged());
         for span in &history.spans {
             let seq = Seq((span.through.0 as f64 * pick) as u64);
-            let target = PointId { epoch: span.fact.epoch, seq };
+            let target = PointId { epoch: span.segment.epoch, seq };
             let plan = Plan::build(&history, target).expect("inside the history");
             prop_assert_eq!(carry_out(&disk, &history, &plan), disk.image_at(target));
             let mut rows: Vec<usize> =

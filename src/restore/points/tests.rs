@@ -98,7 +98,7 @@ proptest! {
         let history = History::build(&disk.epochs, disk.rows(4));
         let points = list(&history);
         for span in &history.spans {
-            let records = &disk.records[&span.fact.epoch][..span.through.0 as usize];
+            let records = &disk.records[&span.segment.epoch][..span.through.0 as usize];
             for (at, record) in records.iter().enumerate() {
                 let RecordKind::Barrier(kind) = record.head.kind else { continue };
                 let last_mark = records[..=at].iter().rev().find_map(|record| match record.head.kind {
