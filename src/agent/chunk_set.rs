@@ -97,10 +97,8 @@ impl ChunkSet {
     pub fn insert(&mut self, range: Range<u64>) {
         for (block, part) in self.parts(&range) {
             let block_len = self.block_len(block);
-            let entry = self
-                .blocks
-                .entry(block)
-                .or_insert_with(|| Block::Part { words: Box::new([0; BLOCK_WORDS]), len: 0 });
+            let entry =
+                self.blocks.entry(block).or_insert_with(|| Block::Part { words: Box::new([0; BLOCK_WORDS]), len: 0 });
             let Block::Part { words: bits, len } = entry else { continue };
             for (word, mask) in words(part) {
                 let added = u64::from((mask & !bits[word]).count_ones());

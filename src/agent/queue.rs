@@ -417,7 +417,9 @@ mod tests {
         assert_eq!(write(&mut queue, 0, b"ab", 0), [Seq(1)]);
         assert_eq!(write(&mut queue, 2, b"cd", 1), [Seq(1)]);
         assert_eq!(write(&mut queue, 512, b"ef", 2), [Seq(1)]);
-        assert!(matches!(queue.next(Duration::from_millis(5), stamp(2)), Next::Linger(wait) if wait == Duration::from_millis(3)));
+        assert!(
+            matches!(queue.next(Duration::from_millis(5), stamp(2)), Next::Linger(wait) if wait == Duration::from_millis(3))
+        );
         let bytes = take(&mut queue, 6).expect("due");
         let (view, rest) = RecordView::split(&bytes).expect("whole");
         assert!(rest.is_empty());

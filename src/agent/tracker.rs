@@ -222,9 +222,9 @@ impl Tracker {
 
     /// Makes the barrier of the interval. A disk with no record since its last barrier makes one per `idle_interval` only.
     pub fn periodic_barrier(&mut self, idle_interval: Duration, stamp: Stamp) -> Option<BarrierAt> {
-        let idle = self.last_barrier.is_some_and(|(seq, at)| {
-            seq == self.queue.last_seq() && stamp.at.saturating_sub(at) < idle_interval
-        });
+        let idle = self
+            .last_barrier
+            .is_some_and(|(seq, at)| seq == self.queue.last_seq() && stamp.at.saturating_sub(at) < idle_interval);
         let room = self.queue.bytes() + self.reserved_bytes < self.queue_bytes_max;
         if idle || !room { None } else { self.barrier(BarrierKind::Crash, Id128::NONE, "", stamp) }
     }
