@@ -59,7 +59,7 @@ struct World {
     /// Disk images at the points made, by (epoch, seq).
     points: HashMap<(u64, u64), Image>,
     /// Chunks being copied, read already.
-    copying: Option<(std::ops::Range<u64>, Image)>,
+    copying: Option<(Range<u64>, Image)>,
     cursor: u64,
     span_at_replica: bool,
     now: u64,
