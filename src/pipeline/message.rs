@@ -169,7 +169,13 @@ fn seal_by(
         return Err(SealError::Layout.into());
     }
     let codec = if scratch.packer.pack(&buffer[SEAL_HEAD_BYTES..], SEAL_HEAD_BYTES, &mut scratch.packed) {
-        std::mem::swap(buffer, &mut scratch.packed);
+        // The scratch buffer keeps the larger memory, so that it need not grow again: a small message is copied instead.
+        if buffer.capacity() >= scratch.packed.capacity() {
+            std::mem::swap(buffer, &mut scratch.packed);
+        } else {
+            buffer.clear();
+            buffer.extend_from_slice(&scratch.packed);
+        }
         Codec::Lz4
     } else {
         Codec::Raw

@@ -50,6 +50,12 @@ metric_names! {
     gauge JOURNAL_BACKEND_INFO = "tidegate_journal_backend_info";
     /// Messages waiting for or in compression and sealing.
     gauge PIPELINE_QUEUE_MESSAGES = "tidegate_pipeline_queue_messages";
+    /// Bytes of messages waiting for or in compression and sealing.
+    gauge PIPELINE_QUEUE_BYTES = "tidegate_pipeline_queue_bytes";
+    /// Messages sealed, by codec.
+    counter PIPELINE_MESSAGES = "tidegate_pipeline_messages_total";
+    /// Batches closed, by reason: bytes, age, asked.
+    counter PIPELINE_BATCHES = "tidegate_pipeline_batches_total";
     /// Plaintext bytes sealed.
     counter PIPELINE_PLAIN_BYTES = "tidegate_pipeline_plain_bytes_total";
     /// Bytes after compression and sealing.

@@ -1,0 +1,543 @@
+//! The thin driver: batcher, pool and batch builder tied together.
+//!
+//! ```text
+//!  feeder thread            tg-cpu-N                    tg-batch                          caller's sink
+//!  push, poll ─► batcher ─► pack and seal ─► in order ─► append, index, trailer ─► BatchObject ─► deliver
+//!       ▲                                                     │
+//!       └──────────────── sizes of sealed messages ◄──────────┘
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::batcher::{Batcher, BatcherLimits, CloseReason, OpenMessage, Step};
+use super::buffers::BufferPool;
+use super::codec::Codec;
+use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal_in_place};
+use super::pool::{Pool, PoolConfig, PoolError};
+use crate::fault::{Classify, Fault};
+use crate::flow::Watermark;
+use crate::keys::seal::SEAL_OVERHEAD_BYTES;
+use crate::keys::{CatalogKey, LaneKey};
+use crate::limits;
+use crate::telemetry::names;
+use crate::types::{DiskId, Id128, Micros, RecordError};
+use crate::vault::batch::{BatchBuilder, BatchHeader, FinishedBatch};
+use crate::vault::index::{BatchIndex, IndexWriteError, MessageMeta, SealedIndex};
+
+/// Full-size message buffers: room for the seal around the largest message that ordinary records make.
+const MESSAGE_BUFFER_BYTES: usize = limits::MESSAGE_BYTES_TARGET + (128 << 10) + SEAL_OVERHEAD_BYTES;
+/// Full-size message buffers kept idle: what the queue of the default size holds.
+const MESSAGE_BUFFERS_IDLE_MAX: usize = 32;
+/// Room for a full batch, its last message and its index.
+const BATCH_BUFFER_BYTES: usize = limits::BATCH_BYTES_TARGET + (2 << 20);
+/// Batch buffers kept idle: one that fills, one that uploads.
+const BATCH_BUFFERS_IDLE_MAX: usize = 2;
+/// A lane whose last batch was at least this large gets a full-size buffer for the next.
+const LARGE_BATCH_BYTES: usize = limits::BATCH_BYTES_TARGET / 4;
+/// Messages held between batcher and batch: enough that small ones keep every thread busy.
+const QUEUE_JOBS_MAX: usize = 1024;
+
+/// The lane that batches are made for.
+#[derive(Clone)]
+pub struct LaneContext {
+    /// The vault.
+    pub vault: Id128,
+    /// The lane.
+    pub lane: Id128,
+    /// Seals the lane's messages.
+    pub key: LaneKey,
+    /// Seals the indexes.
+    pub catalog: CatalogKey,
+    /// Number of the lane's next batch, from 1.
+    pub next_n: u64,
+    /// Highest number up to which every batch of the lane was confirmed by the store. Written by the uploader, read when
+    /// an index is made.
+    pub confirmed: Arc<Watermark>,
+    /// The object name of a batch within the vault.
+    pub object_name: fn(lane: Id128, n: u64) -> String,
+}
+
+impl fmt::Debug for LaneContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LaneContext({} from batch {})", self.lane, self.next_n)
+    }
+}
+
+/// Sizes of a pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct PipelineConfig {
+    /// Threads that pack and seal.
+    pub threads: usize,
+    /// When messages and batches close.
+    pub limits: BatcherLimits,
+    /// Plaintext bytes held between batcher and batch.
+    pub queue_bytes_max: usize,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { threads, limits: BatcherLimits::default(), queue_bytes_max: 16 << 20 }
+    }
+}
+
+/// A batch ready to be stored.
+#[derive(Clone, Debug)]
+pub struct BatchObject {
+    /// The vault it is sealed for.
+    pub vault: Id128,
+    /// The lane.
+    pub lane: Id128,
+    /// Number in the lane.
+    pub n: u64,
+    /// Object name; the content is bound to it.
+    pub name: String,
+    /// The whole object.
+    pub body: Bytes,
+    /// Its index.
+    pub index: BatchIndex,
+    /// Its index as it stands in the object, for the lane index.
+    pub sealed_index: SealedIndex,
+    /// Records in it.
+    pub records: u64,
+    /// Bytes of the records.
+    pub plain_bytes: u64,
+}
+
+/// The taker of batches is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nobody takes batches any more")]
+pub struct SinkClosed;
+
+/// Why the pipeline stopped. It does not start again: a new one replays from the journal.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PipelineError {
+    /// A worker failed.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A message could not be sealed.
+    #[error("sealing a message of {disk} failed")]
+    Seal {
+        /// The disk.
+        disk: DiskId,
+        /// Why.
+        #[source]
+        source: SealMessageError,
+    },
+    /// An index could not be made.
+    #[error("making the index of {object} failed")]
+    Index {
+        /// The batch object.
+        object: String,
+        /// Why.
+        #[source]
+        source: Arc<IndexWriteError>,
+    },
+    /// The taker of batches is gone.
+    #[error(transparent)]
+    Sink(#[from] SinkClosed),
+    /// A thread could not be started.
+    #[error("starting a pipeline thread failed")]
+    Thread(#[source] Arc<std::io::Error>),
+}
+
+impl Classify for PipelineError {
+    fn fault(&self) -> Fault {
+        Fault::Fatal
+    }
+}
+
+/// Why a record was not taken.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PushError {
+    /// The bytes are no record. Nothing was taken; the pipeline goes on.
+    #[error("{disk}: the record to be sealed is not whole")]
+    Record {
+        /// The disk.
+        disk: DiskId,
+        /// What is wrong.
+        #[source]
+        source: RecordError,
+    },
+    /// The pipeline has stopped.
+    #[error(transparent)]
+    Stopped(#[from] PipelineError),
+}
+
+impl Classify for PushError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Record { .. } => Fault::Corrupt,
+            Self::Stopped(error) => error.fault(),
+        }
+    }
+}
+
+/// The batch that a message was assigned to, shared by all its messages.
+struct Target {
+    lane: Arc<LaneContext>,
+    n: u64,
+    object: String,
+    ordinal: u64,
+}
+
+enum Job {
+    Seal(OpenMessage, Arc<Target>),
+    Close(CloseReason, Arc<Target>),
+}
+
+enum Done {
+    Sealed(OpenMessage, usize, SealedInfo, Arc<Target>),
+    Close(CloseReason, Arc<Target>),
+    Failed(PipelineError),
+}
+
+/// What the collector tells the feeder's side.
+#[derive(Default)]
+struct Feedback {
+    /// Batch ordinal, plaintext bytes, sealed bytes.
+    sealed: Vec<(u64, usize, usize)>,
+    failure: Option<PipelineError>,
+}
+
+/// See the module's head. Owned by one feeder thread; every call may wait for the sink.
+pub struct Pipeline {
+    batcher: Batcher,
+    steps: Vec<Step>,
+    lane: Arc<LaneContext>,
+    next_n: u64,
+    target: Option<Arc<Target>>,
+    pool: Arc<Pool<Job, Done>>,
+    feedback: Arc<Mutex<Feedback>>,
+    collector: Option<JoinHandle<()>>,
+}
+
+impl Pipeline {
+    /// Starts the threads. Finished batches go to `sink`, on the thread `tg-batch`, in the order of their numbers; while it
+    /// waits, the pipeline fills up to its bounds and then [`Pipeline::push`] waits.
+    ///
+    /// # Errors
+    /// [`PipelineError::Thread`] if a thread cannot be started.
+    pub fn start(
+        config: &PipelineConfig,
+        lane: LaneContext,
+        sink: impl FnMut(BatchObject) -> Result<(), SinkClosed> + Send + 'static,
+    ) -> Result<Self, PipelineError> {
+        let message_buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, MESSAGE_BUFFERS_IDLE_MAX);
+        let pool_config = PoolConfig {
+            threads: config.threads,
+            queue_bytes_max: config.queue_bytes_max,
+            queue_jobs_max: QUEUE_JOBS_MAX,
+        };
+        let make_worker = || {
+            let mut scratch = Scratch::default();
+            move |job| work(job, &mut scratch)
+        };
+        let thread_error = |error| PipelineError::Thread(Arc::new(error));
+        let pool = Arc::new(Pool::start(pool_config, make_worker).map_err(thread_error)?);
+        let feedback = Arc::new(Mutex::new(Feedback::default()));
+        let collector = Collector {
+            pool: Arc::clone(&pool),
+            feedback: Arc::clone(&feedback),
+            message_buffers: Arc::clone(&message_buffers),
+            batch_buffers: BufferPool::new(BATCH_BUFFER_BYTES, BATCH_BUFFERS_IDLE_MAX),
+            open: None,
+            last_batch_bytes: 0,
+            sink,
+        };
+        let collector =
+            std::thread::Builder::new().name("tg-batch".into()).spawn(move || collector.run()).map_err(thread_error)?;
+        let next_n = lane.next_n;
+        Ok(Self {
+            batcher: Batcher::new(config.limits, message_buffers),
+            steps: Vec::new(),
+            lane: Arc::new(lane),
+            next_n,
+            target: None,
+            pool,
+            feedback,
+            collector: Some(collector),
+        })
+    }
+
+    /// Takes one whole record of `disk`, received at `received`. `now` is any monotonic time, the same as in
+    /// [`Pipeline::poll`]. Waits while the pipeline is full.
+    ///
+    /// # Errors
+    /// [`PushError::Record`] if the bytes are no record; [`PushError::Stopped`] if the pipeline has failed.
+    pub fn push(&mut self, now: Duration, disk: &DiskId, record: &[u8], received: Micros) -> Result<(), PushError> {
+        self.take_feedback()?;
+        let pushed = self.batcher.push(now, disk, record, received, &mut self.steps);
+        self.run_steps()?;
+        pushed.map_err(|source| PushError::Record { disk: disk.clone(), source })
+    }
+
+    /// Closes the batch if it is old enough. To be called at [`Pipeline::due`], or every few milliseconds.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the pipeline has failed.
+    pub fn poll(&mut self, now: Duration) -> Result<(), PipelineError> {
+        self.take_feedback()?;
+        self.batcher.poll(now, &mut self.steps);
+        self.run_steps()
+    }
+
+    /// When [`Pipeline::poll`] has something to do next; `None` while nothing is open.
+    #[must_use]
+    pub fn due(&self) -> Option<Duration> {
+        self.batcher.due()
+    }
+
+    /// Closes the open batch now, if there is one.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the pipeline has failed.
+    pub fn flush(&mut self) -> Result<(), PipelineError> {
+        self.batcher.flush(&mut self.steps);
+        self.run_steps()
+    }
+
+    /// Closes the open batch and goes on in another lane.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the pipeline has failed.
+    pub fn roll(&mut self, lane: LaneContext) -> Result<(), PipelineError> {
+        self.flush()?;
+        self.next_n = lane.next_n;
+        self.lane = Arc::new(lane);
+        Ok(())
+    }
+
+    /// Number that the next batch will have: all below are closed, and on their way to the sink at least.
+    #[must_use]
+    pub fn next_n(&self) -> u64 {
+        self.next_n
+    }
+
+    /// Closes the open batch and waits until the sink has taken everything. The result is the number after the last batch.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the pipeline has failed; batches may then be missing.
+    pub fn finish(mut self) -> Result<u64, PipelineError> {
+        self.flush()?;
+        self.pool.close();
+        if let Some(collector) = self.collector.take() {
+            // A panic of the sink is reported below: the collector leaves a failure whenever it ends early.
+            if collector.join().is_err() {
+                return Err(SinkClosed.into());
+            }
+        }
+        self.take_feedback()?;
+        Ok(self.next_n)
+    }
+
+    fn take_feedback(&mut self) -> Result<(), PipelineError> {
+        let mut feedback = self.feedback.lock();
+        if let Some(failure) = &feedback.failure {
+            return Err(failure.clone());
+        }
+        for (ordinal, plain_bytes, sealed_bytes) in feedback.sealed.drain(..) {
+            self.batcher.note_sealed(ordinal, plain_bytes, sealed_bytes);
+        }
+        Ok(())
+    }
+
+    fn target(&mut self, ordinal: u64) -> Arc<Target> {
+        let (lane, n) = (&self.lane, self.next_n);
+        let make = || {
+            let object = (lane.object_name)(lane.lane, n);
+            Arc::new(Target { lane: Arc::clone(lane), n, object, ordinal })
+        };
+        Arc::clone(self.target.get_or_insert_with(make))
+    }
+
+    fn run_steps(&mut self) -> Result<(), PipelineError> {
+        if self.steps.is_empty() {
+            return Ok(());
+        }
+        metrics::gauge!(names::PIPELINE_QUEUE_MESSAGES).set(self.pool.held_jobs() as f64);
+        metrics::gauge!(names::PIPELINE_QUEUE_BYTES).set(self.pool.held_bytes() as f64);
+        let mut steps = std::mem::take(&mut self.steps);
+        // The batcher is ahead by the closes that it asks for now.
+        let closes = steps.iter().filter(|step| matches!(step, Step::Close(_))).count() as u64;
+        let mut ordinal = self.batcher.ordinal() - closes;
+        for step in steps.drain(..) {
+            let target = self.target(ordinal);
+            let (job, bytes) = match step {
+                Step::Message(message) => {
+                    let bytes = message.buffer.capacity();
+                    (Job::Seal(message, target), bytes)
+                }
+                Step::Close(reason) => {
+                    self.target = None;
+                    self.next_n += 1;
+                    ordinal += 1;
+                    (Job::Close(reason, target), 0)
+                }
+            };
+            if let Err(error) = self.pool.submit(job, bytes) {
+                // The collector may know the deeper reason.
+                return Err(self.feedback.lock().failure.clone().unwrap_or(error.into()));
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        // Not finished: what is on its way is thrown away; the journal still has it.
+        self.pool.abort(PoolError::Closed);
+        // The collector is not joined: it may wait in the sink, whose owner may wait for this drop.
+        drop(self.collector.take());
+    }
+}
+
+fn work(job: Job, scratch: &mut Scratch) -> Done {
+    match job {
+        Job::Close(reason, target) => Done::Close(reason, target),
+        Job::Seal(mut message, target) => {
+            let plain_bytes = message.plain_bytes();
+            let context = MessageContext {
+                vault: target.lane.vault,
+                object: &target.object,
+                disk: &message.disk,
+                epoch: message.epoch,
+                first: message.first,
+                last: message.last,
+                codec: Codec::Raw,
+                plain_bytes: 0,
+            };
+            match seal_in_place(&target.lane.key, &context, &mut message.buffer, scratch) {
+                Ok(info) => Done::Sealed(message, plain_bytes, info, target),
+                Err(source) => Done::Failed(PipelineError::Seal { disk: message.disk, source }),
+            }
+        }
+    }
+}
+
+struct OpenBatch {
+    builder: BatchBuilder,
+    pooled: bool,
+    records: u64,
+    plain_bytes: u64,
+}
+
+/// The side of thread `tg-batch`.
+struct Collector<S> {
+    pool: Arc<Pool<Job, Done>>,
+    feedback: Arc<Mutex<Feedback>>,
+    message_buffers: Arc<BufferPool>,
+    batch_buffers: Arc<BufferPool>,
+    open: Option<OpenBatch>,
+    last_batch_bytes: usize,
+    sink: S,
+}
+
+/// Tells the feeder that the collector is gone, also when the sink panics: otherwise `push` would wait for ever.
+struct EndGuard {
+    pool: Arc<Pool<Job, Done>>,
+    feedback: Arc<Mutex<Feedback>>,
+}
+
+impl EndGuard {
+    fn fail(&self, failure: PipelineError) {
+        self.feedback.lock().failure.get_or_insert(failure);
+        self.pool.abort(PoolError::Closed);
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fail(SinkClosed.into());
+        }
+    }
+}
+
+impl<S: FnMut(BatchObject) -> Result<(), SinkClosed>> Collector<S> {
+    fn run(mut self) {
+        let guard = EndGuard { pool: Arc::clone(&self.pool), feedback: Arc::clone(&self.feedback) };
+        loop {
+            let result = match self.pool.next() {
+                Ok(None) => return,
+                Ok(Some(done)) => self.take(done),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(failure) = result {
+                return guard.fail(failure);
+            }
+        }
+    }
+
+    fn take(&mut self, done: Done) -> Result<(), PipelineError> {
+        match done {
+            Done::Failed(error) => Err(error),
+            Done::Sealed(message, plain_bytes, info, target) => {
+                self.append(message, plain_bytes, info, &target);
+                Ok(())
+            }
+            Done::Close(reason, target) => self.close(reason, &target),
+        }
+    }
+
+    fn append(&mut self, message: OpenMessage, plain_bytes: usize, info: SealedInfo, target: &Target) {
+        let open = self.open.get_or_insert_with(|| {
+            let header = BatchHeader { vault: target.lane.vault, lane: target.lane.lane, n: target.n };
+            let pooled = self.last_batch_bytes >= LARGE_BATCH_BYTES;
+            let body = if pooled { self.batch_buffers.take() } else { Vec::new() };
+            OpenBatch { builder: BatchBuilder::new(header, body), pooled, records: 0, plain_bytes: 0 }
+        });
+        open.records += message.records.len() as u64;
+        open.plain_bytes += plain_bytes as u64;
+        let meta = MessageMeta {
+            epoch: message.epoch,
+            first: message.first,
+            last: message.last,
+            offset_bytes: 0,
+            stored_bytes: info.stored_bytes,
+            plain_bytes: plain_bytes as u32,
+            codec: info.codec,
+            chain_before: message.chain_before,
+            chain_last: message.chain_last,
+            received_first: message.received_first,
+            received_last: message.received_last,
+            records: message.records,
+        };
+        open.builder.push(&message.disk, meta, &message.buffer);
+        self.message_buffers.give_back(message.buffer);
+        self.feedback.lock().sealed.push((target.ordinal, plain_bytes, info.stored_bytes as usize));
+        let codec = match info.codec {
+            Codec::Raw => "raw",
+            Codec::Lz4 => "lz4",
+        };
+        metrics::counter!(names::PIPELINE_MESSAGES, "codec" => codec).increment(1);
+        metrics::counter!(names::PIPELINE_PLAIN_BYTES).increment(plain_bytes as u64);
+        metrics::counter!(names::PIPELINE_SEALED_BYTES).increment(u64::from(info.stored_bytes));
+    }
+
+    fn close(&mut self, reason: CloseReason, target: &Target) -> Result<(), PipelineError> {
+        let Some(OpenBatch { builder, pooled, records, plain_bytes }) = self.open.take() else { return Ok(()) };
+        let lane = &target.lane;
+        let FinishedBatch { body, index, sealed_index } = builder
+            .finish(&lane.catalog, &target.object, lane.confirmed.get())
+            .map_err(|source| PipelineError::Index { object: target.object.clone(), source: Arc::new(source) })?;
+        self.last_batch_bytes = body.len();
+        let body = if pooled { self.batch_buffers.share(body) } else { Bytes::from(body) };
+        metrics::counter!(names::PIPELINE_BATCHES, "reason" => reason.as_str()).increment(1);
+        let name = target.object.clone();
+        let (vault, lane, n) = (lane.vault, lane.lane, target.n);
+        (self.sink)(BatchObject { vault, lane, n, name, body, index, sealed_index, records, plain_bytes })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
