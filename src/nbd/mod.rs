@@ -30,8 +30,14 @@
 //! Shutdown: on drain the server stops accepting and reading, answers what it took, closes, and removes its unix socket.
 //! Crash: nothing is kept; clients reconnect.
 
+pub mod client;
+mod connection;
+mod execute;
 pub mod file;
+pub mod handshake;
+pub mod proto;
 pub mod server;
+mod workers;
 
 use std::fmt;
 use std::io;
@@ -41,7 +47,8 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 
-pub use file::FileExport;
+pub use client::{Client, ClientError};
+pub use file::{FileExport, SourceError};
 pub use server::{Server, ServerLimits};
 
 /// How a range is to be zeroed.
@@ -157,3 +164,6 @@ impl fmt::Display for Listen {
 
 /// Longest path of a unix socket: the size of `sun_path` less its final zero.
 pub const UNIX_PATH_BYTES_MAX: usize = 107;
+
+#[cfg(test)]
+mod tests;

@@ -82,6 +82,14 @@ metric_names! {
     counter EPOCHS_CREATED = "tidegate_epochs_created_total";
     /// Seconds from receiving a record to its batch being vaulted.
     histogram VAULTED_DELAY_SECONDS = "tidegate_vaulted_delay_seconds";
+    /// NBD connections open.
+    gauge NBD_CONNECTIONS = "tidegate_nbd_connections";
+    /// NBD requests answered, by command.
+    counter NBD_REQUESTS = "tidegate_nbd_requests_total";
+    /// NBD requests answered with an error, by command.
+    counter NBD_ERRORS = "tidegate_nbd_errors_total";
+    /// Seconds from reading an NBD request to its answer, by command.
+    histogram NBD_REQUEST_SECONDS = "tidegate_nbd_request_seconds";
 }
 
 #[cfg(test)]

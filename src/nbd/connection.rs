@@ -1,0 +1,350 @@
+//! One connection: handshake, then a reader that hands requests to the workers and a writer that sends their replies.
+//!
+//! A request takes a place of its connection and claims its bytes from two budgets, first the connection's, then the
+//! export's; both travel with it through the workers to the writer and are given back when the reply is sent. A client
+//! that does not read its replies therefore stops its own requests, not the memory of the server.
+
+use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::Export;
+use super::execute::{self, Bounds, Failure, ReplyBytes};
+use super::handshake::{Agreed, Handshake, Step, greeting};
+use super::proto::{self, Command, ErrorCode, OptionHead, ProtoError, Request};
+use super::server::ServerLimits;
+use super::workers::WorkQueue;
+use crate::fault::{Classify, Fault};
+use crate::flow::{Budget, BudgetGuard, Drain};
+use crate::telemetry::names;
+
+/// Bytes that one read of the socket takes at most: some hundred small requests.
+const INPUT_BYTES: usize = 64 << 10;
+/// Replies that one write to the socket gathers at most.
+const REPLY_BATCH: usize = 64;
+
+/// Why a connection ended before the client ended it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectionError {
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    #[error("the client broke the protocol")]
+    Proto(#[from] ProtoError),
+    #[error("the client asked for handshake flags {0:#x}, which were not offered")]
+    Flags(u32),
+    #[error("the client did not finish the handshake in time")]
+    HandshakeTimeout,
+    #[error("the client stopped in the middle of a request, or did not take its replies")]
+    Stalled,
+}
+
+impl Classify for ConnectionError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Io(_) => Fault::Retry,
+            _ => Fault::Reject,
+        }
+    }
+}
+
+/// What the connections of a server share.
+pub(super) struct Shared {
+    pub(super) exports: Vec<Arc<dyn Export>>,
+    /// One per export.
+    pub(super) queues: Vec<WorkQueue>,
+    /// One per export.
+    pub(super) budgets: Vec<Budget>,
+    pub(super) limits: ServerLimits,
+}
+
+/// A finished request on its way to the writer, with what it holds until it is sent.
+struct Reply {
+    bytes: ReplyBytes,
+    _held: Held,
+}
+
+/// A request's place and bytes.
+struct Held {
+    _place: OwnedSemaphorePermit,
+    _connection: BudgetGuard,
+    _export: BudgetGuard,
+}
+
+/// Serves one client from the greeting to the end.
+pub(super) async fn serve<R, W>(shared: &Shared, read: R, mut write: W, mut drain: Drain) -> Result<(), ConnectionError>
+where
+    R: AsyncRead + Send + Unpin,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    let mut input = Input { stream: read, buf: BytesMut::with_capacity(INPUT_BYTES) };
+    let agreed = tokio::select! {
+        agreed = timeout(shared.limits.handshake_timeout, shake_hands(shared, &mut input, &mut write)) => {
+            agreed.map_err(|_| ConnectionError::HandshakeTimeout)??
+        }
+        () = drain.wait() => None,
+    };
+    let Some(agreed) = agreed else { return Ok(write.shutdown().await?) };
+    let places = shared.limits.requests_per_connection_max.max(1);
+    let (replies, done) = mpsc::channel(places);
+    // In a set, so that the writer ends with this task when the server aborts it.
+    let mut writer = JoinSet::new();
+    writer.spawn(write_replies(write, done));
+    let requests = Requests::new(shared, agreed, places, replies);
+    let ended = tokio::select! {
+        ended = requests.read(&mut input, &mut drain) => ended,
+        written = writer.join_next() => return written.map_or(Ok(()), flatten),
+    };
+    // The reader has dropped its sender: the writer ends when the last request in flight is answered.
+    let written = timeout(shared.limits.stall_timeout, writer.join_next()).await;
+    ended.and(written.map_err(|_| ConnectionError::Stalled)?.map_or(Ok(()), flatten))
+}
+
+fn flatten(joined: Result<io::Result<()>, tokio::task::JoinError>) -> Result<(), ConnectionError> {
+    Ok(joined.map_err(io::Error::other)??)
+}
+
+/// The handshake; `None` if the client leaves without requests.
+async fn shake_hands<R, W>(
+    shared: &Shared,
+    input: &mut Input<R>,
+    write: &mut W,
+) -> Result<Option<Agreed>, ConnectionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    write.write_all(&greeting()).await?;
+    if !input.fill(4).await? {
+        return Ok(None);
+    }
+    let flags = input.buf.get_u32();
+    let mut state = Handshake::start(&shared.exports, flags).ok_or(ConnectionError::Flags(flags))?;
+    let mut out = Vec::new();
+    loop {
+        if !input.fill(proto::OPTION_HEAD_BYTES).await? {
+            return Ok(None);
+        }
+        let head = OptionHead::decode(&input.buf.split_to(proto::OPTION_HEAD_BYTES))?;
+        if head.data_bytes > proto::OPTION_BYTES_MAX {
+            proto::encode_option_reply(
+                &mut out,
+                head.option,
+                proto::option_reply::ERR_TOO_BIG,
+                b"the option is too long",
+            );
+            write.write_all(&out).await?;
+            let (found, limit) = (head.data_bytes.into(), proto::OPTION_BYTES_MAX.into());
+            return Err(ProtoError::TooLong { what: "option", found, limit }.into());
+        }
+        let data_bytes = head.data_bytes as usize;
+        if data_bytes > 0 && !input.fill(data_bytes).await? {
+            return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let step = state.answer(head.option, &input.buf.split_to(data_bytes), &mut out);
+        write.write_all(&out).await?;
+        out.clear();
+        match step {
+            Step::Continue => {}
+            Step::Transmit(agreed) => return Ok(Some(agreed)),
+            Step::Close => return Ok(None),
+        }
+    }
+}
+
+/// The reading half of the socket and what was read ahead.
+struct Input<R> {
+    stream: R,
+    buf: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Input<R> {
+    /// Reads until `count` bytes are there. `false` if the stream ended before the first of them. Loses nothing if dropped.
+    async fn fill(&mut self, count: usize) -> io::Result<bool> {
+        while self.buf.len() < count {
+            self.buf.reserve(INPUT_BYTES);
+            if self.stream.read_buf(&mut self.buf).await? == 0 {
+                return if self.buf.is_empty() { Ok(false) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a payload: what was read ahead is copied, the rest goes from the socket to its place.
+    async fn payload(&mut self, count: usize, limits: &ServerLimits) -> Result<Bytes, ConnectionError> {
+        if count <= self.buf.len() {
+            return Ok(Bytes::copy_from_slice(&self.buf.split_to(count)));
+        }
+        let mut payload = BytesMut::with_capacity(count);
+        payload.put(self.buf.split());
+        while payload.len() < count {
+            let left = count - payload.len();
+            let mut room = (&mut payload).limit(left);
+            let read = timeout(limits.stall_timeout, self.stream.read_buf(&mut room)).await;
+            if read.map_err(|_| ConnectionError::Stalled)?? == 0 {
+                return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok(payload.freeze())
+    }
+
+    /// Drops the payload of a request that is refused.
+    async fn skip(&mut self, count: usize, limits: &ServerLimits) -> Result<(), ConnectionError> {
+        let mut left = count;
+        loop {
+            let here = left.min(self.buf.len());
+            self.buf.advance(here);
+            left -= here;
+            if left == 0 {
+                return Ok(());
+            }
+            self.buf.reserve(INPUT_BYTES);
+            let buf = &mut self.buf;
+            let read = timeout(limits.stall_timeout, self.stream.read_buf(buf)).await;
+            if read.map_err(|_| ConnectionError::Stalled)?? == 0 {
+                return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+}
+
+/// The reading side of the request phase.
+struct Requests<'a> {
+    shared: &'a Shared,
+    export: &'a Arc<dyn Export>,
+    index: usize,
+    bounds: Bounds,
+    places: Arc<Semaphore>,
+    budget: Budget,
+    replies: mpsc::Sender<Reply>,
+}
+
+impl<'a> Requests<'a> {
+    fn new(shared: &'a Shared, agreed: Agreed, places: usize, replies: mpsc::Sender<Reply>) -> Self {
+        let index = agreed.export;
+        let export = &shared.exports[index];
+        let bounds = Bounds {
+            size_bytes: export.size_bytes(),
+            read_only: export.read_only(),
+            fast_zero: export.fast_zero(),
+            agreed,
+        };
+        let budget = Budget::new(shared.limits.payload_bytes_per_connection_max);
+        Self { shared, export, index, bounds, places: Arc::new(Semaphore::new(places)), budget, replies }
+    }
+
+    /// Reads requests until the client is done, breaks the protocol, or the server drains.
+    async fn read<R: AsyncRead + Unpin>(self, input: &mut Input<R>, drain: &mut Drain) -> Result<(), ConnectionError> {
+        let mut draining = std::pin::pin!(drain.wait());
+        loop {
+            let more = tokio::select! {
+                biased;
+                () = &mut draining => false,
+                more = input.fill(proto::REQUEST_BYTES) => more?,
+            };
+            if !more {
+                return Ok(());
+            }
+            let request = Request::decode(&input.buf.split_to(proto::REQUEST_BYTES))?;
+            if request.command == Command::Disconnect {
+                return Ok(());
+            }
+            self.take(input, request).await?;
+        }
+    }
+
+    async fn take<R: AsyncRead + Unpin>(&self, input: &mut Input<R>, request: Request) -> Result<(), ConnectionError> {
+        let started = Instant::now();
+        let payload_bytes = if request.command == Command::Write { request.length } else { 0 };
+        if payload_bytes > proto::PAYLOAD_BYTES_MAX {
+            // Reading on would mean to take more than the limit just to find the next request.
+            let (found, limit) = (payload_bytes.into(), proto::PAYLOAD_BYTES_MAX.into());
+            return Err(ProtoError::TooLong { what: "write", found, limit }.into());
+        }
+        let limits = &self.shared.limits;
+        if let Err(failure) = execute::check(&request, &self.bounds) {
+            input.skip(payload_bytes as usize, limits).await?;
+            let held = self.hold(0).await;
+            answer(self.export.name(), &request, Err(failure), self.bounds.agreed, started, held, &self.replies);
+            return Ok(());
+        }
+        let held = self.hold(execute::memory_bytes(&request)).await;
+        let data = input.payload(payload_bytes as usize, limits).await?;
+        let (export, agreed) = (Arc::clone(self.export), self.bounds.agreed);
+        let replies = self.replies.clone();
+        self.shared.queues[self.index].push(Box::new(move || {
+            // A panic of an export must take neither the thread nor the client's request with it.
+            let done = catch_unwind(AssertUnwindSafe(|| execute::execute(&*export, agreed, &request, data)));
+            let done = done.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Io, "the export failed internally")));
+            answer(export.name(), &request, done, agreed, started, held, &replies);
+        }));
+        Ok(())
+    }
+
+    async fn hold(&self, bytes: u64) -> Held {
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+            unreachable!("the semaphore is never closed")
+        };
+        let connection = self.budget.claim(bytes).await;
+        let export = self.shared.budgets[self.index].claim(bytes).await;
+        Held { _place: place, _connection: connection, _export: export }
+    }
+}
+
+/// Counts a finished request and hands its reply to the writer.
+fn answer(
+    export: &str,
+    request: &Request,
+    done: Result<ReplyBytes, Failure>,
+    agreed: Agreed,
+    started: Instant,
+    held: Held,
+    replies: &mpsc::Sender<Reply>,
+) {
+    let command = request.command.as_str();
+    metrics::counter!(names::NBD_REQUESTS, "command" => command).increment(1);
+    metrics::histogram!(names::NBD_REQUEST_SECONDS, "command" => command).record(started.elapsed().as_secs_f64());
+    let bytes = done.unwrap_or_else(|failure| {
+        metrics::counter!(names::NBD_ERRORS, "command" => command).increment(1);
+        let (offset, length) = (request.offset, request.length);
+        // The export's own failures are the operator's business, a client's mistakes its own.
+        if matches!(failure.code, ErrorCode::Io | ErrorCode::NoMemory) {
+            tracing::error!(export, command, offset, length, error = failure.text, "request failed");
+        } else {
+            tracing::debug!(export, command, offset, length, error = failure.text, "request refused");
+        }
+        failure.reply(request, agreed)
+    });
+    // There is room: the queue has one entry per place, and this request holds a place. Without a writer nobody waits.
+    let _ = replies.try_send(Reply { bytes, _held: held });
+}
+
+/// Sends replies until every sender is gone.
+async fn write_replies<W: AsyncWrite + Unpin>(mut stream: W, mut replies: mpsc::Receiver<Reply>) -> io::Result<()> {
+    let mut batch = Vec::with_capacity(REPLY_BATCH);
+    while replies.recv_many(&mut batch, REPLY_BATCH).await > 0 {
+        let mut slices = Vec::with_capacity(batch.len());
+        for reply in &batch {
+            match &reply.bytes {
+                ReplyBytes::Simple(bytes) => slices.push(IoSlice::new(bytes)),
+                ReplyBytes::Pieces(pieces) => slices.extend(pieces.iter().map(|piece| IoSlice::new(piece))),
+            }
+        }
+        let mut left = &mut slices[..];
+        // Empty slices at the front would make a write of nothing look like a closed socket.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match stream.write_vectored(left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => IoSlice::advance_slices(&mut left, count),
+            }
+        }
+        batch.clear();
+    }
+    stream.shutdown().await
+}
