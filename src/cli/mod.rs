@@ -5,6 +5,7 @@
 
 mod agent;
 mod gateway;
+pub mod keyring;
 mod pki;
 mod point;
 mod points;

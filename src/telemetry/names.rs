@@ -72,6 +72,8 @@ metric_names! {
     gauge UPLOAD_QUEUE_BATCHES = "tidegate_upload_queue_batches";
     /// Sealed bytes waiting for or in upload.
     gauge UPLOAD_QUEUE_BYTES = "tidegate_upload_queue_bytes";
+    /// 1 while uploads wait for somebody to change something, such as a credential.
+    gauge UPLOAD_PARKED = "tidegate_upload_parked";
     /// Agents connected.
     gauge AGENT_SESSIONS = "tidegate_agent_sessions";
     /// Disk streams open.

@@ -110,7 +110,7 @@ impl Credential {
         if let Some((text, from)) = variables.secret(CONNECTION_STRING)? {
             return Self::of_connection_string(account, &text, &from);
         }
-        Ok(Self::of_identity(account, variables)?)
+        Self::of_identity(account, variables)
     }
 
     fn of_connection_string(account: &str, text: &str, from: &str) -> Result<Self, String> {

@@ -39,8 +39,11 @@ pub mod lane;
 pub mod names;
 pub mod objects;
 pub mod put;
+pub mod reader;
 pub mod rng;
 pub mod store;
+pub mod upload_queue;
+pub mod uploader;
 pub mod url;
 
 use std::time::Duration;

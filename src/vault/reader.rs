@@ -1,0 +1,241 @@
+//! Finding what a vault holds: from names and sizes, over indexes, to rows; everything in parallel, nothing believed
+//! before it authenticated.
+//!
+//! ```text
+//!  routes of the wanted disks ──► lanes ──► per lane: LIST batches · LIST lane indexes · registration · end
+//!                                             │             │
+//!                                             │             └ read whole: rows of up to 1,024 batches each
+//!                                             └ what no lane index covers: last 64 KiB of the batch
+//! ```
+//!
+//! A batch is missing *provably* when its number is at or below one that a later index states as confirmed, or that the
+//! lane's end states as its last. Any other hole is what a crash leaves: a batch that was never acked.
+//!
+//! What fails is a [`Finding`] with the object's name; the rest goes on. Only failures of the store itself (no access,
+//! no answer) end the loading: a catalog that silently lacks lanes would make recovery points vanish.
+
+mod lane_rows;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use object_store::path::Path;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::batch::BatchError;
+use super::index::BatchIndex;
+use super::lane::ListedLane;
+use super::objects::LaneObject;
+use super::store::GetError;
+use super::{Vault, VaultError};
+use crate::fault::{Classify, Fault};
+use crate::flow::Budget;
+use crate::types::{DiskId, Id128};
+
+/// Requests at the same time, over all lanes.
+const REQUESTS_AT_ONCE: usize = 32;
+/// Bytes of indexes in flight: a few of the largest lane indexes.
+const BYTES_IN_FLIGHT: u64 = 256 << 20;
+/// Lanes in work at the same time: each holds its listing.
+const LANES_AT_ONCE: usize = 16;
+
+/// A batch and its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogBatch {
+    /// The object's name within the vault.
+    pub object: Path,
+    /// Size of the object: as listed, or as its index states if it is missing.
+    pub size_bytes: u64,
+    /// Whether the object itself is there.
+    pub present: bool,
+    /// Its rows, only those of the wanted disks.
+    pub index: BatchIndex,
+}
+
+/// What is known of a lane.
+#[derive(Debug, Clone)]
+pub struct CatalogLane {
+    /// Its id.
+    pub lane: Id128,
+    /// Its registration with the wrapped key; `None` if it is missing or not believed (see the findings).
+    pub object: Option<LaneObject>,
+    /// The last batch, if the lane was ended.
+    pub end: Option<u64>,
+    /// Whether it has a seal.
+    pub sealed: bool,
+    /// Batches that the listing shows.
+    pub batches: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Every batch up to this number was once confirmed.
+    pub confirmed_through: u64,
+}
+
+/// Something wrong, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The object.
+    pub object: String,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with an object.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// It was there, and is not.
+    #[error("is missing: it was vaulted once, and deleted or lost since")]
+    Missing,
+    /// It does not authenticate, is cut, or breaks its format.
+    #[error("is damaged: {0}")]
+    Damaged(String),
+    /// A lane's registration is missing: its batches cannot be opened.
+    #[error("is missing: the lane's key is lost, its batches cannot be opened")]
+    LaneKeyMissing,
+    /// A newer release wrote it.
+    #[error("{0}")]
+    Newer(String),
+    /// Nothing of this kind belongs there.
+    #[error("is not of a vault: nothing of that name belongs there")]
+    Foreign,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.object, self.problem)
+    }
+}
+
+impl Finding {
+    fn new(object: &Path, problem: Problem) -> Self {
+        Self { object: object.to_string(), problem }
+    }
+
+    /// The finding that an error stands for, or the error back if it says nothing about the object itself.
+    fn of(object: &Path, error: VaultError) -> Result<Self, VaultError> {
+        match error.fault() {
+            Fault::Corrupt => Ok(Self::new(object, Problem::Damaged(crate::fault::chain_text(&error)))),
+            Fault::Reject if matches!(error, VaultError::Object(_)) => {
+                Ok(Self::new(object, Problem::Newer(error.to_string())))
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn of_batch(object: &Path, error: &BatchError) -> Self {
+        Self::new(object, Problem::Damaged(crate::fault::chain_text(error)))
+    }
+}
+
+/// What to load.
+#[derive(Debug, Clone, Default)]
+pub struct Want {
+    /// Only these disks; all if `None`.
+    pub disks: Option<BTreeSet<DiskId>>,
+}
+
+impl Want {
+    /// One disk.
+    #[must_use]
+    pub fn disk(disk: &DiskId) -> Self {
+        Self { disks: Some(BTreeSet::from([disk.clone()])) }
+    }
+
+    fn holds(&self, disk: &DiskId) -> bool {
+        self.disks.as_ref().is_none_or(|disks| disks.contains(disk))
+    }
+}
+
+/// Everything that the wanted disks' indexes say.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    /// The lanes that were read, by id.
+    pub lanes: Vec<CatalogLane>,
+    /// Their batches, by lane and number.
+    pub batches: Vec<CatalogBatch>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// What all lanes share while they are read.
+#[derive(Clone)]
+struct Shared {
+    vault: Vault,
+    want: Arc<Want>,
+    requests: Arc<Semaphore>,
+    bytes: Budget,
+}
+
+impl Catalog {
+    /// Reads the indexes of every lane that carried a wanted disk.
+    ///
+    /// # Errors
+    /// [`VaultError::KeyNeeded`] without a catalog key; a failed request. Damage is a finding, not an error.
+    pub async fn load(vault: &Vault, want: &Want) -> Result<Self, VaultError> {
+        vault.need_key()?;
+        let shared = Shared {
+            vault: vault.clone(),
+            want: Arc::new(want.clone()),
+            requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
+            bytes: Budget::new(BYTES_IN_FLIGHT),
+        };
+        let mut waiting = wanted_lanes(vault, want).await?.into_iter();
+        let mut running = JoinSet::new();
+        let mut catalog = Self::default();
+        loop {
+            while running.len() < LANES_AT_ONCE {
+                let Some(lane) = waiting.next() else { break };
+                running.spawn(lane_rows::load(shared.clone(), lane));
+            }
+            match running.join_next().await {
+                None => break,
+                Some(Ok(part)) => catalog.join(part?),
+                Some(Err(error)) => return Err(task_error(&error).into()),
+            }
+        }
+        catalog.lanes.sort_unstable_by_key(|lane| lane.lane);
+        catalog.batches.sort_unstable_by_key(|batch| (batch.index.lane, batch.index.n));
+        catalog.findings.sort_unstable_by(|a, b| a.object.cmp(&b.object));
+        Ok(catalog)
+    }
+
+    fn join(&mut self, other: Self) {
+        self.lanes.extend(other.lanes);
+        self.batches.extend(other.batches);
+        self.findings.extend(other.findings);
+    }
+
+    /// A lane's registration, for its wrapped key.
+    #[must_use]
+    pub fn lane(&self, lane: Id128) -> Option<&LaneObject> {
+        self.lanes.iter().find(|one| one.lane == lane)?.object.as_ref()
+    }
+}
+
+/// A task ends without a result only when the runtime goes down or the task panics.
+fn task_error(error: &tokio::task::JoinError) -> GetError {
+    let generic = object_store::Error::Generic { store: "catalog", source: error.to_string().into() };
+    super::fault::BlobError::new("load", "catalog", "the vault", &generic).into()
+}
+
+/// The lanes that may hold records of the wanted disks.
+async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<Vec<ListedLane>, VaultError> {
+    let mut lanes = vault.lanes().await?;
+    let Some(disks) = &want.disks else { return Ok(lanes) };
+    let mut routed = BTreeSet::new();
+    for disk in disks {
+        routed.extend(vault.routes(disk).await?);
+    }
+    // A route may outlive its lane's registration; the lane's batches then still tell what was there.
+    for &lane in &routed {
+        if lanes.iter().all(|known| known.lane != lane) {
+            lanes.push(ListedLane { lane, registered: false, ended: false, sealed: false });
+        }
+    }
+    lanes.retain(|lane| routed.contains(&lane.lane));
+    Ok(lanes)
+}
+
+#[cfg(test)]
+mod tests;

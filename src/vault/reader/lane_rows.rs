@@ -1,0 +1,258 @@
+//! The rows of one lane.
+
+use std::collections::BTreeMap;
+
+use object_store::path::Path;
+use tokio::task::JoinSet;
+
+use super::{Catalog, CatalogBatch, CatalogLane, Finding, Problem, Shared, task_error};
+use crate::types::Id128;
+use crate::vault::batch::{self, BatchError, Tail};
+use crate::vault::index::lane::{LANE_INDEX_BYTES_TARGET, LaneIndex};
+use crate::vault::index::{BatchIndex, INDEX_PLAIN_BYTES_MAX, IndexPlace, SealedIndex};
+use crate::vault::lane::ListedLane;
+use crate::vault::objects::{LaneEndObject, LaneObject};
+use crate::vault::store::Listed;
+use crate::vault::{VaultError, names};
+
+/// Largest lane index that is read: it is closed when it passes its target by the last index.
+const LANE_INDEX_BYTES_MAX: u64 = (LANE_INDEX_BYTES_TARGET + INDEX_PLAIN_BYTES_MAX) as u64;
+
+/// Reads what one lane holds of the wanted disks.
+pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, VaultError> {
+    let lane = listed.lane;
+    let mut out = Catalog::default();
+    let object = registration(&shared, lane, &mut out.findings).await?;
+    let end = if listed.ended { end(&shared, lane, &mut out.findings).await? } else { None };
+    let store = shared.vault.store();
+    let present =
+        numbered(store.list(Some(&names::batches(lane))).await?, &mut out.findings, |n| names::batch(lane, n));
+    let mut rows = BTreeMap::new();
+    read_lane_indexes(&shared, lane, &mut rows, &mut out.findings).await?;
+    read_tails(&shared, lane, &present, &mut rows, &mut out.findings).await?;
+
+    let stated = rows.values().map(|row| row.index.confirmed_through).max().unwrap_or(0);
+    let confirmed_through = stated.max(end.unwrap_or(0));
+    for n in (1..=confirmed_through).filter(|n| !present.contains_key(n)) {
+        out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
+    }
+    let (batches, bytes) = (present.len() as u64, present.values().sum());
+    for (n, row) in rows {
+        let object = names::batch(lane, n);
+        let listed_bytes = present.get(&n).copied();
+        if let Some(found_bytes) = listed_bytes.filter(|&bytes| bytes != row.size_bytes) {
+            let error = BatchError::Size { found_bytes, stated_bytes: row.size_bytes };
+            out.findings.push(Finding::of_batch(&object, &error));
+        }
+        let size_bytes = listed_bytes.unwrap_or(row.size_bytes);
+        if !row.index.disks.is_empty() {
+            out.batches.push(CatalogBatch { object, size_bytes, present: listed_bytes.is_some(), index: row.index });
+        }
+    }
+    out.lanes.push(CatalogLane { lane, object, end, sealed: listed.sealed, batches, bytes, confirmed_through });
+    Ok(out)
+}
+
+/// A batch's rows and the size that goes with them.
+struct Row {
+    size_bytes: u64,
+    index: BatchIndex,
+}
+
+async fn registration(
+    shared: &Shared,
+    lane: Id128,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<LaneObject>, VaultError> {
+    let path = names::lane(lane);
+    match shared.vault.lane(lane).await {
+        Ok(object) if object.lane == lane => Ok(Some(object)),
+        Ok(_) => {
+            findings.push(Finding::new(&path, Problem::Damaged("it describes another lane".into())));
+            Ok(None)
+        }
+        Err(VaultError::Missing { .. }) => {
+            findings.push(Finding::new(&path, Problem::LaneKeyMissing));
+            Ok(None)
+        }
+        Err(error) => {
+            findings.push(Finding::of(&path, error)?);
+            Ok(None)
+        }
+    }
+}
+
+async fn end(shared: &Shared, lane: Id128, findings: &mut Vec<Finding>) -> Result<Option<u64>, VaultError> {
+    let path = names::lane_end(lane);
+    match shared.vault.get_object::<LaneEndObject>(&path).await {
+        Ok(end) => Ok(end.filter(|end| end.lane == lane).map(|end| end.last_batch)),
+        Err(error) => {
+            findings.push(Finding::of(&path, error)?);
+            Ok(None)
+        }
+    }
+}
+
+/// Listed objects by number; what has no number, or is written otherwise, is foreign.
+fn numbered(listed: Vec<Listed>, findings: &mut Vec<Finding>, name: impl Fn(u64) -> Path) -> BTreeMap<u64, u64> {
+    let mut out = BTreeMap::new();
+    for Listed { path, size_bytes } in listed {
+        match names::number(&path).filter(|&n| n > 0 && name(n) == path) {
+            Some(n) => {
+                out.insert(n, size_bytes);
+            }
+            None => findings.push(Finding::new(&path, Problem::Foreign)),
+        }
+    }
+    out
+}
+
+/// Opens a sealed index for its place and keeps the wanted disks.
+fn open(shared: &Shared, lane: Id128, n: u64, sealed: &SealedIndex) -> Result<BatchIndex, BatchError> {
+    let object = names::batch(lane, n);
+    let place = IndexPlace { vault: shared.vault.id(), object: object.as_ref(), lane, n };
+    let Some(key) = shared.vault.catalog_key() else {
+        return Err(BatchError::Field { part: "vault", field: "catalog key" });
+    };
+    let mut index = BatchIndex::open(key, &place, sealed)?;
+    index.disks.retain(|part| shared.want.holds(&part.disk));
+    Ok(index)
+}
+
+async fn read_lane_indexes(
+    shared: &Shared,
+    lane: Id128,
+    rows: &mut BTreeMap<u64, Row>,
+    findings: &mut Vec<Finding>,
+) -> Result<(), VaultError> {
+    let listed = shared.vault.store().list(Some(&names::lane_indexes(lane))).await?;
+    let mut running = JoinSet::new();
+    for (k, size_bytes) in numbered(listed, findings, |k| names::lane_index(lane, k)) {
+        running.spawn(read_lane_index(shared.clone(), lane, names::lane_index(lane, k), size_bytes));
+    }
+    while let Some(ended) = running.join_next().await {
+        let (found, wrong) = ended.map_err(|error| task_error(&error))??;
+        rows.extend(found);
+        findings.extend(wrong);
+    }
+    Ok(())
+}
+
+type Rows = (BTreeMap<u64, Row>, Vec<Finding>);
+
+/// A damaged lane index only costs time: its batches are read one by one instead.
+async fn read_lane_index(shared: Shared, lane: Id128, path: Path, size_bytes: u64) -> Result<Rows, VaultError> {
+    let _request = shared.requests.acquire().await;
+    // Sealed and opened form are in memory at the same time.
+    let _bytes = shared.bytes.claim(size_bytes.min(LANE_INDEX_BYTES_MAX) * 2).await;
+    let (mut rows, mut findings) = (BTreeMap::new(), Vec::new());
+    let object = match shared.vault.store().get(&path, LANE_INDEX_BYTES_MAX).await.map_err(VaultError::from) {
+        Ok(Some(object)) => object,
+        Ok(None) => return Ok((rows, findings)),
+        Err(error) => return Ok((rows, vec![Finding::of(&path, error)?])),
+    };
+    let parsed = LaneIndex::parse(&object).and_then(|index| {
+        let right = index.lane == lane && index.vault == shared.vault.id();
+        if right { Ok(index) } else { Err(BatchError::Place { lane: index.lane, n: index.first }) }
+    });
+    match parsed {
+        Ok(index) => {
+            for entry in &index.entries {
+                match open(&shared, lane, entry.n, &entry.index) {
+                    Ok(index) => {
+                        rows.insert(entry.n, Row { size_bytes: entry.total_bytes, index });
+                    }
+                    Err(error) => findings.push(Finding::of_batch(&path, &error)),
+                }
+            }
+        }
+        Err(error) => findings.push(Finding::of_batch(&path, &error)),
+    }
+    Ok((rows, findings))
+}
+
+async fn read_tails(
+    shared: &Shared,
+    lane: Id128,
+    present: &BTreeMap<u64, u64>,
+    rows: &mut BTreeMap<u64, Row>,
+    findings: &mut Vec<Finding>,
+) -> Result<(), VaultError> {
+    let uncovered: Vec<(u64, u64)> =
+        present.iter().filter(|(n, _)| !rows.contains_key(n)).map(|(&n, &size_bytes)| (n, size_bytes)).collect();
+    let mut waiting = uncovered.into_iter();
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < super::REQUESTS_AT_ONCE {
+            let Some((n, size_bytes)) = waiting.next() else { break };
+            running.spawn(read_tail(shared.clone(), lane, n, size_bytes));
+        }
+        match running.join_next().await {
+            None => return Ok(()),
+            Some(ended) => match ended.map_err(|error| task_error(&error))?? {
+                Ok((n, row)) => {
+                    rows.insert(n, row);
+                }
+                Err(finding) => findings.push(finding),
+            },
+        }
+    }
+}
+
+/// Reads the end of a batch, and again from the index's start if the index is longer than that.
+async fn read_tail(
+    shared: Shared,
+    lane: Id128,
+    n: u64,
+    size_bytes: u64,
+) -> Result<Result<(u64, Row), Finding>, VaultError> {
+    let path = names::batch(lane, n);
+    let _request = shared.requests.acquire().await;
+    let mut range = batch::tail_range(size_bytes);
+    loop {
+        if range.is_empty() {
+            let error = BatchError::Short { part: "batch", have_bytes: 0, need_bytes: 1 };
+            return Ok(Err(Finding::of_batch(&path, &error)));
+        }
+        let _bytes = shared.bytes.claim((range.end - range.start) * 2).await;
+        let tail = match shared.vault.store().get_range(&path, range).await {
+            Ok(tail) => tail,
+            // Listed a moment ago, and gone now.
+            Err(error) if error.is_not_found() => return Ok(Err(Finding::new(&path, Problem::Missing))),
+            Err(error) => return Finding::of(&path, error.into()).map(Err),
+        };
+        match batch::parse_tail(size_bytes, &tail) {
+            Ok(Tail::Whole { trailer, index }) => {
+                let right = trailer.lane == lane && trailer.n == n;
+                let place = || BatchError::Place { lane: trailer.lane, n: trailer.n };
+                let opened = if right { open_checked(&shared, lane, n, &trailer, &index) } else { Err(place()) };
+                return Ok(opened
+                    .map(|index| (n, Row { size_bytes, index }))
+                    .map_err(|error| Finding::of_batch(&path, &error)));
+            }
+            Ok(Tail::More { trailer, .. }) if trailer.index_stored_bytes as usize > INDEX_PLAIN_BYTES_MAX => {
+                let error = BatchError::Field { part: "trailer", field: "index bytes" };
+                return Ok(Err(Finding::of_batch(&path, &error)));
+            }
+            Ok(Tail::More { range: more, .. }) => range = more,
+            Err(error) => return Ok(Err(Finding::of_batch(&path, &error))),
+        }
+    }
+}
+
+fn open_checked(
+    shared: &Shared,
+    lane: Id128,
+    n: u64,
+    trailer: &batch::BatchTrailer,
+    sealed: &SealedIndex,
+) -> Result<BatchIndex, BatchError> {
+    let object = names::batch(lane, n);
+    let place = IndexPlace { vault: shared.vault.id(), object: object.as_ref(), lane, n };
+    let Some(key) = shared.vault.catalog_key() else {
+        return Err(BatchError::Field { part: "vault", field: "catalog key" });
+    };
+    let mut index = batch::open_index(key, &place, trailer, sealed)?;
+    index.disks.retain(|part| shared.want.holds(&part.disk));
+    Ok(index)
+}
