@@ -1,6 +1,9 @@
 //! `tidegate quickstart`.
 
+mod child;
+mod copies;
 mod image;
+mod load;
 
 use super::{Failure, Outcome};
 
