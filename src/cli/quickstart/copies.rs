@@ -1,7 +1,7 @@
 //! Copies of a disk at a moment, their digests, and comparing them with what a restore brings back.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -91,6 +91,15 @@ pub fn first_difference(one: &Path, other: &Path) -> io::Result<Option<u64>> {
     }
 }
 
+/// Size of a file or block device.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn size_bytes(path: &Path) -> io::Result<u64> {
+    use std::io::Seek as _;
+    File::open(path)?.seek(io::SeekFrom::End(0))
+}
+
 /// Bytes of all files below a folder.
 ///
 /// # Errors
@@ -103,15 +112,6 @@ pub fn stored_bytes(folder: &Path) -> io::Result<u64> {
         total += if kind.is_dir() { stored_bytes(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(total)
-}
-
-/// Writes a file that only its owner may read.
-///
-/// # Errors
-/// If it exists already or cannot be written.
-pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
