@@ -9,7 +9,7 @@ pub mod keyring;
 mod pki;
 mod point;
 mod points;
-mod quickstart;
+pub mod quickstart;
 mod restore;
 mod vault;
 mod verify;

@@ -128,11 +128,10 @@ impl Child {
     ///
     /// # Errors
     /// If the system refuses, which would be a bug.
-    pub fn kill(mut self) -> io::Result<()> {
+    pub fn kill(&mut self) -> io::Result<()> {
         self.process.kill()?;
         self.process.wait()?;
         self.forget();
-        self.kept = true;
         Ok(())
     }
 
@@ -140,7 +139,7 @@ impl Child {
     ///
     /// # Errors
     /// If the system refuses, which would be a bug.
-    pub fn terminate(mut self, grace: Duration) -> io::Result<ExitStatus> {
+    pub fn terminate(&mut self, grace: Duration) -> io::Result<ExitStatus> {
         if let Some(pid) = self.pid() {
             kill_process(pid, Signal::TERM)?;
         }
@@ -157,7 +156,6 @@ impl Child {
             }
         };
         self.forget();
-        self.kept = true;
         Ok(status)
     }
 
@@ -295,7 +293,7 @@ mod tests {
         let mut child = shell(&script, folder.path());
         child.wait_for("ready", Duration::from_secs(20), ready).unwrap();
         assert!(child.terminate(Duration::from_secs(20)).unwrap().success());
-        let deaf = shell("trap '' TERM; sleep 100", folder.path());
+        let mut deaf = shell("trap '' TERM; sleep 100", folder.path());
         deaf.kill().unwrap();
     }
 

@@ -18,6 +18,7 @@ mod progress;
 mod report;
 pub mod site;
 mod steps;
+pub mod target;
 mod work_dir;
 
 use std::path::PathBuf;

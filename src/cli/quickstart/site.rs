@@ -293,8 +293,12 @@ impl Site {
     pub fn stored_bytes(&self) -> Result<u64, SiteError> {
         let catalog = self.shown("catalog.key");
         let status = self.run(&["vault", "status", "--vault", &self.vault_url, "--catalog-key", &catalog, "--json"])?;
-        let value: serde_json::Value = serde_json::from_str(&status).map_err(|_| answer("vault status --json", &status))?;
-        value.get("stored_bytes").and_then(serde_json::Value::as_u64).ok_or_else(|| answer("vault status --json", &status))
+        let value: serde_json::Value =
+            serde_json::from_str(&status).map_err(|_| answer("vault status --json", &status))?;
+        value
+            .get("stored_bytes")
+            .and_then(serde_json::Value::as_u64)
+            .ok_or_else(|| answer("vault status --json", &status))
     }
 
     /// Restores a point of a disk from nothing but a vault and the recovery identity.

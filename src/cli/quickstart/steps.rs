@@ -9,14 +9,13 @@ use super::Args;
 use super::child::{self, Child, Family};
 use super::copies;
 use super::image;
-use super::load::{Load, LoadError, Pattern, Target};
+use super::load::{Load, LoadError, Pattern};
 use super::progress::Progress;
 use super::report::{Kill, Paths, Point, Report, Writes};
 use super::site::{Plan, Site, SiteError};
+use super::target::NbdTarget;
 use crate::config::show_size;
 use crate::flow::{Clock as _, SystemClock};
-use crate::nbd::client::Client;
-use crate::nbd::{Listen, ZeroFlags};
 use crate::telemetry::names;
 
 /// Name of the protected disk.
@@ -99,7 +98,8 @@ pub fn run(args: &Args, dir: &Path, family: &Family, progress: &mut Progress) ->
     let image = dir.join("disk.img");
     make_disk(args, &image, progress)?;
     progress.step("make keys, certificates, vault and configurations");
-    let program = std::env::current_exe().map_err(|source| StepError::File { path: "current program".into(), source })?;
+    let program =
+        std::env::current_exe().map_err(|source| StepError::File { path: "current program".into(), source })?;
     let plan = Plan {
         dir: dir.to_owned(),
         program,
@@ -149,36 +149,6 @@ fn start_load(args: &Args, site: &Site, image: &Path) -> Result<Load, StepError>
     let listen = site.nbd(DISK);
     let open = move || NbdTarget::open(&listen, DISK);
     Ok(Load::start(Pattern::new(SEED, free), Box::new(open), args.rate << 20)?)
-}
-
-/// A disk behind NBD as the workload's target.
-pub struct NbdTarget(Client);
-
-impl NbdTarget {
-    /// Connects to an export.
-    ///
-    /// # Errors
-    /// If it cannot be reached.
-    pub fn open(listen: &Listen, export: &str) -> io::Result<Box<dyn Target>> {
-        let client = Client::connect(listen, export).map_err(io::Error::other)?;
-        client.set_timeout(Some(PATIENCE))?;
-        Ok(Box::new(Self(client)))
-    }
-}
-
-impl Target for NbdTarget {
-    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data, false).map_err(io::Error::other)
-    }
-    fn zero(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        self.0.write_zeroes(offset, length, ZeroFlags::default()).map_err(io::Error::other)
-    }
-    fn trim(&mut self, offset: u64, length: u64) -> io::Result<()> {
-        self.0.trim(offset, length, false).map_err(io::Error::other)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush().map_err(io::Error::other)
-    }
 }
 
 impl Run<'_> {
