@@ -42,6 +42,18 @@ pub fn lane_seal(lane: Id128) -> Path {
     Path::from(format!("lanes/{lane}.seal"))
 }
 
+/// Folder of the batches of all lanes.
+#[must_use]
+pub fn all_batches() -> Path {
+    Path::from("b")
+}
+
+/// The lane in a batch's name.
+#[must_use]
+pub fn lane_of_batch(path: &Path) -> Option<Id128> {
+    path.parts().nth(2)?.as_ref().parse().ok()
+}
+
 /// Folder of a lane's batches. The three digits in front spread lanes over the store's partitions.
 #[must_use]
 pub fn batches(lane: Id128) -> Path {
@@ -125,6 +137,7 @@ mod tests {
         assert_eq!(epoch(&disk, Epoch(3)).as_ref(), "d/web-1.sda/e/00000003");
         assert_eq!(route(&disk, lane).as_ref(), format!("d/web-1.sda/r/{hex}"));
         assert_eq!(number(&batch(lane, 41)), Some(41));
+        assert_eq!(lane_of_batch(&batch(lane, 41)), Some(lane));
         assert_eq!(number(&lane_end(lane)), None);
     }
 }
