@@ -90,6 +90,15 @@ pub struct Tracker {
     journaled: Seq,
     last_barrier: Option<(Seq, Duration)>,
     overflows: u64,
+    /// Since when the newest point in the vault is older than a write, because of a span: until its sync-end is vaulted.
+    exposed: Option<Exposed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Exposed {
+    since: Duration,
+    /// The sync-end barrier, once it is made.
+    end: Option<Seq>,
 }
 
 impl Tracker {
@@ -109,6 +118,7 @@ impl Tracker {
             journaled: Seq::NONE,
             last_barrier: None,
             overflows: 0,
+            exposed: None,
         }
     }
 
@@ -152,6 +162,12 @@ impl Tracker {
     #[must_use]
     pub const fn overflows(&self) -> u64 {
         self.overflows
+    }
+
+    /// When the oldest write was made that no recovery point in the vault has.
+    #[must_use]
+    pub fn oldest_exposed(&self) -> Option<Duration> {
+        [self.exposed.map(|exposed| exposed.since), self.dirty.oldest()].into_iter().flatten().min()
     }
 
     /// Tracks a write that has reached the disk. `claim` takes memory from the agent's budget; it is asked only if the
@@ -202,9 +218,15 @@ impl Tracker {
 
     fn open_span(&mut self, stamp: Stamp) {
         if self.mode == Mode::Recording && !self.span && !self.dirty.must_send().is_empty() {
-            self.span = true;
-            self.push_barrier(BarrierKind::SyncBegin, Id128::NONE, "", stamp);
+            self.begin_span(stamp);
         }
+    }
+
+    fn begin_span(&mut self, stamp: Stamp) {
+        self.span = true;
+        let since = self.oldest_exposed().unwrap_or(stamp.at);
+        self.exposed = Some(Exposed { since, end: None });
+        self.push_barrier(BarrierKind::SyncBegin, Id128::NONE, "", stamp);
     }
 
     fn push_barrier(&mut self, kind: BarrierKind, group: Id128, name: &str, stamp: Stamp) -> BarrierAt {
@@ -214,10 +236,15 @@ impl Tracker {
         BarrierAt { epoch: self.queue.epoch(), seq, label }
     }
 
+    /// Whether the present state can be a recovery point.
+    #[must_use]
+    pub fn offers_points(&self) -> bool {
+        self.mode == Mode::Recording && !self.span
+    }
+
     /// Makes a recovery point, or none if the present state is no point: not recording, or inside a span.
     pub fn barrier(&mut self, kind: BarrierKind, group: Id128, name: &str, stamp: Stamp) -> Option<BarrierAt> {
-        let point = self.mode == Mode::Recording && !self.span;
-        point.then(|| self.push_barrier(kind, group, name, stamp))
+        self.offers_points().then(|| self.push_barrier(kind, group, name, stamp))
     }
 
     /// Makes the barrier of the interval. A disk with no record since its last barrier makes one per `idle_interval` only.
@@ -250,8 +277,7 @@ impl Tracker {
         self.vaulted = before;
         self.mode = Mode::Recording;
         // A span also with nothing to send: the first point of an epoch is then always its sync-end.
-        self.span = true;
-        self.push_barrier(BarrierKind::SyncBegin, Id128::NONE, "", stamp);
+        self.begin_span(stamp);
     }
 
     /// Goes on with an epoch that was cleanly left with everything vaulted; there is nothing to send but what was marked
@@ -350,7 +376,11 @@ impl Tracker {
             return None;
         }
         self.span = false;
-        Some(self.push_barrier(BarrierKind::SyncEnd, Id128::NONE, "", stamp))
+        let end = self.push_barrier(BarrierKind::SyncEnd, Id128::NONE, "", stamp);
+        if let Some(exposed) = &mut self.exposed {
+            exposed.end = Some(end.seq);
+        }
+        Some(end)
     }
 
     /// What to send next.
@@ -376,6 +406,9 @@ impl Tracker {
         self.vaulted = self.vaulted.max(vaulted.min(last));
         self.journaled = self.journaled.max(journaled.min(last)).max(self.vaulted);
         self.queue.journaled(self.journaled);
+        if self.exposed.and_then(|exposed| exposed.end).is_some_and(|end| end <= self.vaulted) {
+            self.exposed = None;
+        }
         self.dirty.vaulted(self.vaulted)
     }
 }

@@ -1,12 +1,124 @@
 //! `tidegate agent`.
 
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::point::ask;
 use super::{Failure, Outcome};
+use crate::agent::config::{Config, DEFAULT_FILE};
+use crate::agent::control::{AgentStatus, DiskStatus, Request, Response, socket_path};
+use crate::agent::disk::Overrides;
+use crate::config::show_size;
+use crate::fault::exit;
+use crate::flow::{DrainTrigger, SystemClock};
+use crate::types::DiskId;
 
 /// Options of `tidegate agent`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_AGENT_CONFIG", default_value = "/etc/tidegate/agent.toml")]
+    config: PathBuf,
+    /// Print a commented configuration with every default, and end.
+    #[arg(long, group = "instead")]
+    print_config: bool,
+    /// Check the configuration, print every mistake, and end.
+    #[arg(long, group = "instead")]
+    check: bool,
+    /// Print the state of the running agent's disks, and end.
+    #[arg(long, group = "instead")]
+    status: bool,
+    /// With --status: as JSON.
+    #[arg(long, requires = "status")]
+    json: bool,
+    /// Compare the whole of this disk with what was sent, whatever the state says: after the machine was restored from a
+    /// backup or snapshot. May be given more than once.
+    #[arg(long, value_name = "DISK", conflicts_with = "instead")]
+    resync: Vec<DiskId>,
+    /// Carry this disk again although another agent took it over. May be given more than once.
+    #[arg(long, value_name = "DISK", conflicts_with = "instead")]
+    take_over: Vec<DiskId>,
+}
 
 /// Runs the verb.
-pub fn run(_args: Args) -> Outcome {
-    Err(Failure::error("under construction"))
+pub fn run(args: Args) -> Outcome {
+    if args.print_config {
+        std::io::stdout().write_all(DEFAULT_FILE.as_bytes())?;
+        return Ok(exit::OK);
+    }
+    let config = Config::load(&args.config).map_err(|error| Failure::usage(error.to_string()))?;
+    if args.check {
+        eprintln!("{}: {} disks, no mistakes", args.config.display(), config.disks.len());
+        return Ok(exit::OK);
+    }
+    if args.status {
+        return status(&config, args.json);
+    }
+    let mut overrides: BTreeMap<DiskId, Overrides> = BTreeMap::new();
+    for disk in args.resync.iter().chain(&args.take_over) {
+        if !config.disks.iter().any(|known| known.id == *disk) {
+            return Err(Failure::usage(format!("{} has no disk {disk}", args.config.display())));
+        }
+    }
+    args.resync.into_iter().for_each(|disk| overrides.entry(disk).or_default().resync = true);
+    args.take_over.into_iter().for_each(|disk| overrides.entry(disk).or_default().take_over = true);
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("tg-agent").enable_all().build()?;
+    runtime.block_on(async {
+        let (trigger, drain) = DrainTrigger::new();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            trigger.start();
+        });
+        let clock = Arc::new(SystemClock::new());
+        crate::agent::run(&config, &overrides, clock, drain).await.map_err(|error| Failure::of(&error))?;
+        Ok(exit::OK)
+    })
+}
+
+fn status(config: &Config, json: bool) -> Outcome {
+    let socket = socket_path(&config.state_dir);
+    let status = match ask(&socket, &Request::Status, Duration::from_secs(10))? {
+        Response::Status(status) => status,
+        other => return Err(Failure::error(format!("the agent gave an unexpected answer: {other:?}"))),
+    };
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &status)?;
+        writeln!(out)?;
+    } else {
+        print(&mut out, &status)?;
+    }
+    Ok(exit::OK)
+}
+
+fn print(out: &mut impl Write, status: &AgentStatus) -> std::io::Result<()> {
+    match (&status.gateway, &status.error) {
+        (Some(gateway), _) => writeln!(out, "agent {}, connected to gateway {gateway}", status.agent)?,
+        (None, Some(error)) => writeln!(out, "agent {}, not connected: {error}", status.agent)?,
+        (None, None) => writeln!(out, "agent {}, not connected", status.agent)?,
+    }
+    status.disks.iter().try_for_each(|disk| print_disk(out, disk))
+}
+
+fn print_disk(out: &mut impl Write, disk: &DiskStatus) -> std::io::Result<()> {
+    let place = disk.epoch.map_or_else(|| "no epoch".into(), |epoch| format!("e{epoch}-s{}", disk.seq));
+    writeln!(
+        out,
+        "{}  {}  {}  at {place}, vaulted s{}, RPO {:.1} s, queued {}, to copy {}",
+        disk.disk,
+        disk.state,
+        show_size(disk.size_bytes),
+        disk.vaulted,
+        disk.rpo_seconds,
+        show_size(disk.queue_bytes),
+        show_size(disk.dirty_bytes),
+    )?;
+    disk.last_error.iter().try_for_each(|error| writeln!(out, "    {error}"))
 }

@@ -1,0 +1,349 @@
+//! One disk's way to the gateway: opens its stream, sends records, takes acks, copies what is marked.
+//!
+//! ```text
+//!           ┌──────────────── Plan::Resume ───────────────┐
+//!  wait for │                                             ▼
+//!  a link ──┴─ Plan::Fork ─► ask ─► remember epoch ─► session: send ∥ acks ∥ copy ──► lost ──► wait for a link
+//!                             │                           │
+//!                             └───── fenced ──────────────┴──► stop, alarm; the guest goes on
+//! ```
+//!
+//! A session is three loops on one task; the first that ends, ends it. Nothing in a session is cancelled half-way in a
+//! way that matters: a record whose sending was dropped is sent again, because it is held until it is journaled; a copy
+//! that was read is queued even if the session is gone meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::disk::{COPY_CHUNKS, Disk, Plan};
+use super::link::{Backoff, Link, connected};
+use super::queue::Next;
+use super::state::StateError;
+use super::tracker::{CopyNext, EpochStart, Mode};
+use crate::fault::chain_text;
+use crate::limits::CHUNK_BYTES;
+use crate::types::{Epoch, Id128, PointId};
+use crate::wire::{
+    Client, Code, DiskEvent, DiskEvents, DiskSender, ForkReason, OpenDisk, OpenDiskError, OpenedInfo, Want, WireRecord,
+};
+
+/// Longest pause after the gateway refused the disk: the reason is mended by people.
+const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often a copier without room looks again: memory is also given back by other disks, which do not wake it.
+const COPY_PAUSE: Duration = Duration::from_millis(50);
+/// Pause after a read of the disk failed.
+const READ_FAILED_PAUSE: Duration = Duration::from_secs(1);
+
+/// How copying is paced.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyPace {
+    /// Reads in flight.
+    pub parallel: usize,
+    /// Bytes per second; 0 for no limit.
+    pub rate_bytes: u64,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+enum End {
+    /// The connection or the stream is gone; the epoch goes on.
+    Lost(String),
+    /// The epoch cannot go on.
+    Fork(ForkReason, String),
+    /// As `Fork`, and what the gateway has is not what this agent sent: everything must be compared.
+    Diverged(String),
+    /// Another epoch took over.
+    Fenced(Epoch),
+    /// The gateway does not want the disk.
+    Refused(String),
+    /// The agent stops.
+    Stopped,
+}
+
+impl From<StateError> for End {
+    fn from(error: StateError) -> Self {
+        Self::Refused(chain_text(&error))
+    }
+}
+
+/// Replicates one disk. Ends when it is fenced; else only by being dropped.
+pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
+    let mut backoff = Backoff::up_to(REFUSED_PAUSE_MAX);
+    let mut reported = String::new();
+    loop {
+        if let Plan::Fenced(newest) = disk.plan() {
+            alarm_fenced(&disk, newest);
+            return;
+        }
+        let Some(client) = connected(&mut link).await else { return };
+        let started = disk.shared.clock.monotonic();
+        let end = attempt(&disk, &client, pace).await;
+        disk.note(|condition| condition.gateway = None);
+        // A session that held for a while was a success, however it ended.
+        if disk.shared.clock.monotonic().saturating_sub(started) > Duration::from_secs(10) {
+            backoff.reset();
+        }
+        let text = match end {
+            End::Stopped => return,
+            End::Lost(text) => {
+                backoff.reset();
+                text
+            }
+            End::Refused(text) => text,
+            End::Fork(reason, text) => {
+                disk.abandon(reason);
+                text
+            }
+            End::Diverged(text) => {
+                tracing::error!(disk = %disk.id, error = text, "the vault's history is not this agent's: whole disk is compared");
+                disk.abandon(ForkReason::DiskChanged);
+                mark_all(&disk).await;
+                text
+            }
+            End::Fenced(newest) => {
+                fence(&disk, newest).await;
+                continue;
+            }
+        };
+        if reported != text {
+            tracing::warn!(disk = %disk.id, error = text, "not replicating at present");
+            reported.clone_from(&text);
+        }
+        disk.note(|condition| condition.last_error = Some(text));
+        tokio::time::sleep(backoff.next_pause()).await;
+    }
+}
+
+fn alarm_fenced(disk: &Disk, newest: Epoch) {
+    let text = format!(
+        "epoch {newest} of disk {} was begun by another agent: this one does not replicate it any more; \
+         if this machine is the right one, start the agent with --take-over {}",
+        disk.id, disk.id
+    );
+    tracing::error!(disk = %disk.id, %newest, "{text}");
+    disk.note(|condition| condition.last_error = Some(text));
+}
+
+async fn fence(disk: &Arc<Disk>, newest: Epoch) {
+    let shared = Arc::clone(disk);
+    let stored = tokio::task::spawn_blocking(move || shared.fence(newest)).await;
+    if let Ok(Err(error)) = stored {
+        tracing::error!(disk = %disk.id, error = chain_text(&error), "the fence could not be remembered");
+    }
+}
+
+async fn mark_all(disk: &Arc<Disk>) {
+    let shared = Arc::clone(disk);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || shared.mark_all()).await {
+        tracing::error!(disk = %disk.id, %error, "activity map cannot be written");
+    }
+}
+
+/// Opens the disk's stream as planned and runs a session on it.
+async fn attempt(disk: &Arc<Disk>, client: &Client, pace: CopyPace) -> End {
+    let nonce = match disk.nonce() {
+        Ok(nonce) => nonce,
+        Err(error) => return End::Refused(error.to_string()),
+    };
+    let want = want(disk);
+    let open = OpenDisk { disk: disk.id.clone(), size_bytes: disk.source.size_bytes(), nonce, want };
+    let (sender, events, info) = match client.open_disk(open).await {
+        Ok(opened) => opened,
+        Err(OpenDiskError::MustFork { text }) => return End::Fork(ForkReason::GatewayLost, text),
+        Err(OpenDiskError::Fenced { newest }) => return End::Fenced(newest),
+        Err(OpenDiskError::Refused { code, text }) => return refused(code, &text),
+        Err(OpenDiskError::Connection(lost)) => return End::Lost(lost.to_string()),
+    };
+    let begun = match want {
+        Want::Resume { floor, floor_chain, .. } => resume(
+            disk,
+            info,
+            EpochStart { epoch: info.epoch, next_seq: floor.next(), chain: floor_chain, from_zero: false },
+        ),
+        Want::Fork { .. } => fork(disk, info, nonce).await,
+    };
+    if let Err(end) = begun {
+        return end;
+    }
+    disk.note(|condition| {
+        condition.gateway = Some(client.gateway().gateway.clone());
+        condition.last_error = None;
+    });
+    tracing::info!(disk = %disk.id, epoch = %info.epoch, next = %info.next_seq, journaled = %info.journaled, "replicating");
+    // What the gateway has from earlier sessions counts at once.
+    disk.acked(info.epoch, info.journaled, info.vaulted);
+    tokio::select! {
+        end = send(disk, sender) => end,
+        end = receive(disk, events, info.epoch) => end,
+        end = copy(disk, pace) => end,
+    }
+}
+
+fn want(disk: &Disk) -> Want {
+    let floor = disk.floor();
+    match (disk.plan(), floor) {
+        (Plan::Resume, Some((epoch, floor))) => {
+            let tracker = disk.tracker();
+            let first_held =
+                if tracker.mode() == Mode::Detached { floor.seq.next() } else { tracker.queue().first_held() };
+            Want::Resume { epoch, floor: floor.seq, floor_chain: floor.chain, first_held }
+        }
+        (Plan::Fork(reason), floor) => {
+            let floor = floor.map(|(epoch, floor)| (PointId { epoch, seq: floor.seq }, floor.chain));
+            Want::Fork { reason, floor }
+        }
+        // A resume without an epoch does not happen; a fork is right whatever happened.
+        _ => Want::Fork { reason: ForkReason::UncleanStart, floor: None },
+    }
+}
+
+/// What a refusal with a code means.
+fn refused(code: Code, text: &str) -> End {
+    let text = format!("gateway refused the disk ({code}): {text}");
+    match code {
+        Code::MustFork | Code::Seq | Code::Epoch => End::Fork(ForkReason::GatewayLost, text),
+        Code::Conflict | Code::Chain => End::Diverged(text),
+        _ => End::Refused(text),
+    }
+}
+
+/// Goes on with an epoch; `clean` is where a clean stop left it.
+fn resume(disk: &Disk, info: OpenedInfo, clean: EpochStart) -> Result<(), End> {
+    if disk.tracker().mode() == Mode::Detached {
+        let known = info.chain.is_none_or(|chain| chain == clean.chain);
+        if info.next_seq != clean.next_seq || !known {
+            return Err(End::Diverged(format!(
+                "epoch {} goes on at {} in the vault, but this agent stopped before {}: its state is older, as after a restore from a backup",
+                info.epoch, info.next_seq, clean.next_seq
+            )));
+        }
+        disk.continue_epoch(clean);
+        return Ok(());
+    }
+    let mut tracker = disk.tracker();
+    let floor = tracker.dirty().floor();
+    if info.next_seq == floor.seq.next() && info.chain.is_some_and(|chain| chain != floor.chain) {
+        return Err(End::Diverged(format!("chain after e{}-s{} is another one at the gateway", info.epoch, floor.seq)));
+    }
+    if tracker.resume(info.next_seq) {
+        Ok(())
+    } else {
+        Err(End::Fork(ForkReason::GatewayLost, format!("record {} is no longer held", info.next_seq)))
+    }
+}
+
+/// Begins the epoch that the gateway has opened.
+async fn fork(disk: &Arc<Disk>, info: OpenedInfo, nonce: Id128) -> Result<(), End> {
+    let known = disk.state().epoch;
+    let Some(chain) = info.chain else {
+        return Err(End::Refused(format!("gateway opened epoch {} without its chain", info.epoch)));
+    };
+    if info.next_seq.0 == 0 {
+        return Err(End::Refused(format!("gateway opened epoch {} at record 0", info.epoch)));
+    }
+    if let Some(known) = known.filter(|known| info.epoch.0 != known.0 + 1) {
+        tracing::warn!(disk = %disk.id, %known, opened = %info.epoch, "there were other epochs in between: whole disk is compared");
+        mark_all(disk).await;
+    }
+    let start = EpochStart { epoch: info.epoch, next_seq: info.next_seq, chain, from_zero: info.epoch == Epoch(1) };
+    let shared = Arc::clone(disk);
+    match tokio::task::spawn_blocking(move || shared.start_epoch(start, nonce)).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(End::Stopped),
+    }
+}
+
+async fn send(disk: &Disk, mut sender: DiskSender) -> End {
+    loop {
+        match disk.next_record() {
+            Next::Record(mut record) => {
+                let sealed = record.seal();
+                disk.sealed(&record);
+                let mut rest = Vec::with_capacity(record.pieces.len() + 1);
+                rest.push(sealed.table);
+                rest.append(&mut record.pieces);
+                if let Err(error) = sender.send(WireRecord { head: sealed.head, rest }).await {
+                    // The reason comes as an event, usually just after; it decides what to do.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    return End::Lost(error.to_string());
+                }
+            }
+            Next::Linger(pause) => tokio::time::sleep(pause).await,
+            Next::Empty => {
+                disk.recover();
+                disk.to_send.notified().await;
+            }
+        }
+    }
+}
+
+async fn receive(disk: &Disk, mut events: DiskEvents, epoch: Epoch) -> End {
+    loop {
+        match events.next().await {
+            DiskEvent::Ack { journaled, vaulted } => disk.acked(epoch, journaled, vaulted),
+            DiskEvent::Fenced { newest } => return End::Fenced(newest),
+            DiskEvent::Refused { code, text } => return refused(code, &text),
+            DiskEvent::Redirect { gateways } => {
+                tracing::info!(disk = %disk.id, ?gateways, "gateway asks to leave; staying until it closes");
+            }
+            DiskEvent::Closed(lost) => return End::Lost(lost.to_string()),
+        }
+    }
+}
+
+/// Copies marked chunks while a span is open, and closes the span.
+async fn copy(disk: &Arc<Disk>, pace: CopyPace) -> End {
+    let mut reads: JoinSet<std::io::Result<()>> = JoinSet::new();
+    let mut from = 0;
+    let mut failed = false;
+    loop {
+        let next = if reads.len() < pace.parallel { disk.next_copy(from) } else { (CopyNext::Wait, None) };
+        match next {
+            (CopyNext::Chunks(chunks), guard) => {
+                from = chunks.end;
+                let shared = Arc::clone(disk);
+                reads.spawn_blocking(move || shared.copy(chunks, guard));
+                if pace.rate_bytes > 0 {
+                    let share = (COPY_CHUNKS * CHUNK_BYTES) as f64 / pace.rate_bytes as f64;
+                    tokio::time::sleep(Duration::from_secs_f64(share)).await;
+                }
+                continue;
+            }
+            // All that lay ahead is read or being read; what was marked again behind comes in the next round.
+            (CopyNext::End, guard) if reads.is_empty() => {
+                drop(guard);
+                from = 0;
+                if std::mem::take(&mut failed) {
+                    tokio::time::sleep(READ_FAILED_PAUSE).await;
+                } else if disk.finish_span().is_some() || disk.tracker().dirty().must_send().is_empty() {
+                    disk.to_copy.notified().await;
+                }
+                continue;
+            }
+            (CopyNext::End | CopyNext::Wait, _) => {}
+        }
+        tokio::select! {
+            Some(read) = reads.join_next() => {
+                if let Ok(Err(error)) = read {
+                    failed = true;
+                    tracing::error!(disk = %disk.id, %error, "disk cannot be read for copying; trying again");
+                    disk.note(|condition| condition.last_error = Some(format!("reading the disk failed: {error}")));
+                }
+            }
+            () = disk.to_copy.notified() => {}
+            () = tokio::time::sleep(COPY_PAUSE), if reads.is_empty() => {}
+        }
+    }
+}
+
+/// Waits until everything of the disk is vaulted.
+pub async fn all_vaulted(disk: &Disk) {
+    let mut progress = disk.progress.subscribe();
+    while !disk.all_vaulted() {
+        if progress.changed().await.is_err() {
+            return;
+        }
+    }
+}
