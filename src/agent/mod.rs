@@ -197,7 +197,9 @@ impl Agent {
             let shown = listen.clone();
             let server = Server::bind(listen, exports, ServerLimits::default())
                 .map_err(|source| AgentError::Listen { listen: shown, source })?;
-            nbd.spawn(server.run(nbd_drain.clone()));
+            // The accept loop has a thread of its own: no storm of connections delays replication.
+            let (runtime, drain) = (tokio::runtime::Handle::current(), nbd_drain.clone());
+            nbd.spawn_blocking(move || runtime.block_on(server.run(drain)));
         }
         let mut tasks = JoinSet::new();
         let (publish, link) = watch::channel(LinkState::default());
