@@ -1,0 +1,128 @@
+//! The admin port: health, readiness, status and metrics over HTTP. It reads shared state and changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::flow::{Clock, Drain};
+
+/// An event loop that has not turned for this long counts as hung. Far above any pause of a busy machine, far below
+/// what an operator would wait.
+pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+
+/// What the admin port shows, shared with the parts that set it.
+pub struct Health {
+    clock: Arc<dyn Clock>,
+    /// Monotonic milliseconds of the feeder's last turn.
+    feeder_turn_ms: AtomicU64,
+    vault_ready: AtomicBool,
+    draining: AtomicBool,
+    /// Why the gateway is not ready, in words.
+    reason: parking_lot::Mutex<String>,
+    /// Which disk backend the journal uses and why.
+    backend: parking_lot::Mutex<String>,
+}
+
+impl Health {
+    /// Not ready yet.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let now_ms = clock.monotonic().as_millis() as u64;
+        Self {
+            clock,
+            feeder_turn_ms: AtomicU64::new(now_ms),
+            vault_ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            reason: parking_lot::Mutex::new("starting".into()),
+            backend: parking_lot::Mutex::default(),
+        }
+    }
+
+    /// The feeder turned once more.
+    pub fn feeder_turned(&self) {
+        self.feeder_turn_ms.store(self.clock.monotonic().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Says which disk backend is used.
+    pub fn set_backend(&self, text: String) {
+        *self.backend.lock() = text;
+    }
+
+    /// The vault and its lane are open: agents may come.
+    pub fn set_ready(&self) {
+        self.vault_ready.store(true, Ordering::Relaxed);
+        self.reason.lock().clear();
+    }
+
+    /// Not ready, and why.
+    pub fn set_waiting(&self, reason: String) {
+        *self.reason.lock() = reason;
+    }
+
+    /// The gateway stops: no new agents.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+        *self.reason.lock() = "draining".into();
+    }
+
+    fn alive(&self) -> bool {
+        let now_ms = self.clock.monotonic().as_millis() as u64;
+        let turned_ms = self.feeder_turn_ms.load(Ordering::Relaxed);
+        !self.vault_ready.load(Ordering::Relaxed) || now_ms.saturating_sub(turned_ms) < HUNG_AFTER.as_millis() as u64
+    }
+
+    fn ready(&self) -> bool {
+        self.vault_ready.load(Ordering::Relaxed) && !self.draining.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Clone)]
+struct Admin {
+    health: Arc<Health>,
+    metrics: PrometheusHandle,
+}
+
+/// Serves the admin port until the drain is over.
+///
+/// # Errors
+/// The socket's error if serving fails.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    health: Arc<Health>,
+    metrics: PrometheusHandle,
+    mut stop: Drain,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text))
+        .with_state(Admin { health, metrics });
+    axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await
+}
+
+async fn healthz(State(admin): State<Admin>) -> Response {
+    let alive = admin.health.alive();
+    let body = serde_json::json!({
+        "status": if alive { "ok" } else { "hung" },
+        "journal_backend": *admin.health.backend.lock(),
+    });
+    (if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    let ready = admin.health.ready();
+    let reason = admin.health.reason.lock().clone();
+    let body = serde_json::json!({ "ready": ready, "reason": if ready { "" } else { reason.as_str() } });
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
+}
+
+async fn metrics_text(State(admin): State<Admin>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render()).into_response()
+}

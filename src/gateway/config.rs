@@ -1,0 +1,202 @@
+//! The gateway's configuration. Every bound of the daemon stands here or in `limits.rs`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::{ConfigError, Reader, show_size};
+use crate::journal::{BackendChoice, JournalConfig};
+use crate::types::check_name;
+use crate::wire::TlsFiles;
+use crate::limits;
+
+/// The commented default file, as `tidegate gateway --print-config` shows it.
+pub const DEFAULT_FILE: &str = include_str!("../../deploy/gateway.toml");
+
+const MIB: u64 = 1 << 20;
+
+/// Configuration of a gateway, checked.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Name of this gateway.
+    pub id: String,
+    /// UDP address for agents.
+    pub listen: SocketAddr,
+    /// TCP address for metrics and health.
+    pub admin_listen: SocketAddr,
+    /// Bytes of data in flight that the process may hold.
+    pub memory_bytes: u64,
+    /// Time that a drain may take.
+    pub drain_grace: Duration,
+    /// Certificate authority, certificate and key.
+    pub tls: TlsFiles,
+    /// Where the vault is.
+    pub vault_url: String,
+    /// File of the catalog key.
+    pub catalog_key: PathBuf,
+    /// Age at which a batch is closed.
+    pub batch_age: Duration,
+    /// Most batches in upload.
+    pub upload_parallel_max: u16,
+    /// Limit of one blob request.
+    pub request_timeout: Duration,
+    /// The journal.
+    pub journal: JournalConfig,
+    /// Compress and seal threads.
+    pub pipeline_threads: u16,
+    /// Most agents connected.
+    pub agents_max: u32,
+    /// Largest credit window of one disk.
+    pub window_bytes: u64,
+}
+
+impl GatewayConfig {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] lists every mistake.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::read(Reader::load(path)?, path)
+    }
+
+    fn read(mut reader: Reader, path: &Path) -> Result<Self, ConfigError> {
+        let id = reader.parsed("id", |text| check_name(text).map(|()| text.to_owned()).map_err(|e| e.to_string()));
+        let id = reader.required("id", id);
+        let listen = address(&mut reader, "listen", "[::]:9443");
+        let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
+        let memory_bytes = reader.size("memory", 512 * MIB, 128 * MIB..=1 << 40);
+        let seconds = Duration::from_secs;
+        let drain_grace = reader.duration("drain_grace", seconds(30), seconds(0)..=seconds(3600));
+        let tls = reader.section("tls", |tls| {
+            let (ca, cert, key) = (tls.required_path("ca"), tls.required_path("cert"), tls.required_path("key"));
+            Some(TlsFiles { ca: ca?, cert: cert?, key: key? })
+        });
+        let vault = reader.section("vault", |vault| {
+            let parallel = vault.number("upload_parallel_max", 8, 1..=256) as u16;
+            let age = Duration::from_millis(limits::BATCH_AGE_MS_DEFAULT);
+            let batch_age = vault.duration("batch_age", age, Duration::from_millis(50)..=seconds(60));
+            let timeout = vault.duration("request_timeout", seconds(30), seconds(1)..=seconds(600));
+            let (url, key) = (vault.required_text("url"), vault.required_path("catalog_key"));
+            Some((url?, key?, batch_age, parallel, timeout))
+        });
+        let journal = reader.section("journal", |journal| read_journal(journal, memory_bytes / 4));
+        let pipeline_threads = reader.section("pipeline", |pipeline| pipeline.number("threads", 0, 0..=256) as u16);
+        let (agents_max, window_bytes) = reader.section("session", |session| {
+            let agents_max = session.number("agents_max", 20_000, 1..=1_000_000) as u32;
+            (agents_max, session.size("window", 4 * MIB, 2 * MIB..=64 * MIB))
+        });
+        reader.finish(path)?;
+        let missing = || ConfigError { path: path.to_owned(), mistakes: vec!["a required value is missing".into()] };
+        let (vault_url, catalog_key, batch_age, upload_parallel_max, request_timeout) = vault.ok_or_else(missing)?;
+        Ok(Self {
+            id: id.ok_or_else(missing)?,
+            listen,
+            admin_listen,
+            memory_bytes,
+            drain_grace,
+            tls: tls.ok_or_else(missing)?,
+            vault_url,
+            catalog_key,
+            batch_age,
+            upload_parallel_max,
+            request_timeout,
+            journal: journal.ok_or_else(missing)?,
+            pipeline_threads: if pipeline_threads == 0 { cores() } else { pipeline_threads },
+            agents_max,
+            window_bytes,
+        })
+    }
+
+    /// The quarter of the memory that each of journal cache, pipeline, uploads and sessions may hold.
+    #[must_use]
+    pub fn memory_quarter_bytes(&self) -> u64 {
+        self.memory_bytes / 4
+    }
+}
+
+fn cores() -> u16 {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(256) as u16)
+}
+
+fn address(reader: &mut Reader, key: &str, default: &str) -> SocketAddr {
+    let parse = |text: &str| text.parse::<SocketAddr>().map_err(|_| format!("{text:?} is no address: write host:port"));
+    let given = reader.parsed(key, parse);
+    // A default that does not parse would be a bug of this file, and the unspecified address its mildest outcome.
+    given.or_else(|| parse(default).ok()).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+fn read_journal(journal: &mut Reader, cache_bytes: u64) -> Option<JournalConfig> {
+    let dir = journal.required_path("dir");
+    let shards = journal.number("shards", 1, 1..=64) as u16;
+    let capacity_bytes = journal.size("capacity", 16 << 30, 64 * MIB..=1 << 50);
+    let segment_bytes = journal.size("segment", limits::SEGMENT_BYTES_DEFAULT, 16 * MIB..=1 << 30);
+    let high_water_percent = journal.number("high_water_percent", 80, 10..=95) as u8;
+    let low_water_percent = journal.number("low_water_percent", 60, 5..=94) as u8;
+    let backend = journal
+        .parsed("backend", |text| match text {
+            "auto" => Ok(BackendChoice::Auto),
+            "ring" => Ok(BackendChoice::Ring),
+            "std" => Ok(BackendChoice::Std),
+            _ => Err(format!("{text:?} is no backend: auto, ring or std")),
+        })
+        .unwrap_or(BackendChoice::Auto);
+    if low_water_percent >= high_water_percent {
+        journal.mistake("low_water_percent", "must be less than high_water_percent");
+    }
+    if !segment_bytes.is_multiple_of(limits::BLOCK_BYTES as u64) {
+        journal.mistake("segment", format_args!("must be a multiple of {} bytes", limits::BLOCK_BYTES));
+    }
+    if capacity_bytes < 4 * u64::from(shards) * segment_bytes {
+        let least = show_size(4 * u64::from(shards) * segment_bytes);
+        journal.mistake("capacity", format_args!("must hold four segments per shard: at least {least}"));
+    }
+    Some(JournalConfig {
+        dir: dir?,
+        shards,
+        capacity_bytes,
+        segment_bytes,
+        high_water_percent,
+        low_water_percent,
+        cache_bytes,
+        backend,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<GatewayConfig, ConfigError> {
+        let path = Path::new("/etc/tidegate/gateway.toml");
+        GatewayConfig::read(Reader::parse(path, text)?, path)
+    }
+
+    #[test]
+    fn the_printed_default_file_is_valid_and_equals_the_defaults() {
+        let config = read(DEFAULT_FILE).expect("default file is valid");
+        let mut short = String::from("id = 'gw1'\n[tls]\nca='a'\ncert='b'\nkey='c'\n[vault]\nurl='file:///v'\n");
+        short.push_str("catalog_key='k'\n[journal]\ndir='/j'\n");
+        let bare = read(&short).expect("short file is valid");
+        assert_eq!(config.listen, bare.listen);
+        assert_eq!(config.memory_bytes, bare.memory_bytes);
+        assert_eq!(config.drain_grace, bare.drain_grace);
+        assert_eq!(config.batch_age, bare.batch_age);
+        assert_eq!(config.upload_parallel_max, bare.upload_parallel_max);
+        assert_eq!(config.request_timeout, bare.request_timeout);
+        assert_eq!(config.journal.capacity_bytes, bare.journal.capacity_bytes);
+        assert_eq!(config.journal.segment_bytes, bare.journal.segment_bytes);
+        assert_eq!(config.agents_max, bare.agents_max);
+        assert_eq!(config.window_bytes, bare.window_bytes);
+    }
+
+    #[test]
+    fn every_mistake_of_a_file_is_named_in_one_go() {
+        let text = "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\n[journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
+        let error = read(text).expect_err("many mistakes").to_string();
+        for part in ["id:", "listen:", "memory:", "tls.ca", "tls.cert", "tls.key", "vault.url", "vault.catalog_key",
+            "journal.dir", "journal.capacity", "journal.low_water_percent"]
+        {
+            assert!(error.contains(part), "{part} is not named in: {error}");
+        }
+    }
+}
