@@ -7,24 +7,27 @@
 //!   what this gateway and the agent know to be vaulted; from the vault's own indexes if neither knows.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use tokio::sync::watch;
 
-use super::runs::{DiskSlot, Mark, Run};
+use super::runs::{DiskSlot, Mark, Run, Session};
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::{Drain, DrainTrigger};
-use crate::journal::{Entry, Journal};
-use crate::limits;
+use crate::flow::Clock;
+use crate::journal::{AppendError, Entry, Journal};
 use crate::telemetry::names;
-use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, Seq};
+use crate::types::{Chain, DiskId, Epoch, Micros, PointId, RecordHead, Seq};
 use crate::vault::Vault;
-use crate::wire::{AgentIdentity, DiskRefusal, HelloInfo, Host, OpenDisk, OpenedDisk, RecordSink, RefusalCode, Want};
+use crate::vault::objects::{DiskObject, EpochObject};
+use crate::wire::{
+    AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, RecordSink, Want,
+};
 
-/// How long an open waits for journaled records to be vaulted before it asks the agent to come again. Below the
-/// agent's own patience, so that the answer arrives.
+/// How long a fork waits for journaled records to be vaulted before it asks the agent to come again. Below the agent's
+/// own patience, so that the answer arrives.
 const FORK_DRAIN_WAIT: Duration = Duration::from_secs(15);
 /// Two gateways that race for the same epoch number: each loser looks again. More losses in a row are no race.
 const EPOCH_RACES_MAX: u32 = 8;
@@ -37,13 +40,15 @@ pub struct GatewayHost {
     pub journal: Journal,
     /// Epochs and disk descriptions.
     pub vault: Arc<Vault>,
-    /// Disks known here. Bounded by the disks that certificates of this vault name.
+    /// Disks known here.
     pub disks: Arc<Disks>,
     /// Credit window of each disk, in bytes.
     pub window: watch::Receiver<u64>,
+    /// Times of epoch objects.
+    pub clock: Arc<dyn Clock>,
 }
 
-/// The registry of disks.
+/// The registry of disks. Bounded by the disks that certificates of this vault name.
 #[derive(Debug, Default)]
 pub struct Disks {
     slots: DashMap<DiskId, Arc<DiskSlot>>,
@@ -74,14 +79,240 @@ impl Disks {
     }
 }
 
-fn refuse(code: RefusalCode, text: impl Into<String>) -> DiskRefusal {
-    DiskRefusal { code, text: text.into() }
+/// A failure of the vault as the agent sees it: a passing one asks it to come again.
+fn vault_refusal(what: &str, error: &(impl Classify + 'static)) -> DiskRefusal {
+    let code = if error.fault() == Fault::Retry { Code::Unavailable } else { Code::Internal };
+    DiskRefusal::refused(code, format!("{what}: {}", chain_text(error)))
 }
 
-fn vault_refusal(what: &str, error: &(impl Classify + 'static)) -> DiskRefusal {
-    let code = match error.fault() {
-        Fault::Retry => RefusalCode::TryAgain,
-        _ => RefusalCode::Internal,
-    };
-    refuse(code, format!("{what}: {}", chain_text(error)))
+impl Host for GatewayHost {
+    type Sink = JournalSink;
+
+    fn hello(&self) -> HelloInfo {
+        self.hello.clone()
+    }
+
+    async fn open_disk(&self, agent: &AgentIdentity, open: OpenDisk) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
+        let slot = self.disks.slot(&open.disk);
+        let _one_at_a_time = slot.opening.lock().await;
+        match open.want {
+            Want::Resume { epoch, floor, floor_chain, first_held } => {
+                let floor = Mark { seq: floor, chain: Some(floor_chain) };
+                self.resume(&slot, &open, epoch, floor, first_held).await
+            }
+            Want::Fork { reason, floor } => self.fork(&slot, agent, &open, reason, floor).await,
+        }
+    }
+}
+
+impl GatewayHost {
+    async fn epochs(&self, disk: &DiskId) -> Result<Vec<EpochObject>, DiskRefusal> {
+        self.vault.epochs(disk).await.map_err(|error| vault_refusal("the vault's epochs cannot be read", &error))
+    }
+
+    async fn resume(
+        &self,
+        slot: &DiskSlot,
+        open: &OpenDisk,
+        epoch: Epoch,
+        floor: Mark,
+        first_held: Seq,
+    ) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
+        let must_fork = |text: String| Err(DiskRefusal::MustFork { text });
+        let epochs = self.epochs(&open.disk).await?;
+        let Some(newest) = epochs.last() else {
+            return must_fork(format!("the vault holds no epoch of disk {}", open.disk));
+        };
+        if newest.epoch > epoch {
+            return Err(DiskRefusal::Fenced { newest: newest.epoch });
+        }
+        if newest.epoch < epoch {
+            return must_fork(format!("the vault's newest epoch is {}, not {epoch}", newest.epoch));
+        }
+        check_size(open, newest.size_bytes)?;
+        if newest.nonce != open.nonce {
+            return must_fork(format!("epoch {epoch} was begun by another state of the agent"));
+        }
+        let run = slot.run_or_new(epoch);
+        let reached = run.resume_from(floor);
+        if first_held > reached.seq.next() {
+            return must_fork(format!(
+                "records {} to {} are neither here nor with the agent",
+                reached.seq.next(),
+                Seq(first_held.0 - 1)
+            ));
+        }
+        tracing::info!(disk = %open.disk, %epoch, after = %reached.seq, "disk resumed");
+        Ok(self.opened(slot, run, reached))
+    }
+
+    fn opened(&self, slot: &DiskSlot, run: Arc<Run>, reached: Mark) -> OpenedDisk<JournalSink> {
+        let session = Session::new();
+        slot.take_over(session.clone());
+        OpenedDisk {
+            epoch: run.epoch,
+            next_seq: reached.seq.next(),
+            chain: reached.chain,
+            journaled: Arc::clone(&run.journaled),
+            vaulted: Arc::clone(&run.vaulted),
+            window: self.window.clone(),
+            fenced: session.fenced.subscribe(),
+            sink: JournalSink { disk: slot.disk.clone(), journal: self.journal.clone(), run, session },
+        }
+    }
+
+    async fn fork(
+        &self,
+        slot: &DiskSlot,
+        agent: &AgentIdentity,
+        open: &OpenDisk,
+        reason: ForkReason,
+        floor: Option<(PointId, Chain)>,
+    ) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
+        slot.stop_session();
+        self.drain_disk(slot).await?;
+        for _ in 0..EPOCH_RACES_MAX {
+            let epochs = self.epochs(&open.disk).await?;
+            let (previous, at) = match epochs.last() {
+                None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }),
+                Some(newest) => {
+                    check_size(open, newest.size_bytes)?;
+                    (Some(newest.epoch), self.fork_point(slot, newest, floor).await?)
+                }
+            };
+            let Some(chain_at_fork) = at.chain else {
+                return Err(DiskRefusal::refused(Code::Internal, "the chain at the fork is not known"));
+            };
+            let object = EpochObject {
+                disk: open.disk.clone(),
+                epoch: Epoch(previous.map_or(1, |epoch| epoch.0 + 1)),
+                previous,
+                fork_seq: at.seq,
+                chain_at_fork,
+                size_bytes: open.size_bytes,
+                agent: agent.agent.clone(),
+                nonce: open.nonce,
+                reason: reason.as_str().to_owned(),
+                gateway: self.hello.gateway.clone(),
+                created_micros: self.clock.wall(),
+            };
+            if previous.is_none() {
+                self.describe_disk(agent, open).await?;
+            }
+            if self.create_epoch(&object).await? {
+                return Ok(self.start_epoch(slot, &object));
+            }
+        }
+        Err(DiskRefusal::refused(Code::Unavailable, "other gateways keep forking this disk; try again"))
+    }
+
+    /// Returns false if another gateway took the number first.
+    async fn create_epoch(&self, object: &EpochObject) -> Result<bool, DiskRefusal> {
+        self.vault.create_epoch(object).await.map_err(|error| vault_refusal("the epoch cannot be created", &error))
+    }
+
+    async fn describe_disk(&self, agent: &AgentIdentity, open: &OpenDisk) -> Result<(), DiskRefusal> {
+        let object = DiskObject {
+            disk: open.disk.clone(),
+            size_bytes: open.size_bytes,
+            agent: agent.agent.clone(),
+            created_micros: self.clock.wall(),
+        };
+        let created = self.vault.create_disk(&object).await;
+        created.map(|_| ()).map_err(|error| vault_refusal("the disk cannot be described in the vault", &error))
+    }
+
+    fn start_epoch(&self, slot: &DiskSlot, object: &EpochObject) -> OpenedDisk<JournalSink> {
+        let chain = object.first_chain();
+        let run = Arc::new(Run::fresh(object.epoch, chain));
+        for retired in slot.start_epoch(Arc::clone(&run)) {
+            self.journal.forget(&slot.disk, retired);
+        }
+        metrics::counter!(names::EPOCHS_CREATED, "reason" => object.reason.clone()).increment(1);
+        let (epoch, fork_seq, reason) = (object.epoch, object.fork_seq, &object.reason);
+        tracing::info!(disk = %slot.disk, %epoch, %fork_seq, %reason, "epoch created");
+        self.opened(slot, run, Mark { seq: Seq::NONE, chain: Some(chain) })
+    }
+
+    /// Waits until everything of the disk that is journaled here is vaulted, as far as it is contiguous.
+    async fn drain_disk(&self, slot: &DiskSlot) -> Result<(), DiskRefusal> {
+        let drained = async {
+            for run in slot.runs() {
+                while let (Some(appended), Some(vaulted)) = (run.appended_mark(), run.vaulted_mark()) {
+                    if vaulted.seq >= appended.seq {
+                        break;
+                    }
+                    run.vaulted.beyond(vaulted.seq.0).await;
+                }
+            }
+        };
+        tokio::time::timeout(FORK_DRAIN_WAIT, drained).await.map_err(|_| {
+            DiskRefusal::refused(Code::Unavailable, "records of this disk are still on their way to the vault; try again")
+        })
+    }
+
+    /// Where the newest epoch ends as far as anybody knows it to be vaulted.
+    async fn fork_point(
+        &self,
+        slot: &DiskSlot,
+        newest: &EpochObject,
+        floor: Option<(PointId, Chain)>,
+    ) -> Result<Mark, DiskRefusal> {
+        let here = slot.run(newest.epoch).and_then(|run| run.vaulted_mark()).filter(|mark| mark.chain.is_some());
+        let agents = floor
+            .filter(|(point, _)| point.epoch == newest.epoch)
+            .map(|(point, chain)| Mark { seq: point.seq, chain: Some(chain) });
+        if let Some(known) = here.into_iter().chain(agents).max_by_key(|mark| mark.seq) {
+            return Ok(known);
+        }
+        tracing::info!(disk = %slot.disk, epoch = %newest.epoch, "reading the disk's head from the vault's indexes");
+        let head = crate::restore::head(&self.vault, &slot.disk).await;
+        let head = head.map_err(|error| vault_refusal("the disk's head cannot be read from the vault", &error))?;
+        Ok(match head {
+            Some((point, chain)) if point.epoch == newest.epoch => Mark { seq: point.seq, chain: Some(chain) },
+            _ => Mark { seq: Seq::NONE, chain: Some(newest.first_chain()) },
+        })
+    }
+}
+
+fn check_size(open: &OpenDisk, vault_bytes: u64) -> Result<(), DiskRefusal> {
+    if open.size_bytes == vault_bytes {
+        return Ok(());
+    }
+    let (disk, size) = (&open.disk, open.size_bytes);
+    let text = format!(
+        "disk {disk} has {size} bytes, the vault's {vault_bytes}: a resized disk needs a new disk id in agent.toml"
+    );
+    Err(DiskRefusal::refused(Code::Size, text))
+}
+
+/// Hands the records of one stream to the journal.
+pub struct JournalSink {
+    disk: DiskId,
+    journal: Journal,
+    run: Arc<Run>,
+    session: Session,
+}
+
+impl RecordSink for JournalSink {
+    async fn record(
+        &mut self,
+        head: RecordHead,
+        body_crc: u32,
+        chunks: Vec<Bytes>,
+        received: Micros,
+    ) -> Result<(), DiskRefusal> {
+        if self.session.superseded.load(Ordering::Acquire) {
+            return Err(DiskRefusal::refused(Code::InUse, "another stream took over this disk"));
+        }
+        let journaled = &self.run.journaled;
+        let entry = Entry { disk: &self.disk, head: &head, body_crc, received, chunks: &chunks, journaled };
+        self.journal.append(entry).await.map_err(|error| journal_refusal(&error))?;
+        self.run.appended(head.seq, head.chain);
+        Ok(())
+    }
+}
+
+fn journal_refusal(error: &AppendError) -> DiskRefusal {
+    DiskRefusal::refused(Code::Unavailable, format!("the journal takes no records: {}", chain_text(error)))
 }

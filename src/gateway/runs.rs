@@ -7,10 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
-use crate::flow::{DrainTrigger, Watermark};
+use crate::flow::Watermark;
 use crate::types::{Chain, DiskId, Epoch, Seq};
 
 /// A place in a run, with the chain there if it is known.
@@ -177,6 +179,29 @@ impl Run {
     }
 }
 
+/// The session that carries a disk at present, as the sessions after it see it.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Set to the newest epoch when another one took over.
+    pub fenced: watch::Sender<Option<Epoch>>,
+    /// Set when another stream of the same epoch took the disk.
+    pub superseded: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// A session that carries its disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { fenced: watch::channel(None).0, superseded: Arc::default() }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// One disk at this gateway.
 #[derive(Debug)]
 pub struct DiskSlot {
@@ -190,7 +215,7 @@ pub struct DiskSlot {
 #[derive(Debug, Default)]
 struct SlotState {
     runs: BTreeMap<Epoch, Arc<Run>>,
-    session: Option<DrainTrigger>,
+    session: Option<Session>,
 }
 
 impl DiskSlot {
@@ -211,19 +236,30 @@ impl DiskSlot {
         Arc::clone(self.state.lock().runs.entry(epoch).or_insert_with(|| Arc::new(Run::new(epoch))))
     }
 
-    /// Adds a run that starts with its epoch, and drops the older ones: returns their epochs.
+    /// Adds a run that starts with its epoch, fences the session of an older one, and drops the older runs: returns
+    /// their epochs.
     pub fn start_epoch(&self, run: Arc<Run>) -> Vec<Epoch> {
         let mut state = self.state.lock();
         let newer = state.runs.split_off(&run.epoch);
         let older = std::mem::replace(&mut state.runs, newer);
+        if let Some(session) = state.session.take() {
+            session.fenced.send_replace(Some(run.epoch));
+        }
         state.runs.insert(run.epoch, run);
         older.into_keys().collect()
     }
 
     /// Takes the disk for a new session; the one before, if any, is told to stop.
-    pub fn take_over(&self, session: DrainTrigger) {
+    pub fn take_over(&self, session: Session) {
         if let Some(before) = self.state.lock().session.replace(session) {
-            before.start();
+            before.superseded.store(true, Ordering::Release);
+        }
+    }
+
+    /// Stops the session of this disk, if there is one, before its epoch is forked: it appends nothing more.
+    pub fn stop_session(&self) {
+        if let Some(session) = &self.state.lock().session {
+            session.superseded.store(true, Ordering::Release);
         }
     }
 
@@ -284,13 +320,14 @@ mod tests {
     }
 
     #[test]
-    fn a_second_session_stops_the_first() {
+    fn a_second_session_stops_the_first_and_a_new_epoch_fences_it() {
         let slot = DiskSlot::new(DiskId::new("d").expect("name"));
-        let (first, signal) = DrainTrigger::new();
-        slot.take_over(first);
-        assert!(!signal.started());
-        slot.take_over(DrainTrigger::new().0);
-        assert!(signal.started());
+        let (first, second) = (Session::new(), Session::new());
+        slot.take_over(first.clone());
+        slot.take_over(second.clone());
+        assert!(first.superseded.load(Ordering::Acquire) && !second.superseded.load(Ordering::Acquire));
+        slot.start_epoch(Arc::new(Run::fresh(Epoch(2), Chain::GENESIS)));
+        assert_eq!(*second.fenced.borrow(), Some(Epoch(2)));
     }
 
     #[test]
