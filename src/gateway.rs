@@ -1,1 +1,341 @@
-//! Wires stages 2 to 5.
+//! The gateway daemon: wires stages 2 to 5 together. The only file that knows them all.
+//!
+//! ```text
+//!  agents ═QUIC═► wire ──► host ──► journal ──► feeder ──► pipeline ──► uploader ──► vault
+//!                 tg-net   (runs)   tg-journal-N  tg-feed    tg-cpu-N     tg-vault
+//!                   ▲                    │ journaled                         │ vaulted
+//!                   └──── acks ──────────┴───────────────────────────────────┘
+//! ```
+//!
+//! # What holds
+//!
+//! - A record is in the journal before anybody is told so, and stays there until it is vaulted with all before it.
+//! - Memory: four quarters of `memory`: the journal's cache, the pipeline, uploads, credit given to agents. Backlog
+//!   beyond that stands in the journal only and is read from there again.
+//! - Pressure runs backwards: uploads full → the feeder waits → the journal fills → credit shrinks → agents mark
+//!   their dirty maps. Nobody in that chain drops anything.
+//!
+//! # Start
+//!
+//! Files and ports first, so that mistakes end the process at once; then the admin port, so that waiting can be seen;
+//! then the journal's replay; then the vault, for which the gateway waits as long as it takes.
+//!
+//! # Stop
+//!
+//! SIGTERM: agents are told to go, what was received is journaled, what is journaled is vaulted as far as the grace
+//! time allows, the lane is ended. What is left stands in the journal and goes out at the next start.
+//!
+//! # Crash
+//!
+//! The journal's replay gives the runs back. Everything unreleased is uploaded again in a new lane; records that were
+//! vaulted before are then there twice, byte for byte the same, which readers take as one.
+
+pub mod admin;
+pub mod config;
+mod feeder;
+mod host;
+mod runs;
+mod window;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::fault::{Classify, Fault, chain_text};
+use crate::flow::{Clock, Drain, DrainTrigger, SystemClock};
+use crate::journal::{Journal, ReplayReport};
+use crate::keys::CatalogKey;
+use crate::telemetry::names;
+use crate::types::Seq;
+use crate::vault::Vault;
+use crate::wire::{self, HelloInfo, Listener, ServerLimits, Tuning};
+use admin::Health;
+use config::GatewayConfig;
+use feeder::Feeder;
+use host::{Disks, GatewayHost};
+use runs::{Mark, Span};
+
+/// Wait between two attempts to open the vault: long enough not to hammer, short enough not to be noticed.
+const VAULT_RETRY: Duration = Duration::from_secs(2);
+/// How often the drain looks whether everything is vaulted.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+
+/// Why a gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Another part said why, in full.
+    #[error("{text}")]
+    Stage {
+        /// What could not be done, why, and what to do.
+        text: String,
+        /// How to meet it.
+        fault: Fault,
+    },
+    /// The system refused a resource.
+    #[error("{what}")]
+    System {
+        /// What was asked of it.
+        what: String,
+        /// Its answer.
+        source: std::io::Error,
+    },
+}
+
+impl Classify for GatewayError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Stage { fault, .. } => *fault,
+            Self::System { .. } => Fault::Fatal,
+        }
+    }
+}
+
+impl GatewayError {
+    fn of(error: &(impl Classify + 'static)) -> Self {
+        Self::Stage { text: chain_text(error), fault: error.fault() }
+    }
+
+    fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+
+    fn config(text: String) -> Self {
+        Self::Stage { text, fault: Fault::Reject }
+    }
+}
+
+/// Runs the gateway until a signal asks it to stop. Blocks.
+///
+/// # Errors
+/// [`GatewayError`] names the file, address or object and the next step.
+pub fn run(config: GatewayConfig) -> Result<(), GatewayError> {
+    let net = runtime("tg-net", config.pipeline_threads)?;
+    let vault_runtime = runtime("tg-vault", 2)?;
+    let metrics = install_metrics()?;
+    let result = net.block_on(serve(config, vault_runtime.handle().clone(), metrics));
+    // Both runtimes may hold blocking calls that a dead disk or blob store never answers; the journal has everything.
+    vault_runtime.shutdown_timeout(Duration::from_secs(2));
+    net.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn runtime(name: &'static str, threads: u16) -> Result<tokio::runtime::Runtime, GatewayError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(usize::from(threads.max(1))).thread_name(name).enable_all();
+    builder.build().map_err(GatewayError::system(format!("the runtime {name} cannot be started")))
+}
+
+fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
+    // Factors of about 1.5 keep a percentile within the error that an alert can bear.
+    let seconds: Vec<f64> = (0..40).map(|step| 20e-6 * 1.5_f64.powi(step)).take_while(|&bound| bound < 120.0).collect();
+    let bytes: Vec<f64> = (12..=24).map(|bits| f64::from(1_u32 << bits)).collect();
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)
+        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_bytes".into()), &bytes))
+        .map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
+    let handle = builder.install_recorder().map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
+    names::describe();
+    Ok(handle)
+}
+
+async fn serve(
+    config: GatewayConfig,
+    vault_runtime: tokio::runtime::Handle,
+    metrics: PrometheusHandle,
+) -> Result<(), GatewayError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let key = CatalogKey::load(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
+    let tuning = Tuning { stream_window_bytes: config.window_bytes as u32, ..Tuning::default() };
+    let listener =
+        Listener::bind(config.listen, &config.tls, &tuning, &clock).map_err(|error| GatewayError::of(&error))?;
+    if listener.identity().gateway != config.id {
+        let (named, id) = (&listener.identity().gateway, &config.id);
+        let cert = config.tls.cert.display();
+        return Err(GatewayError::config(format!("{cert} is the certificate of gateway {named}, the configuration says id = {id:?}")));
+    }
+    let (stop_admin, admin_stopped) = DrainTrigger::new();
+    let health = Arc::new(Health::new(Arc::clone(&clock)));
+    let admin = start_admin(&config, &health, metrics, admin_stopped).await?;
+    let (trigger, drain) = DrainTrigger::new();
+    tokio::spawn(wait_for_signal(trigger.clone()));
+
+    let result = Gateway { config, clock, health, vault_runtime, trigger }.run(listener, key, drain).await;
+    stop_admin.start();
+    if let Err(error) = admin.await {
+        tracing::warn!(%error, "the admin port did not stop cleanly");
+    }
+    result
+}
+
+async fn start_admin(
+    config: &GatewayConfig,
+    health: &Arc<Health>,
+    metrics: PrometheusHandle,
+    stopped: Drain,
+) -> Result<tokio::task::JoinHandle<()>, GatewayError> {
+    let what = format!("the admin port {} cannot be opened", config.admin_listen);
+    let listener = tokio::net::TcpListener::bind(config.admin_listen).await.map_err(GatewayError::system(what))?;
+    tracing::info!(address = %config.admin_listen, "admin port open");
+    let health = Arc::clone(health);
+    Ok(tokio::spawn(async move {
+        if let Err(error) = admin::serve(listener, health, metrics, stopped).await {
+            tracing::error!(%error, "the admin port failed");
+        }
+    }))
+}
+
+async fn wait_for_signal(trigger: DrainTrigger) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be caught: stop this process with SIGKILL, the journal keeps what it holds");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("asked to stop");
+    trigger.start();
+}
+
+/// The parts that live as long as the daemon.
+struct Gateway {
+    config: GatewayConfig,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    vault_runtime: tokio::runtime::Handle,
+    trigger: DrainTrigger,
+}
+
+impl Gateway {
+    async fn run(self, listener: Listener, key: CatalogKey, mut drain: Drain) -> Result<(), GatewayError> {
+        let (journal, report) = self.open_journal().await?;
+        let disks = Arc::new(Disks::default());
+        take_replayed(&disks, &report);
+        let Some(vault) = self.open_vault(&key, &mut drain).await? else {
+            close_journal(journal).await;
+            return Ok(());
+        };
+        if listener.identity().vault != vault.id() {
+            let (cert, named, id) = (self.config.tls.cert.display(), listener.identity().vault, vault.id());
+            return Err(GatewayError::config(format!("{cert} is for vault {named}, {} is vault {id}", self.config.vault_url)));
+        }
+        let feeder = Feeder::start(&self, &vault, &journal, &disks).await?;
+        let window = window::start(&self.config, &journal, Arc::clone(&disks), drain.clone());
+        let host = Arc::new(GatewayHost {
+            hello: HelloInfo { gateway: self.config.id.clone(), vault: vault.id() },
+            journal: journal.clone(),
+            vault: Arc::clone(&vault),
+            disks: Arc::clone(&disks),
+            window,
+            clock: Arc::clone(&self.clock),
+        });
+        let limits = ServerLimits { connections_max: self.config.agents_max as usize, ..ServerLimits::default() };
+        self.health.set_ready();
+        tracing::info!(address = %listener.local_addr(), gateway = %self.config.id, vault = %vault.id(), "ready for agents");
+        let watch = tokio::spawn(watch_journal(journal.clone(), self.trigger.clone()));
+        wire::serve(listener, host, limits, Arc::clone(&self.clock), drain).await;
+        watch.abort();
+        self.health.set_draining();
+        self.wait_vaulted(&disks).await;
+        feeder.stop().await;
+        let failure = journal.failure();
+        close_journal(journal).await;
+        match failure {
+            None => Ok(()),
+            Some(text) => Err(GatewayError::Stage { text: format!("the journal failed: {text}"), fault: Fault::Fatal }),
+        }
+    }
+
+    async fn open_journal(&self) -> Result<(Journal, ReplayReport), GatewayError> {
+        self.health.set_waiting("replaying the journal".into());
+        let (config, id) = (self.config.journal.clone(), self.config.id.clone());
+        let opened = tokio::task::spawn_blocking(move || Journal::open(&config, &id)).await;
+        let (journal, report) = opened
+            .map_err(|error| GatewayError::config(format!("opening the journal panicked: {error}")))?
+            .map_err(|error| GatewayError::of(&error))?;
+        for damage in &report.damage {
+            tracing::error!(%damage, "journal damage: skipped, what agents still hold comes again");
+        }
+        self.health.set_backend(report.backend.to_string());
+        tracing::info!(commits = report.commits, bytes = report.bytes, backend = %report.backend, "journal open");
+        Ok((journal, report))
+    }
+
+    /// Opens the vault, waiting for it as long as it takes; `None` if the drain came first.
+    async fn open_vault(&self, key: &CatalogKey, drain: &mut Drain) -> Result<Option<Arc<Vault>>, GatewayError> {
+        loop {
+            let error = match Vault::connect(&self.config.vault_url, key.clone()).await {
+                Ok(vault) => return Ok(Some(Arc::new(vault))),
+                Err(error) => error,
+            };
+            if error.fault() != Fault::Retry {
+                return Err(GatewayError::of(&error));
+            }
+            let reason = format!("waiting for the vault: {}", chain_text(&error));
+            tracing::warn!("{reason}");
+            self.health.set_waiting(reason);
+            tokio::select! {
+                () = drain.wait() => return Ok(None),
+                () = tokio::time::sleep(VAULT_RETRY) => {}
+            }
+        }
+    }
+
+    /// Waits until everything journaled is vaulted, for the grace time at most.
+    async fn wait_vaulted(&self, disks: &Disks) {
+        let all_vaulted = async {
+            let behind = || disks.all().iter().flat_map(|slot| slot.runs()).any(|run| run.behind());
+            while behind() {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(self.config.drain_grace, all_vaulted).await.is_err() {
+            tracing::warn!("the drain's grace is over: the rest stays in the journal and goes out at the next start");
+        }
+    }
+}
+
+async fn close_journal(journal: Journal) {
+    if let Err(error) = tokio::task::spawn_blocking(move || journal.close()).await {
+        tracing::error!(%error, "closing the journal panicked");
+    }
+}
+
+/// Stops the gateway when its journal can no longer keep promises: its supervisor starts it anew, replay decides.
+async fn watch_journal(journal: Journal, trigger: DrainTrigger) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Some(failure) = journal.failure() {
+            tracing::error!(%failure, "the journal failed: stopping");
+            trigger.start();
+            return;
+        }
+    }
+}
+
+/// Gives what the journal's replay found back to the registry.
+fn take_replayed(disks: &Disks, report: &ReplayReport) {
+    let whole = report.damage.iter().all(|damage| damage.kind == crate::journal::DamageKind::TornTail);
+    for ((disk, epoch), state) in &report.runs {
+        let run = disks.slot(disk).run_or_new(*epoch);
+        let base = match (state.vaulted_mark, state.journaled.first()) {
+            (Some((seq, chain)), _) => Some(Mark { seq, chain: Some(chain) }),
+            // Only vaulted records are ever released, so what lies below the oldest one here is vaulted; unless
+            // damage took some of it.
+            (None, Some(range)) if whole || range.first == Seq(1) => {
+                Some(Mark { seq: Seq(range.first.0 - 1), chain: None })
+            }
+            _ => None,
+        };
+        for range in &state.journaled {
+            run.found_in_journal(Span { first: range.first, last: range.last, chain_last: range.chain_last });
+        }
+        if let Some(base) = base {
+            run.set_base(base);
+        }
+    }
+}

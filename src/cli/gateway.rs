@@ -1,12 +1,31 @@
-//! `tidegate gateway`.
+//! `tidegate gateway`: run the daemon, or show and check its configuration.
+
+use std::io::Write;
+use std::path::PathBuf;
 
 use super::{Failure, Outcome};
+use crate::fault::exit;
+use crate::gateway::config::{DEFAULT_FILE, GatewayConfig};
 
 /// Options of `tidegate gateway`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Configuration file.
+    #[arg(long, env = "TIDEGATE_CONFIG", required_unless_present = "print_config")]
+    config: Option<PathBuf>,
+    /// Print a configuration file with every key, its default and its meaning, and stop.
+    #[arg(long)]
+    print_config: bool,
+}
 
 /// Runs the verb.
-pub fn run(_args: Args) -> Outcome {
-    Err(Failure::error("under construction"))
+pub fn run(args: Args) -> Outcome {
+    if args.print_config {
+        std::io::stdout().write_all(DEFAULT_FILE.as_bytes())?;
+        return Ok(exit::OK);
+    }
+    let path = args.config.ok_or_else(|| Failure::usage("give --config FILE"))?;
+    let config = GatewayConfig::load(&path).map_err(|error| Failure::usage(error.to_string()))?;
+    crate::gateway::run(config).map_err(|error| Failure::of(&error))?;
+    Ok(exit::OK)
 }

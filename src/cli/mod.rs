@@ -4,6 +4,7 @@
 //! those of [`crate::fault::exit`].
 
 mod agent;
+mod config;
 mod gateway;
 pub mod keyring;
 mod pki;
@@ -87,6 +88,8 @@ enum Verb {
     Quickstart(quickstart::Args),
     /// Run the gateway daemon.
     Gateway(gateway::Args),
+    /// Check configuration files.
+    Config(config::Args),
     /// Run the agent on a protected machine.
     Agent(agent::Args),
     /// Make a recovery point now.
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Quickstart(args) => quickstart::run(args),
         Verb::Gateway(args) => gateway::run(args),
+        Verb::Config(args) => config::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
         Verb::Points(args) => points::run(args),

@@ -7,7 +7,7 @@
 //!   what this gateway and the agent know to be vaulted; from the vault's own indexes if neither knows.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,6 +52,16 @@ pub struct GatewayHost {
 #[derive(Debug, Default)]
 pub struct Disks {
     slots: DashMap<DiskId, Arc<DiskSlot>>,
+    streams_open: Arc<AtomicU64>,
+}
+
+/// Counts one open stream as long as it lives.
+struct StreamCount(Arc<AtomicU64>);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Disks {
@@ -70,6 +80,17 @@ impl Disks {
     pub fn run(&self, disk: &DiskId, epoch: Epoch) -> Option<Arc<Run>> {
         let slot = self.slots.get(disk).map(|slot| Arc::clone(&slot))?;
         slot.run(epoch)
+    }
+
+    /// Disk streams open at present.
+    #[must_use]
+    pub fn streams_open(&self) -> u64 {
+        self.streams_open.load(Ordering::Relaxed)
+    }
+
+    fn count_stream(&self) -> StreamCount {
+        self.streams_open.fetch_add(1, Ordering::Relaxed);
+        StreamCount(Arc::clone(&self.streams_open))
     }
 
     /// All disks.
@@ -157,7 +178,13 @@ impl GatewayHost {
             vaulted: Arc::clone(&run.vaulted),
             window: self.window.clone(),
             fenced: session.fenced.subscribe(),
-            sink: JournalSink { disk: slot.disk.clone(), journal: self.journal.clone(), run, session },
+            sink: JournalSink {
+                disk: slot.disk.clone(),
+                journal: self.journal.clone(),
+                run,
+                session,
+                _count: self.disks.count_stream(),
+            },
         }
     }
 
@@ -262,9 +289,16 @@ impl GatewayHost {
         let agents = floor
             .filter(|(point, _)| point.epoch == newest.epoch)
             .map(|(point, chain)| Mark { seq: point.seq, chain: Some(chain) });
-        if let Some(known) = here.into_iter().chain(agents).max_by_key(|mark| mark.seq) {
-            return Ok(known);
-        }
+        let known = match here {
+            Some(here) => here,
+            // The agent's floor alone could lie below what is vaulted: its last acks may not have been persisted.
+            None => self.vault_head(slot, newest).await?,
+        };
+        Ok(agents.filter(|floor| floor.seq > known.seq).unwrap_or(known))
+    }
+
+    /// How far the newest epoch is contiguous in the vault, by the vault's own indexes.
+    async fn vault_head(&self, slot: &DiskSlot, newest: &EpochObject) -> Result<Mark, DiskRefusal> {
         tracing::info!(disk = %slot.disk, epoch = %newest.epoch, "reading the disk's head from the vault's indexes");
         let head = crate::restore::head(&self.vault, &slot.disk).await;
         let head = head.map_err(|error| vault_refusal("the disk's head cannot be read from the vault", &error))?;
@@ -292,6 +326,7 @@ pub struct JournalSink {
     journal: Journal,
     run: Arc<Run>,
     session: Session,
+    _count: StreamCount,
 }
 
 impl RecordSink for JournalSink {

@@ -171,6 +171,13 @@ impl Run {
         self.levels.lock().vaulted.reached()
     }
 
+    /// Whether records handed to the journal are not vaulted yet, as far as that can be known.
+    #[must_use]
+    pub fn behind(&self) -> bool {
+        let levels = self.levels.lock();
+        matches!((levels.appended.reached(), levels.vaulted.reached()), (Some(appended), Some(vaulted)) if appended.seq > vaulted.seq)
+    }
+
     /// Learns that a span is durable in the vault. Returns the new contiguous end if it grew.
     pub fn span_vaulted(&self, span: Span) -> Option<Mark> {
         let grown = self.levels.lock().vaulted.complete(span)?;
