@@ -26,6 +26,8 @@ pub struct Health {
     draining: AtomicBool,
     /// Why the gateway is not ready, in words.
     reason: parking_lot::Mutex<String>,
+    /// What waits for somebody to help, in words; empty if nothing does.
+    trouble: parking_lot::Mutex<String>,
     /// Which disk backend the journal uses and why.
     backend: parking_lot::Mutex<String>,
 }
@@ -41,6 +43,7 @@ impl Health {
             vault_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             reason: parking_lot::Mutex::new("starting".into()),
+            trouble: parking_lot::Mutex::default(),
             backend: parking_lot::Mutex::default(),
         }
     }
@@ -53,6 +56,11 @@ impl Health {
     /// Says which disk backend is used.
     pub fn set_backend(&self, text: String) {
         *self.backend.lock() = text;
+    }
+
+    /// Says what waits for somebody to help; empty when it is over. The gateway stays alive and ready meanwhile.
+    pub fn set_trouble(&self, text: String) {
+        *self.trouble.lock() = text;
     }
 
     /// The vault and its lane are open: agents may come.
@@ -112,6 +120,7 @@ async fn healthz(State(admin): State<Admin>) -> Response {
     let body = serde_json::json!({
         "status": if alive { "ok" } else { "hung" },
         "journal_backend": *admin.health.backend.lock(),
+        "trouble": *admin.health.trouble.lock(),
     });
     (if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
 }

@@ -155,6 +155,9 @@ impl GatewayHost {
             return must_fork(format!("epoch {epoch} was begun by another state of the agent"));
         }
         let run = slot.run_or_new(epoch);
+        if run.is_broken() {
+            return must_fork(format!("records of epoch {epoch} were damaged in this gateway's journal"));
+        }
         let reached = run.resume_from(floor);
         if first_held > reached.seq.next() {
             return must_fork(format!(
@@ -264,7 +267,7 @@ impl GatewayHost {
     /// Waits until everything of the disk that is journaled here is vaulted, as far as it is contiguous.
     async fn drain_disk(&self, slot: &DiskSlot) -> Result<(), DiskRefusal> {
         let drained = async {
-            for run in slot.runs() {
+            for run in slot.runs().into_iter().filter(|run| !run.is_broken()) {
                 while let (Some(appended), Some(vaulted)) = (run.appended_mark(), run.vaulted_mark()) {
                     if vaulted.seq >= appended.seq {
                         break;
@@ -339,6 +342,10 @@ impl RecordSink for JournalSink {
     ) -> Result<(), DiskRefusal> {
         if self.session.superseded.load(Ordering::Acquire) {
             return Err(DiskRefusal::refused(Code::InUse, "another stream took over this disk"));
+        }
+        if self.run.is_broken() {
+            let text = format!("records of epoch {} were damaged in this gateway's journal", self.run.epoch);
+            return Err(DiskRefusal::MustFork { text });
         }
         let journaled = &self.run.journaled;
         let entry = Entry { disk: &self.disk, head: &head, body_crc, received, chunks: &chunks, journaled };

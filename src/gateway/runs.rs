@@ -100,6 +100,7 @@ pub struct Run {
     /// Last record durable in the vault, with all before it.
     pub vaulted: Arc<Watermark>,
     levels: Mutex<Levels>,
+    broken: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +117,13 @@ impl Run {
     /// A run of which nothing is known yet.
     #[must_use]
     pub fn new(epoch: Epoch) -> Self {
-        Self { epoch, journaled: Arc::default(), vaulted: Arc::default(), levels: Mutex::default() }
+        Self {
+            epoch,
+            journaled: Arc::default(),
+            vaulted: Arc::default(),
+            levels: Mutex::default(),
+            broken: AtomicBool::new(false),
+        }
     }
 
     /// A run that starts with its epoch: nothing lies below.
@@ -125,6 +132,17 @@ impl Run {
         let run = Self::new(epoch);
         run.set_base(Mark { seq: Seq::NONE, chain: Some(chain) });
         run
+    }
+
+    /// Some of its records are unusable here: it cannot go on, the agent must fork.
+    pub fn break_off(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+
+    /// Whether it was broken off.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     /// Learns what is vaulted from elsewhere: a journal mark or the agent's floor.
@@ -174,6 +192,9 @@ impl Run {
     /// Whether records handed to the journal are not vaulted yet, as far as that can be known.
     #[must_use]
     pub fn behind(&self) -> bool {
+        if self.is_broken() {
+            return false;
+        }
         let levels = self.levels.lock();
         matches!((levels.appended.reached(), levels.vaulted.reached()), (Some(appended), Some(vaulted)) if appended.seq > vaulted.seq)
     }

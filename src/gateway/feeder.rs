@@ -1,0 +1,327 @@
+//! From the journal to the vault: one thread reads commits in order and feeds the pipeline; finished batches go to the
+//! uploader; what is vaulted is noted in the runs and released from the journal.
+//!
+//! The thread works in *lives*, each with a lane of its own. A life ends when the lane's key has served its time, when
+//! somebody sealed the lane, or when a part of the way failed. The next life reads everything unreleased from the
+//! journal again if the one before did not bring it all to the vault: so nothing depends on how a life ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::admin::Health;
+use super::config::GatewayConfig;
+use super::host::Disks;
+use super::runs::Span;
+use super::{Gateway, GatewayError};
+use crate::fault::chain_text;
+use crate::flow::{Clock, Drain, DrainTrigger};
+use crate::journal::{Commit, CommitReader, Damage, Journal, ReadError};
+use crate::pipeline::batcher::BatcherLimits;
+use crate::pipeline::driver::{LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
+use crate::telemetry::names;
+use crate::vault::lane::Lane;
+use crate::vault::upload_queue::QueueLimits;
+use crate::vault::uploader::{UploadEvent, Uploader, UploaderConfig, Vaulted};
+use crate::vault::{self, Vault};
+
+/// Longest wait for a commit: bounds how late the feeder sees that it should stop or that a batch is due.
+const LOOK: Duration = Duration::from_millis(20);
+/// Wait before a new life after a failure, so that a lasting one does not open lanes by the thousand.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
+/// Events of the uploader that may wait: each stands for one batch, and handling one takes microseconds.
+const EVENTS_MAX: usize = 64;
+/// How long a stop waits for the lane's end to be written; without it the lane is only less tidy.
+const LANE_END_WAIT: Duration = Duration::from_secs(5);
+
+/// The running feeder.
+pub struct Feeder {
+    stop: DrainTrigger,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Feeder {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`GatewayError::System`] if there is no thread to be had.
+    pub fn start(
+        gateway: &Gateway,
+        vault: &Arc<Vault>,
+        journal: &Journal,
+        disks: &Arc<Disks>,
+    ) -> Result<Self, GatewayError> {
+        let (stop, stopped) = DrainTrigger::new();
+        let feeding = Feeding {
+            config: gateway.config.clone(),
+            clock: Arc::clone(&gateway.clock),
+            health: Arc::clone(&gateway.health),
+            runtime: gateway.vault_runtime.clone(),
+            vault: Arc::clone(vault),
+            journal: journal.clone(),
+            disks: Arc::clone(disks),
+            stopped,
+        };
+        let thread = std::thread::Builder::new()
+            .name("tg-feed".into())
+            .spawn(move || feeding.run())
+            .map_err(GatewayError::system("the feeder's thread cannot be started"))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Stops it: what the pipeline holds is uploaded as far as the store answers, the lane is ended.
+    pub async fn stop(self) {
+        self.stop.start();
+        let thread = self.thread;
+        if !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(()))) {
+            tracing::error!("the feeder panicked: what it had not vaulted is in the journal");
+        }
+    }
+}
+
+/// Why a life ended.
+enum End {
+    /// The gateway stops.
+    Stopped,
+    /// The lane's key has served its time; everything read so far is vaulted.
+    LaneDue,
+}
+
+struct Feeding {
+    config: GatewayConfig,
+    clock: Arc<dyn Clock>,
+    health: Arc<Health>,
+    runtime: Handle,
+    vault: Arc<Vault>,
+    journal: Journal,
+    disks: Arc<Disks>,
+    stopped: Drain,
+}
+
+/// One lane's pipeline and uploader.
+struct Way {
+    pipeline: Pipeline,
+    uploader: Arc<Uploader>,
+    lane: Lane,
+}
+
+impl Feeding {
+    fn run(self) {
+        let mut readers = None;
+        while !self.stopped.started() {
+            let mut current = readers.take().unwrap_or_else(|| self.open_readers());
+            match self.life(&mut current) {
+                Ok(End::Stopped) => return,
+                // Nothing was lost on the way: go on where the readers stand.
+                Ok(End::LaneDue) => readers = Some(current),
+                Err(reason) => {
+                    tracing::error!("the way to the vault was interrupted: {reason}; going on from the journal");
+                    self.pause(RESTART_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn open_readers(&self) -> Vec<CommitReader> {
+        (0..self.journal.shard_count()).map(|shard| self.journal.reader(shard)).collect()
+    }
+
+    fn pause(&self, how_long: Duration) {
+        let until = self.clock.monotonic() + how_long;
+        while self.clock.monotonic() < until && !self.stopped.started() {
+            self.health.feeder_turned();
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn life(&self, readers: &mut [CommitReader]) -> Result<End, String> {
+        let lane = self.runtime.block_on(Lane::open(&self.vault, &self.config.id, self.clock.as_ref()));
+        let lane = lane.map_err(|error| chain_text(&error))?;
+        tracing::info!(lane = %lane.id(), "lane opened");
+        let mut way = self.open_way(lane).map_err(|error| chain_text(&error))?;
+        let fed = self.feed(&mut way, readers);
+        let ended = self.end_way(way);
+        let end = fed.map_err(|error| chain_text(&error))?;
+        ended?;
+        Ok(end)
+    }
+
+    fn open_way(&self, lane: Lane) -> Result<Way, PipelineError> {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let quarter_bytes = self.config.memory_quarter_bytes();
+        let uploader_config = UploaderConfig {
+            queue: QueueLimits { window_max: u32::from(self.config.upload_parallel_max), ..QueueLimits::default() },
+            queue_bytes_max: quarter_bytes,
+            request_timeout: self.config.request_timeout,
+            ..UploaderConfig::default()
+        };
+        let vault = Vault::clone(&self.vault);
+        let clock = Arc::clone(&self.clock);
+        let uploader = Uploader::start(vault, lane.clone(), uploader_config, clock, &self.runtime, events);
+        let uploader = Arc::new(uploader);
+        let events = Events {
+            disks: Arc::clone(&self.disks),
+            journal: self.journal.clone(),
+            health: Arc::clone(&self.health),
+        };
+        self.runtime.spawn(events.run(receiver));
+        let context = LaneContext {
+            vault: self.vault.id(),
+            lane: lane.id(),
+            key: lane.key().clone(),
+            catalog: self.vault.catalog_key().clone(),
+            next_n: 1,
+            confirmed: Arc::clone(uploader.confirmed_through()),
+            object_name: |lane, n| vault::names::batch(lane, n).to_string(),
+        };
+        let pipeline_config = PipelineConfig {
+            threads: usize::from(self.config.pipeline_threads),
+            limits: BatcherLimits { batch_age: self.config.batch_age, ..BatcherLimits::default() },
+            queue_bytes_max: (quarter_bytes / 2) as usize,
+        };
+        let sink_uploader = Arc::clone(&uploader);
+        let pipeline = Pipeline::start(&pipeline_config, context, move |batch| {
+            sink_uploader.submit_blocking(batch).map_err(|_| SinkClosed)
+        })?;
+        Ok(Way { pipeline, uploader, lane })
+    }
+
+    fn feed(&self, way: &mut Way, readers: &mut [CommitReader]) -> Result<End, PipelineError> {
+        loop {
+            self.health.feeder_turned();
+            if self.stopped.started() {
+                return Ok(End::Stopped);
+            }
+            if way.lane.is_due(self.clock.as_ref()) {
+                return Ok(End::LaneDue);
+            }
+            let mut idle = true;
+            for reader in readers.iter_mut() {
+                idle &= !self.feed_next(&mut way.pipeline, reader, Duration::ZERO)?;
+            }
+            if idle && let Some(first) = readers.first_mut() {
+                self.feed_next(&mut way.pipeline, first, LOOK)?;
+            }
+            way.pipeline.poll(self.clock.monotonic())?;
+        }
+    }
+
+    /// Feeds the next commit of one shard; returns whether there was one.
+    fn feed_next(
+        &self,
+        pipeline: &mut Pipeline,
+        reader: &mut CommitReader,
+        wait: Duration,
+    ) -> Result<bool, PipelineError> {
+        match reader.next_blocking(wait) {
+            Ok(None) => Ok(false),
+            Ok(Some(commit)) => self.push_commit(pipeline, &commit).map(|()| true),
+            Err(ReadError::Damaged(damage)) => {
+                self.note_damage(&damage);
+                Ok(true)
+            }
+            Err(ReadError::Closed) => {
+                std::thread::sleep(wait);
+                Ok(false)
+            }
+            Err(error @ ReadError::Io { .. }) => {
+                tracing::error!(error = chain_text(&error), "the journal cannot be read; trying again");
+                std::thread::sleep(LOOK);
+                Ok(false)
+            }
+        }
+    }
+
+    fn push_commit(&self, pipeline: &mut Pipeline, commit: &Commit) -> Result<(), PipelineError> {
+        for (number, entry) in commit.entries.iter().enumerate() {
+            // A run that is gone was forked away: its records count no more.
+            let Some(run) = self.disks.run(&entry.disk, entry.head.epoch) else { continue };
+            if entry.head.seq.0 <= run.vaulted.get() {
+                continue;
+            }
+            match pipeline.push(self.clock.monotonic(), &entry.disk, commit.record(number), entry.received) {
+                Ok(()) => {}
+                Err(PushError::Stopped(error)) => return Err(error),
+                Err(error @ PushError::Record { .. }) => {
+                    let (disk, point) = (&entry.disk, entry.head.point());
+                    tracing::error!(%disk, %point, error = chain_text(&error), "a journaled record is unusable");
+                    run.break_off();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is damaged here comes again from the agent: its run cannot go on, so its next session forks.
+    fn note_damage(&self, damage: &Damage) {
+        tracing::error!(%damage, "journal damage: skipped, the agents concerned fork and send again");
+        for (disk, point) in &damage.records {
+            if let Some(run) = self.disks.run(disk, point.epoch) {
+                run.break_off();
+            }
+        }
+    }
+
+    fn end_way(&self, way: Way) -> Result<(), String> {
+        let Way { pipeline, uploader, .. } = way;
+        // Dropping the pipeline inside `finish` drops the sink, and with it the other owner of the uploader.
+        let finished = pipeline.finish();
+        let Some(uploader) = Arc::into_inner(uploader) else {
+            return Err("the pipeline still holds its uploader".into());
+        };
+        let ended = self.runtime.block_on(async {
+            let finish = uploader.finish();
+            if !self.stopped.started() {
+                return finish.await.map_err(|stop| chain_text(stop.as_ref()));
+            }
+            match tokio::time::timeout(LANE_END_WAIT, finish).await {
+                Ok(ended) => ended.map_err(|stop| chain_text(stop.as_ref())),
+                Err(_) => Err("the store does not answer; the rest stays in the journal".into()),
+            }
+        });
+        finished.map_err(|error| chain_text(&error))?;
+        ended.map(|_| ())
+    }
+}
+
+/// Takes the uploader's events into the runs and the journal.
+struct Events {
+    disks: Arc<Disks>,
+    journal: Journal,
+    health: Arc<Health>,
+}
+
+impl Events {
+    async fn run(self, mut events: mpsc::Receiver<UploadEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                UploadEvent::Vaulted(vaulted) => self.note_vaulted(&vaulted),
+                UploadEvent::Parked(reason) => {
+                    tracing::error!(%reason, "uploads wait for somebody to help; the journal keeps everything");
+                    self.health.set_trouble(reason);
+                }
+                UploadEvent::Resumed => {
+                    tracing::info!("uploads go on");
+                    self.health.set_trouble(String::new());
+                }
+                UploadEvent::Stopped(stop) => tracing::error!(error = chain_text(stop.as_ref()), "the lane is over"),
+            }
+        }
+    }
+
+    fn note_vaulted(&self, vaulted: &Vaulted) {
+        metrics::counter!(names::VAULTED_BYTES).increment(vaulted.record_bytes);
+        metrics::counter!(names::VAULTED_RECORDS).increment(vaulted.records);
+        for part in &vaulted.parts {
+            let Some(run) = self.disks.run(&part.disk, part.epoch) else { continue };
+            let span = Span { first: part.first, last: part.last, chain_last: part.chain_last };
+            if let Some(mark) = run.span_vaulted(span)
+                && let Some(chain) = mark.chain
+            {
+                self.journal.vaulted(&part.disk, part.epoch, mark.seq, chain);
+            }
+        }
+    }
+}
