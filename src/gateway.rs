@@ -48,7 +48,7 @@ use crate::journal::{Journal, ReplayReport};
 use crate::keys::CatalogKey;
 use crate::telemetry::names;
 use crate::types::Seq;
-use crate::vault::Vault;
+use crate::vault::{self, Vault};
 use crate::wire::{self, HelloInfo, Listener, ServerLimits, Tuning};
 use admin::Health;
 use config::GatewayConfig;
@@ -146,7 +146,7 @@ async fn serve(
     metrics: PrometheusHandle,
 ) -> Result<(), GatewayError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let key = CatalogKey::load(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
+    let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
     let tuning = Tuning { stream_window_bytes: config.window_bytes as u32, ..Tuning::default() };
     let listener =
         Listener::bind(config.listen, &config.tls, &tuning, &clock).map_err(|error| GatewayError::of(&error))?;
@@ -223,7 +223,7 @@ impl Gateway {
             let (cert, named, id) = (self.config.tls.cert.display(), listener.identity().vault, vault.id());
             return Err(GatewayError::config(format!("{cert} is for vault {named}, {} is vault {id}", self.config.vault_url)));
         }
-        let feeder = Feeder::start(&self, &vault, &journal, &disks).await?;
+        let feeder = Feeder::start(&self, &vault, &journal, &disks)?;
         let window = window::start(&self.config, &journal, Arc::clone(&disks), drain.clone());
         let host = Arc::new(GatewayHost {
             hello: HelloInfo { gateway: self.config.id.clone(), vault: vault.id() },
@@ -267,14 +267,13 @@ impl Gateway {
 
     /// Opens the vault, waiting for it as long as it takes; `None` if the drain came first.
     async fn open_vault(&self, key: &CatalogKey, drain: &mut Drain) -> Result<Option<Arc<Vault>>, GatewayError> {
+        let store = vault::url::open_store(&self.config.vault_url).map_err(|error| GatewayError::of(&error))?;
         loop {
-            let error = match Vault::connect(&self.config.vault_url, key.clone()).await {
+            let error = match Vault::open(store.clone(), key.clone()).await {
                 Ok(vault) => return Ok(Some(Arc::new(vault))),
-                Err(error) => error,
+                Err(error) if error.fault() == Fault::Retry => error,
+                Err(error) => return Err(GatewayError::of(&error)),
             };
-            if error.fault() != Fault::Retry {
-                return Err(GatewayError::of(&error));
-            }
             let reason = format!("waiting for the vault: {}", chain_text(&error));
             tracing::warn!("{reason}");
             self.health.set_waiting(reason);

@@ -19,8 +19,7 @@ use super::{Gateway, GatewayError};
 use crate::fault::chain_text;
 use crate::flow::{Clock, Drain, DrainTrigger};
 use crate::journal::{Commit, CommitReader, Damage, Journal, ReadError};
-use crate::pipeline::batcher::BatcherLimits;
-use crate::pipeline::driver::{LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
+use crate::pipeline::{BatcherLimits, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
 use crate::telemetry::names;
 use crate::vault::lane::Lane;
 use crate::vault::upload_queue::QueueLimits;
@@ -178,7 +177,7 @@ impl Feeding {
         };
         let pipeline_config = PipelineConfig {
             threads: usize::from(self.config.pipeline_threads),
-            limits: BatcherLimits { batch_age: self.config.batch_age, ..BatcherLimits::default() },
+            limits: BatcherLimits { age: self.config.batch_age, ..BatcherLimits::default() },
             queue_bytes_max: (quarter_bytes / 2) as usize,
         };
         let sink_uploader = Arc::clone(&uploader);

@@ -21,6 +21,7 @@ use crate::journal::{AppendError, Entry, Journal};
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Micros, PointId, RecordHead, Seq};
 use crate::vault::Vault;
+use crate::vault::epochs::CreateEpochError;
 use crate::vault::objects::{DiskObject, EpochObject};
 use crate::wire::{
     AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, RecordSink, Want,
@@ -238,7 +239,11 @@ impl GatewayHost {
 
     /// Returns false if another gateway took the number first.
     async fn create_epoch(&self, object: &EpochObject) -> Result<bool, DiskRefusal> {
-        self.vault.create_epoch(object).await.map_err(|error| vault_refusal("the epoch cannot be created", &error))
+        match self.vault.create_epoch(object).await {
+            Ok(_) => Ok(true),
+            Err(CreateEpochError::Exists { .. }) => Ok(false),
+            Err(error) => Err(vault_refusal("the epoch cannot be created", &error)),
+        }
     }
 
     async fn describe_disk(&self, agent: &AgentIdentity, open: &OpenDisk) -> Result<(), DiskRefusal> {
