@@ -158,7 +158,7 @@ impl Feeding {
         };
         let vault = Vault::clone(&self.vault);
         let clock = Arc::clone(&self.clock);
-        let uploader = Uploader::start(vault, lane.clone(), uploader_config, clock, &self.runtime, events);
+        let uploader = Uploader::start(vault, &lane, uploader_config, clock, &self.runtime, events);
         let uploader = Arc::new(uploader);
         let events = Events {
             disks: Arc::clone(&self.disks),
@@ -170,7 +170,7 @@ impl Feeding {
             vault: self.vault.id(),
             lane: lane.id(),
             key: lane.key().clone(),
-            catalog: self.vault.catalog_key().clone(),
+            catalog: self.vault.need_key()?.clone(),
             next_n: 1,
             confirmed: Arc::clone(uploader.confirmed_through()),
             object_name: |lane, n| vault::names::batch(lane, n).to_string(),

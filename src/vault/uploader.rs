@@ -33,7 +33,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{Id as TaskId, JoinError, JoinHandle, JoinSet};
 
-use super::batch::FinishedBatch;
 use super::fault::BlobCause;
 use super::index::SealedIndex;
 use super::lane::Lane;
@@ -43,6 +42,7 @@ use super::upload_queue::{Next, QueueLimits, Turn, UploadQueue, Verdict};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Budget, BudgetGuard, Clock, Watermark};
+use crate::pipeline::BatchObject;
 use crate::telemetry::names as metric;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
 
@@ -93,7 +93,7 @@ pub struct VaultedPart {
 pub struct Vaulted {
     /// Its number.
     pub n: u64,
-    /// What it holds. A disk has one part per epoch.
+    /// What it holds: one part per contiguous run of a disk.
     pub parts: Vec<VaultedPart>,
     /// Records.
     pub records: u64,
@@ -264,7 +264,7 @@ impl Uploader {
     ///
     /// # Errors
     /// [`SubmitError`] if the lane is over; the batch is dropped, its records are in the journal.
-    pub async fn submit(&self, batch: FinishedBatch) -> Result<(), SubmitError> {
+    pub async fn submit(&self, batch: BatchObject) -> Result<(), SubmitError> {
         let stored_bytes = batch.body.len() as u64;
         let place = match Arc::clone(&self.places).acquire_owned().await {
             Ok(place) => place,
@@ -276,7 +276,7 @@ impl Uploader {
         let received_first = messages.map(|message| message.received_first).min().unwrap_or_default();
         let job = Job {
             n: batch.index.n,
-            body: Bytes::from(batch.body),
+            body: batch.body,
             body_guard,
             rest: Uploaded { vaulted, sealed_index: batch.sealed_index, received_first, _place: place },
         };
@@ -287,7 +287,7 @@ impl Uploader {
     ///
     /// # Errors
     /// As [`Uploader::submit`].
-    pub fn submit_blocking(&self, batch: FinishedBatch) -> Result<(), SubmitError> {
+    pub fn submit_blocking(&self, batch: BatchObject) -> Result<(), SubmitError> {
         self.handle.block_on(self.submit(batch))
     }
 
@@ -310,7 +310,7 @@ impl Uploader {
 }
 
 /// What a batch holds, one part per disk and epoch.
-fn summary(batch: &FinishedBatch) -> Vaulted {
+fn summary(batch: &BatchObject) -> Vaulted {
     let mut parts: Vec<VaultedPart> = Vec::new();
     let mut record_bytes = 0;
     for disk in &batch.index.disks {
@@ -318,7 +318,8 @@ fn summary(batch: &FinishedBatch) -> Vaulted {
             record_bytes += u64::from(message.plain_bytes);
             let (epoch, first, last, chain_last) = (message.epoch, message.first, message.last, message.chain_last);
             match parts.last_mut() {
-                Some(part) if part.disk == disk.disk && part.epoch == epoch => {
+                // A gap (a record that was damaged in the journal) starts another part, or it would count as vaulted.
+                Some(part) if part.disk == disk.disk && part.epoch == epoch && part.last.next() == first => {
                     (part.last, part.chain_last) = (last, chain_last);
                 }
                 _ => parts.push(VaultedPart { disk: disk.disk.clone(), epoch, first, last, chain_last }),
