@@ -8,7 +8,7 @@
 //! Its presence marks the target as not yet an image. A line is appended only after the target's bytes were made durable
 //! with fdatasync, and every line carries a CRC-32C: a torn last line costs reading a few messages again, never a hole.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,12 @@ pub enum ResumeError {
     /// It is no such note.
     #[error("{} is not a resume file of this version: remove it, or start over with --force", path.display())]
     Format {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process restores into the same target.
+    #[error("{} is in use: another restore into this target is running", path.display())]
+    Busy {
         /// The file.
         path: PathBuf,
     },
@@ -103,8 +109,10 @@ impl ResumeFile {
     pub fn create(target: &Path, head: &ResumeHead) -> Result<Self, ResumeError> {
         let path = path_of(target);
         let wrap = |source| ResumeError::Io { path: path.clone(), source };
-        let options = || OpenOptions::new().write(true).create(true).truncate(true).open(&path);
-        let mut file = options().map_err(wrap)?;
+        // Locked before it is emptied: it may be another's.
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(wrap)?;
+        lock(&file, &path)?;
+        file.set_len(0).map_err(wrap)?;
         file.write_all(head.line().as_bytes()).and_then(|()| file.sync_all()).map_err(wrap)?;
         Ok(Self { path, file })
     }
@@ -121,6 +129,7 @@ impl ResumeFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(wrap(error)),
         };
+        lock(&file, &path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(wrap)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -163,6 +172,13 @@ impl ResumeFile {
     }
 }
 
+fn lock(file: &File, path: &Path) -> Result<(), ResumeError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => ResumeError::Busy { path: path.to_owned() },
+        TryLockError::Error(source) => ResumeError::Io { path: path.to_owned(), source },
+    })
+}
+
 fn done_range(text: &str) -> Option<(usize, usize)> {
     let (first, last) = text.strip_prefix("done ")?.split_once('-')?;
     let (first, last) = (first.parse().ok()?, last.parse().ok()?);
@@ -200,6 +216,8 @@ mod tests {
         assert!(ResumeFile::open(&target, &head("e1-s9"), 8).unwrap().is_none());
         let mut file = ResumeFile::create(&target, &head("e1-s9")).unwrap();
         file.done(vec![3, 1, 2, 6]).unwrap();
+        assert!(matches!(ResumeFile::open(&target, &head("e1-s9"), 8), Err(ResumeError::Busy { .. })));
+        drop(file);
         let (file, done) = ResumeFile::open(&target, &head("e1-s9"), 8).unwrap().unwrap();
         assert_eq!(done, [false, true, true, true, false, false, true, false]);
         file.finish().unwrap();
@@ -213,12 +231,14 @@ mod tests {
         let mut file = ResumeFile::create(&target, &head("e1-s9")).unwrap();
         file.done(vec![0]).unwrap();
         file.done(vec![2, 5]).unwrap();
+        drop(file);
         let mut bytes = std::fs::read(path_of(&target)).unwrap();
         bytes.truncate(bytes.len() - 3);
         std::fs::write(path_of(&target), &bytes).unwrap();
         let (mut file, done) = ResumeFile::open(&target, &head("e1-s9"), 6).unwrap().unwrap();
         assert_eq!(done, [true, false, true, false, false, false]);
         file.done(vec![5]).unwrap();
+        drop(file);
         let (_, done) = ResumeFile::open(&target, &head("e1-s9"), 6).unwrap().unwrap();
         assert_eq!(done, [true, false, true, false, false, true], "appended behind what was valid");
         let text = std::fs::read_to_string(path_of(&target)).unwrap().replace("done 2-2", "done 2-3");

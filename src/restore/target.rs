@@ -46,14 +46,12 @@ pub enum TargetError {
     },
     /// No room.
     #[error(
-        "no space left while writing {}: free at least {missing_bytes} bytes and run the same command again, it goes on \
-         where it stopped", path.display()
+        "no space left while writing {}: free some and run the same command again, it goes on where it stopped",
+        path.display()
     )]
     Full {
         /// The target.
         path: PathBuf,
-        /// What is still to be written, at most.
-        missing_bytes: u64,
     },
     /// The operating system said no.
     #[error("{operation} {} failed", path.display())]
@@ -236,9 +234,8 @@ impl Target {
     fn failed(&self, operation: &'static str, source: io::Error) -> TargetError {
         let path = self.partial.as_ref().unwrap_or(&self.path).clone();
         match source.kind() {
-            // The caller knows how much is missing.
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                TargetError::Full { path, missing_bytes: 0 }
+                TargetError::Full { path }
             }
             _ => TargetError::Io { operation, path, source },
         }

@@ -1,7 +1,12 @@
 //! A disk made of real records, with a naive replay to compare with.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use proptest::prelude::*;
 
 use crate::types::{
@@ -9,10 +14,19 @@ use crate::types::{
     encode_extents, record_digest,
 };
 
-use super::history::Row;
+use super::history::{History, Row};
+use super::source::{Loaded, Source};
+use crate::flow::SystemClock;
+use crate::keys::Identity;
 use crate::pipeline::codec::Codec;
+use crate::pipeline::message::{self, MessageContext};
+use crate::vault::batch::{BatchBuilder, BatchHeader};
 use crate::vault::index::{MessageMeta, RecordMeta};
-use crate::vault::objects::EpochObject;
+use crate::vault::lane::Lane;
+use crate::vault::objects::{DiskObject, EpochObject};
+use crate::vault::put::create_only;
+use crate::vault::store::VaultStore;
+use crate::vault::{InitOptions, Vault, names};
 
 /// One record as an agent would make it.
 #[derive(Clone, Debug)]
@@ -40,6 +54,7 @@ impl ModelRecord {
 /// A disk's whole history, known exactly.
 #[derive(Clone, Debug)]
 pub struct ModelDisk {
+    pub id: DiskId,
     pub disk_bytes: u64,
     pub epochs: Vec<EpochObject>,
     pub records: BTreeMap<Epoch, Vec<ModelRecord>>,
@@ -48,7 +63,13 @@ pub struct ModelDisk {
 
 impl ModelDisk {
     pub fn new(disk_bytes: u64) -> Self {
-        let mut disk = Self { disk_bytes, epochs: Vec::new(), records: BTreeMap::new(), label: 1_800_000_000_000_000 };
+        Self::named("sda", disk_bytes)
+    }
+
+    pub fn named(name: &str, disk_bytes: u64) -> Self {
+        let id = DiskId::new(name).unwrap();
+        let mut disk =
+            Self { id, disk_bytes, epochs: Vec::new(), records: BTreeMap::new(), label: 1_800_000_000_000_000 };
         disk.open(None, Chain::GENESIS);
         disk
     }
@@ -56,7 +77,7 @@ impl ModelDisk {
     fn open(&mut self, from: Option<PointId>, chain_at_fork: Chain) {
         let epoch = Epoch(self.epochs.len() as u64 + 1);
         self.epochs.push(EpochObject {
-            disk: DiskId::new("sda").unwrap(),
+            disk: self.id.clone(),
             epoch,
             previous: from.map(|from| from.epoch),
             fork_seq: from.map_or(Seq::NONE, |from| from.seq),
@@ -246,4 +267,102 @@ pub fn model(steps: &[Step]) -> ModelDisk {
         }
     }
     disk
+}
+
+/// A vault in memory or in a directory, filled by the writers that a gateway uses.
+pub struct TestVault {
+    pub vault: Vault,
+    pub identity: Identity,
+    pub lane: Lane,
+    pub next_batch: u64,
+}
+
+impl TestVault {
+    pub async fn new(store: Arc<dyn ObjectStore>) -> Self {
+        let identity = Identity::generate();
+        let options = InitOptions { recipients: vec![identity.recipient()], now: Micros(1) };
+        let (vault, _) = Vault::init(VaultStore::new(store, "test"), &options).await.unwrap();
+        let lane = Lane::open(&vault, "g1", &SystemClock::new()).await.unwrap();
+        Self { vault, identity, lane, next_batch: 1 }
+    }
+
+    pub async fn in_memory() -> Self {
+        Self::new(Arc::new(InMemory::new())).await
+    }
+
+    /// Describes the disks, and vaults all their records: messages of `step` records, `per_batch` messages per batch.
+    pub async fn fill(&mut self, disks: &[&ModelDisk], step: u64, per_batch: usize) {
+        let mut messages = Vec::new();
+        for disk in disks {
+            let object = DiskObject {
+                disk: disk.id.clone(),
+                size_bytes: disk.disk_bytes,
+                agent: "a1".into(),
+                created_micros: Micros(1),
+            };
+            self.vault.create_disk(&object).await.unwrap();
+            for epoch in &disk.epochs {
+                self.vault.create_epoch(epoch).await.unwrap();
+            }
+            messages.extend(disk.rows(step).into_iter().map(|row| (*disk, row.message)));
+        }
+        // Batches mix disks, as they do in life.
+        messages.sort_by_key(|(disk, message)| (message.epoch, message.first, disk.id.clone()));
+        for batch in messages.chunks(per_batch) {
+            self.put_batch(batch).await;
+        }
+    }
+
+    pub async fn put_batch(&mut self, messages: &[(&ModelDisk, MessageMeta)]) -> Path {
+        let path = names::batch(self.lane.id(), self.next_batch);
+        let header = BatchHeader { vault: self.vault.id(), lane: self.lane.id(), n: self.next_batch };
+        let mut builder = BatchBuilder::new(header, Vec::new());
+        let (mut scratch, mut sealed) = (message::Scratch::default(), Vec::new());
+        for (disk, meta) in messages {
+            let records = &disk.records[&meta.epoch][meta.first.0 as usize - 1..meta.last.0 as usize];
+            let plain: Vec<u8> = records.iter().flat_map(ModelRecord::bytes).collect();
+            let context = MessageContext {
+                vault: self.vault.id(),
+                object: path.as_ref(),
+                disk: &disk.id,
+                epoch: meta.epoch,
+                first: meta.first,
+                last: meta.last,
+                codec: Codec::Raw,
+                plain_bytes: plain.len() as u32,
+            };
+            let info = message::seal(self.lane.key(), &context, &plain, &mut scratch, &mut sealed).unwrap();
+            let meta = MessageMeta { codec: info.codec, plain_bytes: plain.len() as u32, ..meta.clone() };
+            builder.push(&disk.id, meta, &sealed);
+            self.vault.create_route(&disk.id, self.lane.id()).await.unwrap();
+        }
+        let key = self.vault.catalog_key().unwrap();
+        let batch = builder.finish(key, path.as_ref(), self.next_batch - 1).unwrap();
+        create_only(self.vault.store(), &path, batch.body.into(), Duration::from_secs(5)).await.unwrap();
+        self.next_batch += 1;
+        path
+    }
+
+    pub async fn end(&self) {
+        self.lane.end(&self.vault, self.next_batch - 1).await.unwrap();
+    }
+
+    /// Changes an object behind the vault's back.
+    pub async fn tamper(&self, path: &Path, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) {
+        let store = self.vault.store().inner();
+        let bytes = store.get(path).await.unwrap().bytes().await.unwrap();
+        store.delete(path).await.unwrap();
+        if let Some(bytes) = change(bytes.to_vec()) {
+            store.put(path, bytes.into()).await.unwrap();
+        }
+    }
+
+    /// Everything that a reader needs for one disk.
+    pub async fn open(&self, disk: &DiskId) -> (Source, Arc<History>, Loaded) {
+        let loaded = Loaded::load(&self.vault, Some(disk), false).await.unwrap();
+        let history = loaded.history(disk, &self.vault.epochs(disk).await.unwrap());
+        let (source, damage) = Source::open(&self.vault, &self.identity, &loaded).await.unwrap();
+        assert!(damage.is_empty());
+        (source, Arc::new(history), loaded)
+    }
 }

@@ -1,0 +1,186 @@
+//! A restore equals the model, goes on after an interruption, and refuses what is damaged without harming the rest.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+use crate::keys::Identity;
+use crate::restore::source::Loaded;
+use crate::restore::target::partial_of;
+use crate::restore::testing::{ModelDisk, TestVault};
+use crate::types::{BarrierKind, Epoch, Extent, ExtentKind, PointId, RecordKind, Seq};
+
+const DISK_BYTES: u64 = 2 << 20;
+
+/// A disk with a first copy, live writes, a fork and a resync.
+fn busy_disk(name: &str, salt: u8) -> ModelDisk {
+    let mut disk = ModelDisk::named(name, DISK_BYTES);
+    let content = |at: u64, length: u64| (0..length).map(|byte| (at + byte * 7) as u8 ^ salt | 1).collect::<Vec<u8>>();
+    disk.barrier(BarrierKind::SyncBegin, "");
+    for chunk in 0..8 {
+        disk.write(chunk << 17, content(chunk, 50_000));
+    }
+    disk.barrier(BarrierKind::SyncEnd, "");
+    for at in 0..40 {
+        disk.write(at * 4096 * 5 + 1000, content(at, 9000));
+    }
+    let zero = Extent { offset_bytes: 300_000, length_bytes: 200_000, kind: ExtentKind::Zero };
+    disk.push(RecordKind::Write, vec![zero], Vec::new());
+    disk.barrier(BarrierKind::App, "before");
+    disk.write(0, content(3, 70_000));
+    let head = disk.head();
+    disk.fork(Seq(head.seq.0 - 1));
+    disk.barrier(BarrierKind::SyncBegin, "");
+    disk.write(4096, content(9, 30_000));
+    disk.barrier(BarrierKind::SyncEnd, "");
+    disk.write(1 << 20, content(11, 100));
+    disk.barrier(BarrierKind::Crash, "");
+    disk
+}
+
+fn small() -> RestoreOptions {
+    RestoreOptions { force: false, limits: FetchLimits { memory_bytes: 1 << 20, jobs: 3, workers: 2 } }
+}
+
+async fn restore_to(
+    vault: &TestVault,
+    disk: &ModelDisk,
+    point: PointId,
+    path: &Path,
+) -> Result<Restored, RestoreError> {
+    let (source, history, _) = vault.open(&disk.id).await;
+    let plan = Plan::build(&history, point).expect("inside the history");
+    restore(&source, &disk.id, history, &plan, path, &small(), Arc::default()).await
+}
+
+#[tokio::test]
+async fn a_restored_image_equals_the_model_at_every_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk, &busy_disk("sdb", 5)], 4, 3).await;
+    let points = ["e1-s10", "e1-s33", "e1-s52", "e2-s2", "e2-s3", "e2-s5"];
+    for point in points.map(|point| point.parse::<PointId>().unwrap()) {
+        let path = folder.path().join(point.to_string());
+        let restored = restore_to(&vault, &disk, point, &path).await.unwrap();
+        assert!(std::fs::read(&path).unwrap() == disk.image_at(point), "{point}");
+        assert_eq!(restored.disk_bytes, DISK_BYTES);
+        assert!(!partial_of(&path).exists());
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), points.len(), "nothing else is left behind");
+}
+
+#[tokio::test]
+async fn what_was_never_written_or_is_zero_stays_a_hole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = ModelDisk::named("sda", 256 << 20);
+    disk.write(0, vec![7; 4096]);
+    disk.write(128 << 20, vec![0; 1 << 20]);
+    disk.barrier(BarrierKind::SyncEnd, "");
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 2, 2).await;
+    let path = folder.path().join("image");
+    restore_to(&vault, &disk, disk.head(), &path).await.unwrap();
+    let meta = std::fs::metadata(&path).unwrap();
+    assert_eq!(meta.len(), 256 << 20);
+    assert!(meta.blocks() * 512 <= 64 << 10, "{} bytes are allocated", meta.blocks() * 512);
+}
+
+#[tokio::test]
+async fn damage_stops_the_image_of_its_disk_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, other) = (busy_disk("sda", 0), busy_disk("sdb", 5));
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk, &other], 4, 5).await;
+    let (_, history, loaded) = vault.open(&disk.id).await;
+    let plan = Plan::build(&history, disk.head()).unwrap();
+    let victim = &history.rows[plan.reads[1].messages[0].row];
+    let object = loaded.objects[victim.object as usize].path.clone();
+    let at = victim.message.offset_bytes as usize + 40;
+    let flip = |mut bytes: Vec<u8>| {
+        bytes[at] ^= 4;
+        Some(bytes)
+    };
+    vault.tamper(&object, flip).await;
+    let path = folder.path().join("image");
+    let error = restore_to(&vault, &disk, disk.head(), &path).await.unwrap_err();
+    let RestoreError::Damaged { count: 1, found, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(error.fault(), Fault::Corrupt);
+    assert_eq!(found[0].object.as_deref(), Some(object.as_ref()));
+    assert_eq!(found[0].records.as_ref().unwrap().first, victim.message.first);
+    assert!(!path.exists() && partial_of(&path).exists());
+    let path = folder.path().join("other");
+    restore_to(&vault, &other, other.head(), &path).await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == other.image_at(other.head()));
+}
+
+#[tokio::test]
+async fn a_restore_goes_on_where_it_was_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 1, 1).await;
+    let path = folder.path().join("image");
+    let (source, history, _) = vault.open(&disk.id).await;
+    let plan = Plan::build(&history, disk.head()).unwrap();
+    // The first run misses one object; everything else becomes durable.
+    let object = source.object(plan.reads[3].object).path.clone();
+    let mut kept = Vec::new();
+    vault
+        .tamper(&object, |bytes| {
+            kept = bytes;
+            None
+        })
+        .await;
+    let options = small();
+    let run = || restore(&source, &disk.id, Arc::clone(&history), &plan, &path, &options, Arc::default());
+    assert_eq!(run().await.unwrap_err().fault(), Fault::Corrupt);
+    // Another point of the same disk must not mix with what is there.
+    let other = Plan::build(&history, PointId { epoch: Epoch(2), seq: Seq(3) }).unwrap();
+    let refused = restore(&source, &disk.id, Arc::clone(&history), &other, &path, &small(), Arc::default()).await;
+    assert!(matches!(refused, Err(RestoreError::Resume(ResumeError::OtherPlan { .. }))), "{refused:?}");
+    object_store::ObjectStoreExt::put(vault.vault.store().inner(), &object, kept.into()).await.unwrap();
+    let restored = run().await.unwrap();
+    assert_eq!(restored.resumed_messages + 1, restored.messages);
+    assert!(std::fs::read(&path).unwrap() == disk.image_at(disk.head()));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no resume file is left");
+}
+
+#[tokio::test]
+async fn a_run_dropped_in_the_middle_leaves_no_image_and_can_be_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 1, 1).await;
+    let path = folder.path().join("image");
+    let (source, history, _) = vault.open(&disk.id).await;
+    let plan = Plan::build(&history, disk.head()).unwrap();
+    let options = small();
+    let run = || restore(&source, &disk.id, Arc::clone(&history), &plan, &path, &options, Arc::default());
+    {
+        let mut run = std::pin::pin!(run());
+        // Polled a few times, then dropped with reads in flight.
+        for _ in 0..5 {
+            let _ = futures_util::poll!(run.as_mut());
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(!path.exists());
+    loop {
+        match run().await {
+            // The dropped run's last worker may still hold the resume file.
+            Err(RestoreError::Resume(ResumeError::Busy { .. })) => tokio::task::yield_now().await,
+            done => break done.map(|_| ()).unwrap(),
+        }
+    }
+    assert!(std::fs::read(&path).unwrap() == disk.image_at(disk.head()));
+}
+
+#[tokio::test]
+async fn an_identity_of_another_vault_opens_nothing() {
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 8, 2).await;
+    let loaded = Loaded::load(&vault.vault, Some(&disk.id), false).await.unwrap();
+    let error = Source::open(&vault.vault, &Identity::generate(), &loaded).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Reject, "{error}");
+}
