@@ -153,7 +153,9 @@ async fn serve(
     if listener.identity().gateway != config.id {
         let (named, id) = (&listener.identity().gateway, &config.id);
         let cert = config.tls.cert.display();
-        return Err(GatewayError::config(format!("{cert} is the certificate of gateway {named}, the configuration says id = {id:?}")));
+        return Err(GatewayError::config(format!(
+            "{cert} is the certificate of gateway {named}, the configuration says id = {id:?}"
+        )));
     }
     let (stop_admin, admin_stopped) = DrainTrigger::new();
     let health = Arc::new(Health::new(Arc::clone(&clock)));
@@ -221,7 +223,10 @@ impl Gateway {
         };
         if listener.identity().vault != vault.id() {
             let (cert, named, id) = (self.config.tls.cert.display(), listener.identity().vault, vault.id());
-            return Err(GatewayError::config(format!("{cert} is for vault {named}, {} is vault {id}", self.config.vault_url)));
+            return Err(GatewayError::config(format!(
+                "{cert} is for vault {named}, {} is vault {id}",
+                self.config.vault_url
+            )));
         }
         let feeder = Feeder::start(&self, &vault, &journal, &disks)?;
         let window = window::start(&self.config, &journal, Arc::clone(&disks), drain.clone());

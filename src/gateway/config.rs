@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::config::{ConfigError, Reader, show_size};
 use crate::journal::{BackendChoice, JournalConfig};
+use crate::limits;
 use crate::types::check_name;
 use crate::wire::TlsFiles;
-use crate::limits;
 
 /// The commented default file, as `tidegate gateway --print-config` shows it.
 pub const DEFAULT_FILE: &str = include_str!("../../deploy/gateway.toml");
@@ -191,11 +191,22 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_file_is_named_in_one_go() {
-        let text = "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\n[journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
+        let text =
+            "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\n[journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
         let error = read(text).expect_err("many mistakes").to_string();
-        for part in ["id:", "listen:", "memory:", "tls.ca", "tls.cert", "tls.key", "vault.url", "vault.catalog_key",
-            "journal.dir", "journal.capacity", "journal.low_water_percent"]
-        {
+        for part in [
+            "id:",
+            "listen:",
+            "memory:",
+            "tls.ca",
+            "tls.cert",
+            "tls.key",
+            "vault.url",
+            "vault.catalog_key",
+            "journal.dir",
+            "journal.capacity",
+            "journal.low_water_percent",
+        ] {
             assert!(error.contains(part), "{part} is not named in: {error}");
         }
     }

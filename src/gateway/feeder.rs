@@ -139,7 +139,7 @@ impl Feeding {
         let lane = self.runtime.block_on(Lane::open(&self.vault, &self.config.id, self.clock.as_ref()));
         let lane = lane.map_err(|error| chain_text(&error))?;
         tracing::info!(lane = %lane.id(), "lane opened");
-        let mut way = self.open_way(lane).map_err(|error| chain_text(&error))?;
+        let mut way = self.open_way(lane)?;
         let fed = self.feed(&mut way, readers);
         let ended = self.end_way(way);
         let end = fed.map_err(|error| chain_text(&error))?;
@@ -147,7 +147,7 @@ impl Feeding {
         Ok(end)
     }
 
-    fn open_way(&self, lane: Lane) -> Result<Way, PipelineError> {
+    fn open_way(&self, lane: Lane) -> Result<Way, String> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let quarter_bytes = self.config.memory_quarter_bytes();
         let uploader_config = UploaderConfig {
@@ -160,17 +160,14 @@ impl Feeding {
         let clock = Arc::clone(&self.clock);
         let uploader = Uploader::start(vault, &lane, uploader_config, clock, &self.runtime, events);
         let uploader = Arc::new(uploader);
-        let events = Events {
-            disks: Arc::clone(&self.disks),
-            journal: self.journal.clone(),
-            health: Arc::clone(&self.health),
-        };
+        let events =
+            Events { disks: Arc::clone(&self.disks), journal: self.journal.clone(), health: Arc::clone(&self.health) };
         self.runtime.spawn(events.run(receiver));
         let context = LaneContext {
             vault: self.vault.id(),
             lane: lane.id(),
             key: lane.key().clone(),
-            catalog: self.vault.need_key()?.clone(),
+            catalog: self.vault.need_key().map_err(|error| chain_text(&error))?.clone(),
             next_n: 1,
             confirmed: Arc::clone(uploader.confirmed_through()),
             object_name: |lane, n| vault::names::batch(lane, n).to_string(),
@@ -183,7 +180,8 @@ impl Feeding {
         let sink_uploader = Arc::clone(&uploader);
         let pipeline = Pipeline::start(&pipeline_config, context, move |batch| {
             sink_uploader.submit_blocking(batch).map_err(|_| SinkClosed)
-        })?;
+        });
+        let pipeline = pipeline.map_err(|error| chain_text(&error))?;
         Ok(Way { pipeline, uploader, lane })
     }
 

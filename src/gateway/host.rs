@@ -282,7 +282,10 @@ impl GatewayHost {
             }
         };
         tokio::time::timeout(FORK_DRAIN_WAIT, drained).await.map_err(|_| {
-            DiskRefusal::refused(Code::Unavailable, "records of this disk are still on their way to the vault; try again")
+            DiskRefusal::refused(
+                Code::Unavailable,
+                "records of this disk are still on their way to the vault; try again",
+            )
         })
     }
 
@@ -308,7 +311,7 @@ impl GatewayHost {
     /// How far the newest epoch is contiguous in the vault, by the vault's own indexes.
     async fn vault_head(&self, slot: &DiskSlot, newest: &EpochObject) -> Result<Mark, DiskRefusal> {
         tracing::info!(disk = %slot.disk, epoch = %newest.epoch, "reading the disk's head from the vault's indexes");
-        let head = crate::restore::head(&self.vault, &slot.disk).await;
+        let head = crate::restore::head::head(&self.vault, &slot.disk).await;
         let head = head.map_err(|error| vault_refusal("the disk's head cannot be read from the vault", &error))?;
         Ok(match head {
             Some((point, chain)) if point.epoch == newest.epoch => Mark { seq: point.seq, chain: Some(chain) },

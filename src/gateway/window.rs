@@ -30,9 +30,8 @@ fn window_bytes(level: Level, configured_bytes: u64, memory_bytes: u64, disks: u
 pub fn start(config: &GatewayConfig, journal: &Journal, disks: Arc<Disks>, mut drain: Drain) -> watch::Receiver<u64> {
     let (configured_bytes, memory_bytes) = (config.window_bytes, config.memory_quarter_bytes());
     let mut level = journal.space_changed();
-    let compute = move |level: Level, disks: &Disks| {
-        window_bytes(level, configured_bytes, memory_bytes, disks.streams_open())
-    };
+    let compute =
+        move |level: Level, disks: &Disks| window_bytes(level, configured_bytes, memory_bytes, disks.streams_open());
     let (sender, receiver) = watch::channel(compute(*level.borrow(), &disks));
     tokio::spawn(async move {
         loop {

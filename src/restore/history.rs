@@ -248,6 +248,17 @@ impl History {
         Some(PointId { epoch: span.segment.epoch, seq: span.through })
     }
 
+    /// The newest end of a message that is usable, with the chain there: where an epoch can be forked.
+    #[must_use]
+    pub fn head_with_chain(&self) -> Option<(PointId, Chain)> {
+        self.spans.iter().rev().find_map(|span| {
+            // A prefix that is cut inside a message has no known chain; the end of the message before it has.
+            let pick = span.picks.iter().rev().find(|pick| pick.last == self.rows[pick.row].message.last)?;
+            let epoch = span.segment.epoch;
+            Some((PointId { epoch, seq: pick.last }, self.rows[pick.row].message.chain_last))
+        })
+    }
+
     /// The index's words on [`History::head`].
     #[must_use]
     pub fn head_record(&self) -> Option<&RecordMeta> {

@@ -2,6 +2,7 @@
 
 pub mod damage;
 pub mod fetch;
+pub mod head;
 pub mod history;
 pub mod open;
 pub mod plan;
