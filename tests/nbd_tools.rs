@@ -244,3 +244,60 @@ fn fio_verifies_random_writes_of_mixed_sizes_at_depth() {
     assert!(job["write"]["io_bytes"].as_u64().unwrap() >= 64 * MIB);
     assert!(job["read"]["io_bytes"].as_u64().unwrap() >= 32 * MIB, "fio has verified what it wrote");
 }
+
+/// A loop device over a file; detached on drop.
+struct Loop(String);
+
+impl Loop {
+    /// `None` without the right to make one, as in most containers.
+    fn attach(file: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        output.status.success().then(|| Self(String::from_utf8(output.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_claimed_zeroed_and_trimmed_at_any_alignment() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("backing.img");
+    let mut model = noise(16 * MIB as usize, 5);
+    std::fs::write(&file, &model).unwrap();
+    let Some(device) = Loop::attach(&file) else {
+        eprintln!("skipped: no right to make a loop device here");
+        return;
+    };
+    let path = Path::new(&device.0);
+    let export = FileExport::open("dev", path, false).unwrap();
+    assert!(export.is_device());
+    assert_eq!(export.size_bytes(), 16 * MIB);
+    let second = FileExport::open("dev", path, false).unwrap_err();
+    assert!(second.to_string().contains("in use"), "{second}");
+    for (n, no_hole) in [(1_usize, false), (2, true)] {
+        let flags = tidegate::nbd::ZeroFlags { no_hole, ..Default::default() };
+        for (at, length) in [(MIB as usize + 1, 300_000), (3 * MIB as usize, 8192), (4 * MIB as usize + 100, 50)] {
+            let at = at + (n - 1) * 6 * MIB as usize;
+            export.zero(at as u64, length as u64, flags).unwrap();
+            model[at..at + length].fill(0);
+        }
+    }
+    if let Some(range) = export.trim(14 * MIB + 511, 100_000, false).unwrap() {
+        assert!(range.start >= 14 * MIB + 511 && range.end <= 14 * MIB + 511 + 100_000);
+        model[range.start as usize..range.end as usize].fill(0);
+    }
+    assert_eq!(export.trim(14 * MIB + 1, 100, false).unwrap(), None, "no whole block, nothing changed");
+    export.write(5_000_001, b"odd", true).unwrap();
+    model[5_000_001..][..3].copy_from_slice(b"odd");
+    let mut back = vec![0; model.len()];
+    export.read(0, &mut back).unwrap();
+    assert!(back == model);
+    let covered: u64 = export.block_status(0, 16 * MIB).unwrap().iter().map(|extent| extent.length).sum();
+    assert_eq!(covered, 16 * MIB);
+    drop(export);
+    assert!(std::fs::read(&file).unwrap() == model, "flushed by FUA and by the last close");
+}

@@ -332,6 +332,7 @@ async fn write_replies<W: AsyncWrite + Unpin>(mut stream: W, mut replies: mpsc::
         for reply in &batch {
             match &reply.bytes {
                 ReplyBytes::Simple(bytes) => slices.push(IoSlice::new(bytes)),
+                ReplyBytes::Whole(bytes) => slices.push(IoSlice::new(bytes)),
                 ReplyBytes::Pieces(pieces) => slices.extend(pieces.iter().map(|piece| IoSlice::new(piece))),
             }
         }

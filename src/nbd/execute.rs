@@ -15,6 +15,8 @@ use crate::fault::chain_text;
 pub(super) enum ReplyBytes {
     /// A simple reply without payload, the most frequent one: no allocation.
     Simple([u8; proto::SIMPLE_REPLY_BYTES]),
+    /// One piece.
+    Whole(Bytes),
     /// Pieces, one after the other.
     Pieces(Vec<Bytes>),
 }
@@ -38,7 +40,7 @@ impl Failure {
     /// The reply that tells it.
     pub(super) fn reply(&self, request: &Request, agreed: Agreed) -> ReplyBytes {
         if agreed.structured {
-            ReplyBytes::Pieces(vec![proto::encode_error_chunk(request.cookie, self.code, &self.text)])
+            ReplyBytes::Whole(proto::encode_error_chunk(request.cookie, self.code, &self.text))
         } else {
             ReplyBytes::Simple(proto::encode_simple_reply(request.cookie, Some(self.code)))
         }
@@ -141,7 +143,16 @@ pub(super) fn execute(
 }
 
 fn read(export: &dyn Export, agreed: Agreed, request: &Request) -> Result<ReplyBytes, Failure> {
-    let mut buf = BytesMut::zeroed(request.length as usize);
+    let length = request.length as usize;
+    if (1..proto::HOLE_BYTES_MIN).contains(&length) {
+        // Small reads are frequent: head and data share one buffer, and there is no hole to look for.
+        let mut out = proto::encode_read_head(request.cookie, request.offset, length, agreed.structured);
+        let head_bytes = out.len();
+        out.resize(head_bytes + length, 0);
+        export.read(request.offset, &mut out[head_bytes..]).map_err(|error| Failure::of(&error))?;
+        return Ok(ReplyBytes::Whole(out.freeze()));
+    }
+    let mut buf = BytesMut::zeroed(length);
     if !buf.is_empty() {
         export.read(request.offset, &mut buf).map_err(|error| Failure::of(&error))?;
     }
@@ -164,7 +175,7 @@ fn block_status(export: &dyn Export, request: &Request) -> Result<ReplyBytes, Fa
     if request.has(flag::REQ_ONE) {
         runs.truncate(1);
     }
-    Ok(ReplyBytes::Pieces(vec![proto::encode_status_chunk(request.cookie, &runs)]))
+    Ok(ReplyBytes::Whole(proto::encode_status_chunk(request.cookie, &runs)))
 }
 
 /// Extents as runs of the protocol: equal neighbours joined, cut to the range and to the largest number of runs.

@@ -18,7 +18,7 @@ pub const OPTIONS_MAX: u32 = 128;
 pub const STRING_BYTES_MAX: usize = 4096;
 /// Most runs of one block status reply: 64 KiB on the wire.
 pub const STATUS_RUNS_MAX: usize = 8192;
-/// Most payload that [`encode_structured_read`] leaves in one run before it looks for zeroes again.
+/// The step in which the data of a read is looked through for zeroes. Smaller ones cost more chunks than they save.
 pub const HOLE_BYTES_MIN: usize = 64 << 10;
 
 const _: () = assert!(OPTION_BYTES_MAX as usize > 2 * STRING_BYTES_MAX, "an option holds a name and a query");
@@ -510,6 +510,19 @@ pub fn encode_status_chunk(cookie: u64, runs: &[(u32, u32)]) -> Bytes {
         out.put_u32(*bits);
     }
     out.freeze()
+}
+
+/// The head of a successful reply to a read of `data_bytes`, in a buffer that has room for the data behind it.
+#[must_use]
+pub fn encode_read_head(cookie: u64, offset: u64, data_bytes: usize, structured: bool) -> BytesMut {
+    let mut out = BytesMut::with_capacity(CHUNK_HEAD_BYTES + 8 + data_bytes);
+    if structured {
+        encode_chunk_head(&mut out, chunk::DONE, chunk::OFFSET_DATA, cookie, 8 + data_bytes);
+        out.put_u64(offset);
+    } else {
+        out.put_slice(&encode_simple_reply(cookie, None));
+    }
+    out
 }
 
 /// The structured reply to a read, as pieces to be sent one after the other. Unless `whole`, zero parts become holes.

@@ -138,6 +138,8 @@ impl Server {
                     let stream = listener.accept().await?.0;
                     // Replies are gathered already; waiting for more would only delay them.
                     stream.set_nodelay(true)?;
+                    // A client whose machine died would keep its place for ever.
+                    socket2::SockRef::from(&stream).set_keepalive(true)?;
                     Ok(stream.into_split())
                 };
                 accept_until(drain, accept, &shared, &mut connections).await;

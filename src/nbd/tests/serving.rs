@@ -192,6 +192,22 @@ fn a_drain_answers_what_is_in_flight_and_takes_nothing_more() {
 }
 
 #[test]
+fn a_drain_is_not_held_up_by_an_export_that_hangs() {
+    let export = MemoryExport::new("m", 1 << 20);
+    let limits = ServerLimits { drain_timeout: Duration::from_millis(50), ..quick() };
+    let mut running = Running::start(vec![export.clone()], limits);
+    export.hold(0);
+    let mut stream = running.raw_requests("m");
+    stream.write_all(&request(Command::Read, 7, 0, 4)).unwrap();
+    wait_until("the read hangs", || !export.calls().is_empty());
+    running.stop().unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "cut without an answer: the read did not succeed");
+    export.free(0);
+}
+
+#[test]
 fn a_disconnect_is_followed_by_the_answers_that_are_due() {
     let export = MemoryExport::new("m", 1 << 20);
     let running = Running::start(vec![export.clone()], quick());
