@@ -108,3 +108,60 @@ pub fn unpack(codec: Codec, packed: &[u8], plain_bytes: usize, out: &mut Vec<u8>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::testing::noise;
+
+    fn round_trip(plain: &[u8]) -> Codec {
+        let mut out = Vec::new();
+        let codec = if Packer::default().pack(plain, 3, &mut out) { Codec::Lz4 } else { Codec::Raw };
+        let packed = if codec == Codec::Lz4 { &out[3..] } else { plain };
+        let mut back = vec![1; 7];
+        unpack(codec, packed, plain.len(), &mut back).unwrap();
+        assert_eq!(back, plain);
+        codec
+    }
+
+    #[test]
+    fn bytes_survive_whatever_they_are_and_noise_is_kept_raw() {
+        assert_eq!(round_trip(&[]), Codec::Raw);
+        assert_eq!(round_trip(b"t"), Codec::Raw);
+        assert_eq!(round_trip(&[0; 100]), Codec::Lz4);
+        assert_eq!(round_trip(&noise(1, 70_000)), Codec::Raw);
+        assert_eq!(round_trip(&vec![0; 8 << 20]), Codec::Lz4);
+        assert_eq!(round_trip(&b"tidegate ".repeat(10_000)), Codec::Lz4);
+    }
+
+    #[test]
+    fn lz4_pays_from_one_part_in_thirty_two() {
+        assert!(lz4_pays(3200, 3100));
+        assert!(!lz4_pays(3200, 3101));
+        assert!(!lz4_pays(0, 1));
+        assert!(!lz4_pays(10, 10));
+    }
+
+    #[test]
+    fn a_packer_gives_the_same_bytes_after_other_inputs() {
+        let mut packer = Packer::default();
+        let (mut first, mut again) = (Vec::new(), Vec::new());
+        let text = b"one two three one two three one two three ".repeat(20);
+        assert!(packer.pack(&text, 0, &mut first));
+        packer.pack(&noise(2, 100_000), 0, &mut again);
+        assert!(packer.pack(&text, 0, &mut again));
+        assert_eq!(first, again);
+    }
+
+    #[test]
+    fn packed_bytes_of_another_size_than_stated_are_refused() {
+        let mut packed = Vec::new();
+        assert!(Packer::default().pack(&[7; 1000], 0, &mut packed));
+        let mut out = Vec::new();
+        assert!(unpack(Codec::Lz4, &packed, 999, &mut out).is_err());
+        assert!(unpack(Codec::Lz4, &packed, 1001, &mut out).is_err());
+        assert!(unpack(Codec::Lz4, &packed[..packed.len() - 1], 1000, &mut out).is_err());
+        assert!(unpack(Codec::Raw, b"four", 5, &mut out).is_err());
+        assert!(unpack(Codec::Lz4, &[], 0, &mut out).is_err());
+    }
+}

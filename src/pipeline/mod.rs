@@ -39,6 +39,8 @@ pub mod codec;
 mod driver;
 pub mod message;
 pub mod pool;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use batcher::BatcherLimits;
 pub use driver::{BatchObject, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};

@@ -1,1 +1,240 @@
+use super::*;
+use crate::pipeline::codec::lz4_pays;
+use crate::pipeline::testing::{LANE, VAULT, disk, noise, object_name};
+use proptest::prelude::*;
 
+fn key() -> LaneKey {
+    LaneKey::from_secret([0x11; 32])
+}
+
+struct Sealed {
+    bytes: Vec<u8>,
+    disk: DiskId,
+    object: String,
+    info: SealedInfo,
+    plain_bytes: u32,
+}
+
+impl Sealed {
+    fn new(plain: &[u8]) -> Self {
+        let (disk, object) = (disk("web-1"), object_name(LANE, 7));
+        let mut bytes = Vec::new();
+        let context = MessageContext {
+            vault: VAULT,
+            object: &object,
+            disk: &disk,
+            epoch: Epoch(2),
+            first: Seq(10),
+            last: Seq(19),
+            codec: Codec::Raw,
+            plain_bytes: 0,
+        };
+        let info = seal(&key(), &context, plain, &mut Scratch::default(), &mut bytes).unwrap();
+        assert_eq!(info.stored_bytes as usize, bytes.len());
+        Self { bytes, disk, object, info, plain_bytes: plain.len() as u32 }
+    }
+
+    fn context(&self) -> MessageContext<'_> {
+        MessageContext {
+            vault: VAULT,
+            object: &self.object,
+            disk: &self.disk,
+            epoch: Epoch(2),
+            first: Seq(10),
+            last: Seq(19),
+            codec: self.info.codec,
+            plain_bytes: self.plain_bytes,
+        }
+    }
+
+    fn opened(&self, context: &MessageContext<'_>) -> Result<Vec<u8>, OpenError> {
+        let mut out = vec![9; 5];
+        open(&key(), context, &self.bytes, &mut out).map(|()| out)
+    }
+}
+
+#[test]
+fn tiny_huge_packable_and_random_messages_come_back_as_they_were() {
+    let huge = noise(1, limits::MESSAGE_BYTES_MAX);
+    for plain in [&b""[..], b"t", &[0; 128], &b"tidegate".repeat(1000), &noise(2, 300_000), &huge] {
+        let sealed = Sealed::new(plain);
+        assert_eq!(sealed.opened(&sealed.context()).unwrap(), plain);
+    }
+}
+
+#[test]
+fn what_lz4_cannot_pack_is_stored_raw_with_nothing_but_the_seal_around_it() {
+    let sealed = Sealed::new(&noise(3, 100_000));
+    assert_eq!(sealed.info.codec, Codec::Raw);
+    assert_eq!(sealed.bytes.len(), 100_000 + SEAL_HEAD_BYTES + 16);
+    let sealed = Sealed::new(&[5; 100_000]);
+    assert_eq!(sealed.info.codec, Codec::Lz4);
+    assert!(lz4_pays(100_000, sealed.bytes.len()));
+}
+
+#[test]
+fn more_than_a_message_may_hold_is_refused_both_ways() {
+    let plain = vec![0; limits::MESSAGE_BYTES_MAX + 1];
+    let sealed = Sealed::new(b"x");
+    let sealing = seal(&key(), &sealed.context(), &plain, &mut Scratch::default(), &mut Vec::new());
+    assert!(matches!(sealing, Err(SealMessageError::TooLarge { .. })));
+    let context = MessageContext { plain_bytes: u32::MAX, ..sealed.context() };
+    assert!(matches!(sealed.opened(&context), Err(OpenError::TooLarge { .. })));
+}
+
+#[test]
+fn a_message_that_was_moved_renamed_or_given_another_range_does_not_open() {
+    let sealed = Sealed::new(b"records of a disk");
+    let context = sealed.context();
+    let other_disk = disk("web-2");
+    let elsewhere = [
+        MessageContext { vault: Id128([1; 16]), ..context },
+        MessageContext { object: "b/other", ..context },
+        MessageContext { disk: &other_disk, ..context },
+        MessageContext { epoch: Epoch(3), ..context },
+        MessageContext { first: Seq(9), ..context },
+        MessageContext { last: Seq(20), ..context },
+        MessageContext { codec: Codec::Lz4, ..context },
+        MessageContext { plain_bytes: context.plain_bytes - 1, ..context },
+    ];
+    for place in elsewhere {
+        let error = sealed.opened(&place).unwrap_err();
+        assert!(matches!(error, OpenError::Unseal { source: UnsealError::Commitment, .. }), "{place:?}");
+    }
+    assert!(sealed.opened(&context).is_ok());
+}
+
+#[test]
+fn the_border_between_object_and_disk_name_cannot_be_shifted() {
+    let (short, long) = (disk("b"), disk("ab"));
+    let sealed = Sealed::new(b"");
+    let place = sealed.context();
+    let context = MessageContext { object: "xa", disk: &short, codec: Codec::Raw, plain_bytes: 4, ..place };
+    let mut bytes = Vec::new();
+    seal(&key(), &context, b"text", &mut Scratch::default(), &mut bytes).unwrap();
+    let shifted = MessageContext { object: "x", disk: &long, ..context };
+    assert!(open(&key(), &shifted, &bytes, &mut Vec::new()).is_err());
+    assert!(open(&key(), &context, &bytes, &mut Vec::new()).is_ok());
+}
+
+#[test]
+fn a_message_put_together_from_two_does_not_open() {
+    let (one, two) = (Sealed::new(&noise(4, 500)), Sealed::new(&noise(5, 500)));
+    for at in [24, 56, 100, 556] {
+        let spliced = Sealed { bytes: [&one.bytes[..at], &two.bytes[at..]].concat(), ..Sealed::new(&noise(4, 500)) };
+        assert!(spliced.opened(&spliced.context()).is_err(), "spliced at {at}");
+    }
+}
+
+#[test]
+fn another_lanes_key_does_not_open_it_and_the_error_names_what_it_was() {
+    let sealed = Sealed::new(b"text");
+    let other = LaneKey::from_secret([0x12; 32]);
+    let error = open(&other, &sealed.context(), &sealed.bytes, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.fault(), Fault::Corrupt);
+    let shown = crate::fault::chain_text(&error);
+    assert!(shown.contains("disk:web-1") || shown.contains("web-1 e2 s10 to s19"), "{shown}");
+    assert!(shown.contains("another key"), "{shown}");
+}
+
+#[test]
+fn every_flipped_bit_fails_before_anything_is_unpacked() {
+    let good = Sealed::new(&[7; 300]);
+    assert_eq!(good.info.codec, Codec::Lz4);
+    for bit in 0..good.bytes.len() * 8 {
+        let mut bytes = good.bytes.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let mut out = b"untouched".to_vec();
+        let error = open(&key(), &good.context(), &bytes, &mut out).unwrap_err();
+        assert!(matches!(error, OpenError::Unseal { .. }), "bit {bit}: {error}");
+        assert_eq!(out, b"untouched", "bit {bit}");
+    }
+}
+
+#[test]
+fn authenticated_bytes_that_do_not_unpack_are_an_error_and_no_crash() {
+    // Sealed as LZ4 by hand, which no writer does.
+    let (disk, object) = (disk("web-1"), object_name(LANE, 7));
+    let context = MessageContext {
+        vault: VAULT,
+        object: &object,
+        disk: &disk,
+        epoch: Epoch(1),
+        first: Seq(1),
+        last: Seq(1),
+        codec: Codec::Lz4,
+        plain_bytes: 5000,
+    };
+    let mut sealed = SealOnce::room();
+    sealed.extend_from_slice(&noise(6, 200));
+    let once = context.with(|bound| SealOnce::new(key().expose(), LABEL, bound)).unwrap();
+    once.seal(&mut sealed).unwrap();
+    assert!(matches!(open(&key(), &context, &sealed, &mut Vec::new()), Err(OpenError::Unpack(_))));
+}
+
+#[test]
+fn scratch_memory_does_not_grow_or_shrink_with_the_run_of_messages() {
+    let mut scratch = Scratch::default();
+    let sealed = Sealed::new(b"");
+    let mut large = Vec::with_capacity(1 << 20);
+    for round in 0..50_usize {
+        let plain = vec![round as u8; if round.is_multiple_of(2) { 200_000 } else { 500 }];
+        let mut small = Vec::new();
+        let buffer = if round.is_multiple_of(2) { &mut large } else { &mut small };
+        buffer.clear();
+        buffer.resize(SEAL_HEAD_BYTES, 0);
+        buffer.extend_from_slice(&plain);
+        seal_in_place(&key(), &sealed.context(), buffer, &mut scratch).unwrap();
+    }
+    let capacity = scratch.packed.capacity();
+    assert!((200_000..=1 << 20).contains(&capacity), "{capacity}");
+}
+
+/// The stored example of version 1 must open for ever; with the same salt, raw content must also seal to the same bytes.
+#[test]
+fn the_stored_messages_of_version_1_still_open() {
+    for (name, plain, codec) in [
+        ("message-raw.bin", noise(11, 600), Codec::Raw),
+        ("message-lz4.bin", b"records of web-1, again and again; ".repeat(40), Codec::Lz4),
+    ] {
+        let (disk, object) = (disk("web-1"), "b/b2b/b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2/000000000007");
+        let context = MessageContext {
+            vault: VAULT,
+            object,
+            disk: &disk,
+            epoch: Epoch(2),
+            first: Seq(10),
+            last: Seq(19),
+            codec,
+            plain_bytes: plain.len() as u32,
+        };
+        let mut made = SealOnce::room();
+        made.extend_from_slice(&plain);
+        let with_salt = |secret: &[u8; 32], label: &[u8], bound: &[&[u8]]| {
+            Ok(SealOnce::with_salt(secret, label, bound, [0x5a; 24]))
+        };
+        seal_by(&key(), &context, &mut made, &mut Scratch::default(), with_salt).unwrap();
+        let stored = crate::pipeline::testing::fixture(name, &made);
+        let mut out = Vec::new();
+        open(&key(), &context, &stored, &mut out).unwrap();
+        assert_eq!(out, plain, "{name}");
+        if codec == Codec::Raw {
+            assert_eq!(stored, made, "{name}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_come_back(plain in proptest::collection::vec(any::<u8>(), 0..5000), repeat in 1_usize..5) {
+        let plain = plain.repeat(repeat);
+        let sealed = Sealed::new(&plain);
+        prop_assert_eq!(sealed.opened(&sealed.context()).unwrap(), plain);
+    }
+
+    #[test]
+    fn any_bytes_given_as_a_message_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+        let sealed = Sealed { bytes, ..Sealed::new(b"text") };
+        prop_assert!(sealed.opened(&sealed.context()).is_err());
+    }
+}
