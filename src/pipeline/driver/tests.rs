@@ -1,1 +1,296 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 
+use super::*;
+use crate::pipeline::message;
+use crate::pipeline::testing::{LANE, VAULT, Writer, lane, noise};
+use crate::types::{BarrierKind, RecordView};
+use crate::vault::batch::{HEADER_BYTES, Tail, open_index, parse_tail};
+use crate::vault::index::IndexPlace;
+
+fn config(threads: usize, batch_bytes: usize) -> PipelineConfig {
+    let limits = BatcherLimits { batch_bytes, age: Duration::from_secs(1), ..BatcherLimits::default() };
+    PipelineConfig { threads, limits, queue_bytes_max: 8 << 20 }
+}
+
+fn start(threads: usize, batch_bytes: usize) -> (Pipeline, Receiver<BatchObject>) {
+    let (sender, receiver) = sync_channel(1000);
+    let sink = move |batch| sender.send(batch).map_err(|_| SinkClosed);
+    (Pipeline::start(&config(threads, batch_bytes), lane(), sink).unwrap(), receiver)
+}
+
+/// Reads a batch from its bytes alone, checks all that can be checked, and returns its records by disk.
+fn read(batch: &BatchObject) -> Vec<(DiskId, Vec<u8>)> {
+    let context = lane();
+    let total_bytes = batch.body.len() as u64;
+    let Tail::Whole { trailer, index } = parse_tail(total_bytes, &batch.body).unwrap() else { panic!("whole") };
+    let place = IndexPlace { vault: VAULT, object: &batch.name, lane: batch.lane, n: batch.n };
+    let opened = open_index(&context.catalog, &place, &trailer, &index).unwrap();
+    assert_eq!(opened, batch.index);
+    assert_eq!(index, batch.sealed_index);
+    assert_eq!(opened.record_count(), batch.records);
+    let mut out = Vec::new();
+    for part in &opened.disks {
+        let mut records = Vec::new();
+        for meta in &part.messages {
+            let start = meta.offset_bytes as usize;
+            assert!(start >= HEADER_BYTES);
+            let bound = MessageContext {
+                vault: VAULT,
+                object: &batch.name,
+                disk: &part.disk,
+                epoch: meta.epoch,
+                first: meta.first,
+                last: meta.last,
+                codec: meta.codec,
+                plain_bytes: meta.plain_bytes,
+            };
+            let mut plain = Vec::new();
+            let sealed = &batch.body[start..start + meta.stored_bytes as usize];
+            message::open(&context.key, &bound, sealed, &mut plain).unwrap();
+            records.extend(plain);
+        }
+        out.push((part.disk.clone(), records));
+    }
+    out
+}
+
+fn wait_for(mut done: impl FnMut() -> bool) {
+    for _ in 0..20_000 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("did not happen within 20 s");
+}
+
+#[test]
+fn what_goes_in_comes_out_of_the_batches_byte_for_byte_and_in_order() {
+    let (mut pipeline, batches) = start(4, 1 << 20);
+    let mut writers: Vec<Writer> = (0..4).map(|number| Writer::new(&format!("disk-{number}"))).collect();
+    let mut sent: Vec<Vec<u8>> = vec![Vec::new(); 4];
+    for round in 0..200_u64 {
+        for (which, writer) in writers.iter_mut().enumerate() {
+            let record = match (round + which as u64) % 5 {
+                0 => writer.write(round * 4096, &noise(round, 20_000)),
+                1 => writer.write(round * 4096, &vec![round as u8; 60_000]),
+                2 => writer.barrier(BarrierKind::Crash, "point"),
+                3 => writer.zeroes(40),
+                _ => writer.write(0, b"t"),
+            };
+            pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(round)).unwrap();
+            sent[which].extend(record);
+        }
+    }
+    assert_eq!(
+        pipeline.finish().unwrap(),
+        1 + batches.try_iter().fold(0, |count, batch| {
+            assert_eq!(batch.n, count + 1);
+            assert_eq!(batch.name, format!("b/{LANE}/{:012}", batch.n));
+            for (disk, records) in read(&batch) {
+                let which: usize = disk.as_str()[5..].parse().unwrap();
+                let rest = sent[which].split_off(records.len());
+                assert_eq!(std::mem::replace(&mut sent[which], rest), records, "{disk} of batch {}", batch.n);
+            }
+            count + 1
+        })
+    );
+    assert!(sent.iter().all(Vec::is_empty), "records are missing at the end");
+}
+
+#[test]
+fn batches_come_near_their_target_size_for_what_packs_and_what_does_not() {
+    for (seed, packs) in [(1, false), (2, true)] {
+        let (mut pipeline, batches) = start(2, 2 << 20);
+        let mut writer = Writer::new("web-1");
+        for round in 0..600_u64 {
+            let mut payload = noise(seed + round, 50_000);
+            if packs {
+                payload[10_000..].fill(0);
+            }
+            let record = writer.write(0, &payload);
+            pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+        }
+        pipeline.finish().unwrap();
+        let sizes: Vec<usize> = batches.try_iter().map(|batch| batch.body.len()).collect();
+        let settled = &sizes[1..sizes.len() - 1];
+        assert!(!settled.is_empty());
+        for &bytes in settled {
+            assert!((1 << 20..4 << 20).contains(&bytes), "packs {packs}: {sizes:?}");
+        }
+    }
+}
+
+#[test]
+fn a_lone_record_leaves_at_its_age_without_another_push() {
+    let (mut pipeline, batches) = start(1, 16 << 20);
+    let mut writer = Writer::new("web-1");
+    let record = writer.write(0, b"lone");
+    pipeline.push(Duration::from_secs(5), &writer.disk, &record, Micros(1)).unwrap();
+    assert_eq!(pipeline.due(), Some(Duration::from_secs(6)));
+    pipeline.poll(Duration::from_millis(5999)).unwrap();
+    assert_eq!(pipeline.next_n(), 1);
+    pipeline.poll(Duration::from_secs(6)).unwrap();
+    assert_eq!(pipeline.next_n(), 2);
+    let batch = batches.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(read(&batch), [(writer.disk.clone(), record)]);
+    assert_eq!((batch.records, batch.plain_bytes), (1, 148));
+    assert_eq!(pipeline.due(), None);
+}
+
+#[test]
+fn rolling_the_lane_closes_the_batch_and_numbers_start_anew() {
+    let (mut pipeline, batches) = start(2, 16 << 20);
+    let mut writer = Writer::new("web-1");
+    let mut push = |pipeline: &mut Pipeline| {
+        let record = writer.write(0, b"text");
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+    };
+    push(&mut pipeline);
+    pipeline.flush().unwrap();
+    push(&mut pipeline);
+    pipeline.roll(LaneContext { lane: Id128([7; 16]), key: LaneKey::from_secret([8; 32]), ..lane() }).unwrap();
+    push(&mut pipeline);
+    assert_eq!(pipeline.finish().unwrap(), 2);
+    let places: Vec<(Id128, u64)> = batches.try_iter().map(|batch| (batch.lane, batch.n)).collect();
+    assert_eq!(places, [(LANE, 1), (LANE, 2), (Id128([7; 16]), 1)]);
+}
+
+#[test]
+fn an_index_states_how_far_the_lane_was_confirmed_when_it_was_made() {
+    let (sender, batches) = sync_channel(10);
+    let context = lane();
+    let confirmed = Arc::clone(&context.confirmed);
+    let sink = move |batch| sender.send(batch).map_err(|_| SinkClosed);
+    let mut pipeline = Pipeline::start(&config(1, 1 << 20), context, sink).unwrap();
+    let mut writer = Writer::new("web-1");
+    for n in 1..=3 {
+        let record = writer.write(0, b"text");
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+        pipeline.flush().unwrap();
+        let batch = batches.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!((batch.n, batch.index.confirmed_through), (n, n - 1));
+        confirmed.advance(n);
+    }
+}
+
+#[test]
+fn a_waiting_sink_stops_the_feeder_with_bounded_bytes_and_loses_nothing() {
+    let (sender, batches) = sync_channel(0);
+    let sink = move |batch| sender.send(batch).map_err(|_| SinkClosed);
+    let mut pipeline = Pipeline::start(&config(2, 1 << 20), lane(), sink).unwrap();
+    let pushed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&pushed);
+    let feeder = std::thread::spawn(move || {
+        let mut writer = Writer::new("web-1");
+        for round in 0..1000_u64 {
+            let record = writer.write(0, &noise(round, 60_000));
+            pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+            count.fetch_add(record.len(), Ordering::SeqCst);
+        }
+        pipeline.finish().unwrap()
+    });
+    // Nobody takes: the feeder comes to rest, at no more than queue, open batch, and the one that is offered.
+    let mut last = 0;
+    let mut still = 0;
+    wait_for(|| {
+        let now = pushed.load(Ordering::SeqCst);
+        still = if now == last && now > 0 { still + 1 } else { 0 };
+        last = now;
+        still > 200
+    });
+    assert!(last < (8 << 20) + 2 * (3 << 20) + (1 << 20), "{last}");
+    let mut plain_bytes = 0;
+    for batch in &batches {
+        plain_bytes += batch.plain_bytes as usize;
+    }
+    feeder.join().unwrap();
+    assert_eq!(plain_bytes, 1000 * (60_000 + 144));
+}
+
+#[test]
+fn a_sink_that_ends_stops_the_pipeline_with_an_error_and_not_with_a_hang() {
+    let (mut pipeline, batches) = start(2, 1 << 20);
+    drop(batches);
+    let mut writer = Writer::new("web-1");
+    let error = (0..10_000).find_map(|round| {
+        let record = writer.write(0, &noise(round, 60_000));
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).err()
+    });
+    assert!(matches!(error, Some(PushError::Stopped(PipelineError::Sink(_)))), "{error:?}");
+    assert_eq!(error.unwrap().fault(), Fault::Fatal);
+    assert!(pipeline.finish().is_err());
+}
+
+#[test]
+fn a_sink_that_panics_stops_the_pipeline_with_an_error_and_not_with_a_hang() {
+    let sink = |_: BatchObject| panic!("the sink went wrong");
+    let mut pipeline = Pipeline::start(&config(2, 1 << 20), lane(), sink).unwrap();
+    let mut writer = Writer::new("web-1");
+    let error = (0..10_000).find_map(|round| {
+        let record = writer.write(0, &noise(round, 60_000));
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).err()
+    });
+    assert!(matches!(error, Some(PushError::Stopped(_))), "{error:?}");
+}
+
+#[test]
+fn one_poisoned_record_is_refused_by_name_and_the_others_go_on() {
+    let (mut pipeline, batches) = start(1, 1 << 20);
+    let mut writer = Writer::new("web-1");
+    let good = writer.write(0, b"good");
+    pipeline.push(Duration::ZERO, &writer.disk, &good, Micros(0)).unwrap();
+    let error = pipeline.push(Duration::ZERO, &writer.disk, &noise(1, 500), Micros(0)).unwrap_err();
+    assert!(error.to_string().contains("web-1"), "{error}");
+    assert_eq!(error.fault(), Fault::Corrupt);
+    let next = writer.write(0, b"next");
+    pipeline.push(Duration::ZERO, &writer.disk, &next, Micros(0)).unwrap();
+    pipeline.finish().unwrap();
+    let batch = batches.try_iter().next().unwrap();
+    assert_eq!(read(&batch), [(writer.disk.clone(), [good, next].concat())]);
+}
+
+#[test]
+fn a_dropped_pipeline_does_not_wait_for_a_sink_that_waits() {
+    let (sender, batches) = sync_channel(0);
+    let sink = move |batch| sender.send(batch).map_err(|_| SinkClosed);
+    let mut pipeline = Pipeline::start(&config(2, 1 << 20), lane(), sink).unwrap();
+    let mut writer = Writer::new("web-1");
+    let record = writer.write(0, b"text");
+    pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+    pipeline.flush().unwrap();
+    drop(pipeline);
+    drop(batches);
+}
+
+#[test]
+fn no_key_shows_in_debug_output() {
+    let shown = format!("{:?}", lane());
+    assert!(!shown.contains("11, 11") && !shown.contains("1111"), "{shown}");
+}
+
+#[test]
+fn records_of_one_disk_carry_on_across_batches_without_gap() {
+    let (mut pipeline, batches) = start(3, 300_000);
+    let mut writer = Writer::new("web-1");
+    for round in 0..100_u64 {
+        let record = writer.write(0, &noise(round, 30_000));
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+    }
+    pipeline.finish().unwrap();
+    let mut chain = None;
+    let mut seq = 1;
+    for batch in batches.try_iter() {
+        for meta in batch.index.disks.iter().flat_map(|part| &part.messages) {
+            assert_eq!(meta.first.0, seq);
+            assert_eq!(meta.chain_before, chain);
+            (seq, chain) = (meta.last.0 + 1, Some(meta.chain_last));
+        }
+        for (_, records) in read(&batch) {
+            let (view, _) = RecordView::split(&records).unwrap();
+            view.check_digest().unwrap();
+        }
+    }
+    assert_eq!((seq, chain), (101, Some(writer.chain)));
+}
