@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Failure, Outcome};
+use crate::agent::config::Config as AgentConfig;
 use crate::config::ConfigError;
 use crate::fault::exit;
 use crate::gateway::config::GatewayConfig;
@@ -33,6 +34,8 @@ enum Action {
 enum Kind {
     /// `tidegate gateway`.
     Gateway,
+    /// `tidegate agent`.
+    Agent,
 }
 
 /// Runs the verb.
@@ -40,6 +43,7 @@ pub fn run(args: Args) -> Outcome {
     let Action::Check { kind, file, json } = args.action;
     let result: Result<(), ConfigError> = match kind {
         Kind::Gateway => GatewayConfig::load(&file).map(|_| ()),
+        Kind::Agent => AgentConfig::load(&file).map(|_| ()),
     };
     if json {
         let mistakes = result.as_ref().err().map(|error| error.mistakes.clone()).unwrap_or_default();
