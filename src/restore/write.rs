@@ -102,7 +102,7 @@ pub async fn restore(
 ) -> Result<Restored, RestoreError> {
     let total = plan.reads.iter().map(|read| read.messages.len()).sum::<usize>();
     let head = ResumeHead {
-        plan: plan.id(disk.as_str(), |object| source.object(object).path.to_string()),
+        plan: plan.id(disk.as_str(), |object| source.path(object).to_string()),
         disk: disk.clone(),
         point: plan.target,
         disk_bytes: plan.disk_bytes,
@@ -242,8 +242,7 @@ impl Writer {
 
 impl Sink for Writer {
     fn object(&self, object: u32) -> (&ObjectPath, Option<&LaneKey>) {
-        let object = self.source.object(object);
-        (&object.path, self.source.key(object.lane))
+        (self.source.path(object), self.source.key(object))
     }
 
     fn message(&self, row: usize) -> Known<'_> {

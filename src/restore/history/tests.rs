@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::restore::testing::{self, ModelDisk};
+use crate::restore::tests::{self as model, ModelDisk};
 use crate::types::BarrierKind;
 
 fn disk_of(count: u64) -> ModelDisk {
@@ -23,12 +23,12 @@ proptest! {
 
     #[test]
     fn the_usable_prefix_is_what_a_model_says(
-        steps in testing::steps(),
+        steps in model::steps(),
         cuts in prop::collection::vec((0.0..1.0_f64, 1..9_u64), 0..40),
         keep in prop::collection::vec(any::<bool>(), 64),
         whole in any::<bool>(),
     ) {
-        let disk = testing::model(&steps);
+        let disk = model::model(&steps);
         // Messages in regular cuts, some of them dropped, and random overlapping ones.
         let mut rows: Vec<Row> = disk.rows(3);
         if !whole {

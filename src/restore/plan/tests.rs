@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::restore::testing::{self, ModelDisk};
+use crate::restore::tests::{self as model, ModelDisk};
 use crate::types::{BarrierKind, Epoch, Extent, RecordKind};
 
 /// Carries a plan out on the model's own payloads.
@@ -31,8 +31,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
-    fn a_plan_carried_out_equals_replaying_everything(steps in testing::steps(), step in 1..9_u64, pick in 0.0..1.0) {
-        let disk = testing::model(&steps);
+    fn a_plan_carried_out_equals_replaying_everything(steps in model::steps(), step in 1..9_u64, pick in 0.0..1.0) {
+        let disk = model::model(&steps);
         let history = History::build(&disk.epochs, disk.rows(step));
         prop_assert!(!history.damaged());
         for span in &history.spans {

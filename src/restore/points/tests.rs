@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::restore::testing::{self, ModelDisk};
+use crate::restore::tests::{self as model, ModelDisk};
 
 fn sample() -> (ModelDisk, History) {
     let mut disk = ModelDisk::new(4096);
@@ -93,8 +93,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn no_point_lies_where_a_model_sees_an_open_span(steps in testing::steps()) {
-        let disk = testing::model(&steps);
+    fn no_point_lies_where_a_model_sees_an_open_span(steps in model::steps()) {
+        let disk = model::model(&steps);
         let history = History::build(&disk.epochs, disk.rows(4));
         let points = list(&history);
         for span in &history.spans {

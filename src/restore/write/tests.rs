@@ -4,10 +4,11 @@ use std::os::unix::fs::MetadataExt;
 
 use super::*;
 use crate::keys::Identity;
-use crate::restore::source::Loaded;
+use crate::restore::source;
 use crate::restore::target::partial_of;
-use crate::restore::testing::{ModelDisk, TestVault};
+use crate::restore::tests::{ModelDisk, TestVault};
 use crate::types::{BarrierKind, Epoch, Extent, ExtentKind, PointId, RecordKind, Seq};
+use crate::vault::reader::Want;
 
 const DISK_BYTES: u64 = 2 << 20;
 
@@ -47,7 +48,7 @@ async fn restore_to(
     point: PointId,
     path: &Path,
 ) -> Result<Restored, RestoreError> {
-    let (source, history, _) = vault.open(&disk.id).await;
+    let (source, history) = vault.open(&disk.id).await;
     let plan = Plan::build(&history, point).expect("inside the history");
     restore(&source, &disk.id, history, &plan, path, &small(), Arc::default()).await
 }
@@ -91,10 +92,10 @@ async fn damage_stops_the_image_of_its_disk_and_no_other() {
     let (disk, other) = (busy_disk("sda", 0), busy_disk("sdb", 5));
     let mut vault = TestVault::in_memory().await;
     vault.fill(&[&disk, &other], 4, 5).await;
-    let (_, history, loaded) = vault.open(&disk.id).await;
+    let (source, history) = vault.open(&disk.id).await;
     let plan = Plan::build(&history, disk.head()).unwrap();
     let victim = &history.rows[plan.reads[1].messages[0].row];
-    let object = loaded.objects[victim.object as usize].path.clone();
+    let object = source.path(victim.object).clone();
     let at = victim.message.offset_bytes as usize + 40;
     let flip = |mut bytes: Vec<u8>| {
         bytes[at] ^= 4;
@@ -120,10 +121,10 @@ async fn a_restore_goes_on_where_it_was_stopped() {
     let mut vault = TestVault::in_memory().await;
     vault.fill(&[&disk], 1, 1).await;
     let path = folder.path().join("image");
-    let (source, history, _) = vault.open(&disk.id).await;
+    let (source, history) = vault.open(&disk.id).await;
     let plan = Plan::build(&history, disk.head()).unwrap();
     // The first run misses one object; everything else becomes durable.
-    let object = source.object(plan.reads[3].object).path.clone();
+    let object = source.path(plan.reads[3].object).clone();
     let mut kept = Vec::new();
     vault
         .tamper(&object, |bytes| {
@@ -152,7 +153,7 @@ async fn a_run_dropped_in_the_middle_leaves_no_image_and_can_be_repeated() {
     let mut vault = TestVault::in_memory().await;
     vault.fill(&[&disk], 1, 1).await;
     let path = folder.path().join("image");
-    let (source, history, _) = vault.open(&disk.id).await;
+    let (source, history) = vault.open(&disk.id).await;
     let plan = Plan::build(&history, disk.head()).unwrap();
     let options = small();
     let run = || restore(&source, &disk.id, Arc::clone(&history), &plan, &path, &options, Arc::default());
@@ -180,7 +181,7 @@ async fn an_identity_of_another_vault_opens_nothing() {
     let disk = busy_disk("sda", 0);
     let mut vault = TestVault::in_memory().await;
     vault.fill(&[&disk], 8, 2).await;
-    let loaded = Loaded::load(&vault.vault, Some(&disk.id), false).await.unwrap();
-    let error = Source::open(&vault.vault, &Identity::generate(), &loaded).await.unwrap_err();
+    let catalog = source::load(&vault.vault, &Want::disk(&disk.id)).await.unwrap();
+    let error = Source::open(&vault.vault, &Identity::generate(), &catalog).unwrap_err();
     assert_eq!(error.fault(), Fault::Reject, "{error}");
 }

@@ -15,7 +15,7 @@ use crate::types::{
 };
 
 use super::history::{History, Row};
-use super::source::{Loaded, Source};
+use super::source::{self, Source};
 use crate::flow::SystemClock;
 use crate::keys::Identity;
 use crate::pipeline::codec::Codec;
@@ -25,6 +25,7 @@ use crate::vault::index::{MessageMeta, RecordMeta};
 use crate::vault::lane::Lane;
 use crate::vault::objects::{DiskObject, EpochObject};
 use crate::vault::put::create_only;
+use crate::vault::reader::Want;
 use crate::vault::store::VaultStore;
 use crate::vault::{InitOptions, Vault, names};
 
@@ -358,11 +359,11 @@ impl TestVault {
     }
 
     /// Everything that a reader needs for one disk.
-    pub async fn open(&self, disk: &DiskId) -> (Source, Arc<History>, Loaded) {
-        let loaded = Loaded::load(&self.vault, Some(disk), false).await.unwrap();
-        let history = loaded.history(disk, &self.vault.epochs(disk).await.unwrap());
-        let (source, damage) = Source::open(&self.vault, &self.identity, &loaded).await.unwrap();
+    pub async fn open(&self, disk: &DiskId) -> (Source, Arc<History>) {
+        let catalog = source::load(&self.vault, &Want::disk(disk)).await.unwrap();
+        let history = source::history(&catalog, disk, &self.vault.epochs(disk).await.unwrap());
+        let (source, damage) = Source::open(&self.vault, &self.identity, &catalog).unwrap();
         assert!(damage.is_empty());
-        (source, Arc::new(history), loaded)
+        (source, Arc::new(history))
     }
 }
