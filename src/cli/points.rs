@@ -1,12 +1,193 @@
-//! `tidegate points`.
+//! `tidegate points`: the recovery points of a disk.
 
+use serde_json::{Value, json};
+
+use super::keyring::{self, Opened, VaultArgs};
 use super::{Failure, Outcome};
+use crate::config::show_size;
+use crate::fault::exit;
+use crate::restore::damage::Damage;
+use crate::restore::history::{Gap, History};
+use crate::restore::points::{self, Point};
+use crate::restore::source;
+use crate::types::{BarrierKind, DiskId};
+use crate::vault::Vault;
+use crate::vault::reader::{Catalog, Want};
+
+/// Plain crash points that the text shows unless all are asked for: the newest.
+const CRASH_POINTS_SHOWN: usize = 20;
 
 /// Options of `tidegate points`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    vault: VaultArgs,
+    /// The disk.
+    #[arg(long)]
+    disk: DiskId,
+    /// Print every point; otherwise the named ones and the newest. JSON always has all.
+    #[arg(long)]
+    all: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the vault says of one disk.
+pub(super) struct DiskView {
+    pub(super) catalog: Catalog,
+    pub(super) history: History,
+    pub(super) points: Vec<Point>,
+    /// What is wrong with the lanes that carried the disk.
+    pub(super) damage: Vec<Damage>,
+}
+
+/// Loads everything about one disk.
+///
+/// # Errors
+/// [`Failure`] if the vault does not know the disk, or cannot be read.
+pub(super) async fn load(vault: &Vault, disk: &DiskId) -> Result<DiskView, Failure> {
+    let failure = |error: crate::vault::VaultError| Failure::of(&error);
+    let catalog = source::load(vault, &Want::disk(disk)).await.map_err(failure)?;
+    // After the batches: an epoch that they name is then surely listed.
+    let epochs = vault.epochs(disk).await.map_err(failure)?;
+    if epochs.is_empty() && catalog.batches.is_empty() && vault.disk(disk).await.map_err(failure)?.is_none() {
+        let known: Vec<String> = vault.disks().await.map_err(failure)?.iter().map(ToString::to_string).collect();
+        let known =
+            if known.is_empty() { "it knows none yet".to_owned() } else { format!("it knows {}", known.join(", ")) };
+        return Err(Failure::error(format!("the vault {} has no disk {disk}: {known}", vault.store().shown())));
+    }
+    let history = source::history(&catalog, disk, &epochs);
+    let points = points::list(&history);
+    let damage = source::damage(&catalog);
+    Ok(DiskView { catalog, history, points, damage })
+}
+
+impl DiskView {
+    /// What a user should know before believing that the newest point is the newest there was.
+    pub(super) fn warnings(&self, disk: &DiskId) -> Vec<String> {
+        let mut warnings: Vec<String> = self.damage.iter().map(ToString::to_string).collect();
+        warnings.extend(self.history.faults.iter().map(ToString::to_string));
+        for conflict in &self.history.conflicts {
+            warnings.push(format!(
+                "disk {disk}: two accounts of e{0}-s{1} differ; nothing after e{0}-s{2} is believed",
+                conflict.epoch, conflict.seq, conflict.cut
+            ));
+        }
+        warnings.extend(self.history.gaps.iter().filter(|gap| gap.lost).map(|gap| gap_text(disk, gap)));
+        warnings
+    }
+}
+
+/// A gap in words.
+pub(super) fn gap_text(disk: &DiskId, gap: &Gap) -> String {
+    let what = if gap.lost { "are lost" } else { "are not vaulted yet" };
+    let label = |label: Option<_>| {
+        label.map_or_else(|| "an unknown time".to_owned(), |label: crate::types::Micros| label.to_string())
+    };
+    format!(
+        "disk {disk}: records e{0}-s{1} to e{0}-s{2} {what} (between {3} and {4})",
+        gap.epoch,
+        gap.first,
+        gap.last,
+        label(gap.label_before),
+        label(gap.label_after)
+    )
+}
+
+/// A point as JSON.
+pub(super) fn point_json(point: &Point) -> Value {
+    json!({
+        "id": point.id.to_string(),
+        "time": point.label.to_string(),
+        "kind": point.kind_text(),
+        "name": point.name,
+        "group": point.group,
+        "epoch": point.id.epoch,
+        "seq": point.id.seq,
+        "clock_uncertainty_seconds": uncertainty_seconds(point),
+    })
+}
+
+/// How far the clock that labelled a point may have been off.
+pub(super) fn uncertainty_seconds(point: &Point) -> f64 {
+    f64::from(point.uncertainty_micros) / 1e6
+}
+
+/// A point in one line of text.
+pub(super) fn point_line(point: &Point) -> String {
+    let name = point.name.as_deref().map(|name| format!("  {name:?}")).unwrap_or_default();
+    let group = point.group.map(|group| format!("  group {group}")).unwrap_or_default();
+    let uncertainty_ms = uncertainty_seconds(point) * 1e3;
+    format!("{:<14} {}  ±{uncertainty_ms:.1} ms  {}{name}{group}", point.id.to_string(), point.label, point.kind_text())
+}
 
 /// Runs the verb.
-pub fn run(_args: Args) -> Outcome {
-    Err(Failure::error("under construction"))
+#[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
+pub fn run(args: Args) -> Outcome {
+    let runtime = keyring::runtime()?;
+    let view = runtime.block_on(async {
+        let Opened { vault, .. } = args.vault.open_with_key().await?;
+        load(&vault, &args.disk).await
+    })?;
+    let warnings = view.warnings(&args.disk);
+    if args.json {
+        println!("{}", as_json(&args.disk, &view, &warnings));
+    } else {
+        print_text(&args, &view);
+    }
+    for warning in warnings {
+        eprintln!("tidegate: warning: {warning}");
+    }
+    Ok(exit::OK)
+}
+
+fn as_json(disk: &DiskId, view: &DiskView, warnings: &[String]) -> Value {
+    let history = &view.history;
+    let gaps = history.gaps.iter().map(|gap| {
+        json!({
+            "epoch": gap.epoch,
+            "first_seq": gap.first,
+            "last_seq": gap.last,
+            "lost": gap.lost,
+            "after": gap.label_before.map(|label| label.to_string()),
+            "before": gap.label_after.map(|label| label.to_string()),
+        })
+    });
+    let newest_record = history.head().zip(history.head_record());
+    json!({
+        "disk": disk,
+        "size_bytes": history.disk_bytes(),
+        "points": view.points.iter().map(point_json).collect::<Vec<_>>(),
+        "oldest": view.points.first().map(|point| point.id.to_string()),
+        "newest": view.points.last().map(|point| point.id.to_string()),
+        "newest_record": newest_record.map(|(id, record)| json!({
+            "id": id.to_string(),
+            "time": record.label.to_string(),
+        })),
+        "gaps": gaps.collect::<Vec<_>>(),
+        "damaged": history.damaged(),
+        "warnings": warnings,
+    })
+}
+
+fn print_text(args: &Args, view: &DiskView) {
+    let points = &view.points;
+    println!("disk {}, {}, {} recovery points", args.disk, show_size(view.history.disk_bytes()), points.len());
+    let plain = |point: &Point| point.name.is_none() && point.kind == Some(BarrierKind::Crash);
+    let shown_from = points.iter().rev().filter(|point| plain(point)).nth(CRASH_POINTS_SHOWN - 1).map(|point| point.id);
+    let mut left_out = 0;
+    for point in points {
+        if args.all || !plain(point) || shown_from.is_none_or(|from| point.id >= from) {
+            println!("{}", point_line(point));
+        } else {
+            left_out += 1;
+        }
+    }
+    if left_out > 0 {
+        println!("… and {left_out} older crash points (--all shows them)");
+    }
+    for gap in view.history.gaps.iter().filter(|gap| !gap.lost) {
+        println!("note: {}", gap_text(&args.disk, gap));
+    }
 }

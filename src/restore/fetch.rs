@@ -128,7 +128,7 @@ pub async fn run<S: Sink>(
     drop(sender);
     let joined = tokio::task::spawn_blocking(move || workers.into_iter().map(std::thread::JoinHandle::join).collect());
     let joined: Vec<_> = joined.await.unwrap_or_default();
-    for panic in joined.into_iter().filter_map(Result::err) {
+    if let Some(panic) = joined.into_iter().find_map(Result::err) {
         std::panic::resume_unwind(panic);
     }
     result

@@ -84,7 +84,7 @@ pub enum ChooseError {
         /// The time asked for.
         time: Micros,
         /// What there is.
-        nearest: Nearest,
+        nearest: Box<Nearest>,
     },
     /// No such name.
     #[error("no recovery point is named {name:?}; {nearest}")]
@@ -92,7 +92,7 @@ pub enum ChooseError {
         /// The name asked for.
         name: String,
         /// The newest point, as a hint.
-        nearest: Nearest,
+        nearest: Box<Nearest>,
     },
     /// The record is not there, or not part of history.
     #[error("{id} is not in the usable history of the disk; {nearest}")]
@@ -100,7 +100,7 @@ pub enum ChooseError {
         /// The id asked for.
         id: PointId,
         /// What there is.
-        nearest: Nearest,
+        nearest: Box<Nearest>,
     },
     /// The record lies inside a sync span.
     #[error("{id} lies inside a sync span, where the image is not whole; {nearest}")]
@@ -108,7 +108,7 @@ pub enum ChooseError {
         /// The id asked for.
         id: PointId,
         /// What there is.
-        nearest: Nearest,
+        nearest: Box<Nearest>,
     },
 }
 
@@ -169,13 +169,13 @@ pub fn choose(history: &History, points: &[Point], ask: &Ask) -> Result<Point, C
             }
             points.iter().rev().find(|point| point.label <= *time).cloned().ok_or_else(|| ChooseError::TooEarly {
                 time: *time,
-                nearest: Nearest { before: None, after: points.first().cloned() },
+                nearest: Box::new(Nearest { before: None, after: points.first().cloned() }),
             })
         }
         Ask::Name(name) => {
             points.iter().rev().find(|point| point.name.as_ref() == Some(name)).cloned().ok_or_else(|| {
                 let nearest = Nearest { before: points.last().cloned(), after: None };
-                ChooseError::NoName { name: name.clone(), nearest }
+                ChooseError::NoName { name: name.clone(), nearest: Box::new(nearest) }
             })
         }
         Ask::Id(id) => by_id(history, points, *id),
@@ -194,8 +194,8 @@ fn by_id(history: &History, points: &[Point], id: PointId) -> Result<Point, Choo
     });
     match found {
         Some((point, true)) => Ok(point),
-        Some((_, false)) => Err(ChooseError::InSync { id, nearest: around(points, id) }),
-        None => Err(ChooseError::Unknown { id, nearest: around(points, id) }),
+        Some((_, false)) => Err(ChooseError::InSync { id, nearest: Box::new(around(points, id)) }),
+        None => Err(ChooseError::Unknown { id, nearest: Box::new(around(points, id)) }),
     }
 }
 
