@@ -289,7 +289,7 @@ impl FileExport {
     /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// As `write`; [`io::ErrorKind::Unsupported`] for `flags.fast` where only writing zeroes would do.
+    /// As `write`; [`io::ErrorKind::Unsupported`] for `flags.fast` where only writing zeroes would do: nothing was changed.
     pub fn zero(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()> {
         self.check_range(offset, length)?;
         let whole = self.whole_blocks(offset, length);

@@ -103,7 +103,7 @@ pub trait Export: Send + Sync + 'static {
     /// Makes a range read as zeroes.
     ///
     /// # Errors
-    /// As `write`; [`io::ErrorKind::Unsupported`] if `flags.fast` cannot be kept.
+    /// As `write`; [`io::ErrorKind::Unsupported`] if `flags.fast` cannot be kept, and then nothing was changed.
     fn zero(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()>;
     /// The client no longer needs the range: it may read as anything afterwards.
     ///
