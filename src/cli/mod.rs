@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     log::start(cli.log_format);
     let outcome = match cli.verb {
-        Verb::Quickstart(args) => quickstart::run(args),
+        Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Gateway(args) => gateway::run(args),
         Verb::Config(args) => config::run(args),
         Verb::Agent(args) => agent::run(args),

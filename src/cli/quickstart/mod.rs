@@ -66,12 +66,12 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Runs the verb.
-pub fn run(args: Args) -> Outcome {
+pub fn run(args: &Args) -> Outcome {
     let family = child::Family::default();
     end_children_on_signals(&family)?;
     let dir = work_dir::prepare(args.dir.as_deref(), args.force).map_err(|error| Failure::usage(chain_text(&error)))?;
     let mut progress = progress::Progress::new();
-    let report = steps::run(&args, &dir, &family, &mut progress).map_err(|error| {
+    let report = steps::run(args, &dir, &family, &mut progress).map_err(|error| {
         progress.failed();
         Failure::error(format!("{}\nThe logs are in {}", chain_text(&error), dir.join("logs").display()))
     })?;

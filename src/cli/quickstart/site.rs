@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::super::point::ask;
 use super::child::{self, Child, ChildError, Family};
-use crate::keys::Identity;
+use crate::agent::control::{DiskStatus, Request, Response, socket_path};
 use crate::nbd::Listen;
 
 /// Longest path of the directory: unix sockets below it must fit their address.
@@ -42,9 +43,6 @@ pub enum SiteError {
         /// Why.
         source: io::Error,
     },
-    /// The recovery identity could not be made.
-    #[error(transparent)]
-    Key(#[from] crate::keys::KeyFileError),
     /// A command failed.
     #[error("`tidegate {command}` ended with {status}: {text}")]
     Command {
@@ -129,13 +127,10 @@ impl Site {
     }
 
     fn make_keys(&self) -> Result<(), SiteError> {
-        let identity = Identity::generate();
-        identity.write(&self.identity())?;
-        let recipient = identity.recipient().to_string();
-        let catalog = self.shown("catalog.key");
-        self.run(&["vault", "init", "--vault", &self.vault_url, "--recipient", &recipient, "--catalog-key", &catalog])?;
-        let status = self.run(&["vault", "status", "--vault", &self.vault_url, "--catalog-key", &catalog, "--json"])?;
-        let vault_id = field(&status, "vault_id").ok_or_else(|| answer("vault status --json", &status))?;
+        let (identity, catalog) = (self.shown("recovery.key"), self.shown("catalog.key"));
+        let new = ["--new-identity", &identity, "--catalog-key", &catalog, "--json"];
+        let made = self.run(&[&["vault", "init", "--vault", &self.vault_url], &new[..]].concat())?;
+        let vault_id = field(&made, "id").ok_or_else(|| answer("vault init --json", &made))?;
         let pki = self.shown("pki");
         self.run(&["pki", "init", "--dir", &pki, "--vault-id", &vault_id])?;
         self.run(&[
@@ -159,7 +154,7 @@ impl Site {
     }
 
     fn gateway_config(&self) -> String {
-        let tls = "ca = \"pki/ca.pem\"\ncert = \"pki/gw1.pem\"\nkey = \"pki/gw1.key\"";
+        let tls = "ca = \"pki/ca.crt\"\ncert = \"pki/gateway-gw1.crt\"\nkey = \"pki/gateway-gw1.key\"";
         let vault = format!("url = {:?}\ncatalog_key = \"catalog.key\"", self.vault_url);
         let top =
             format!("id = \"gw1\"\nlisten = \"127.0.0.1:{}\"\nadmin_listen = \"{}\"", self.gateway_port, self.admin);
@@ -169,9 +164,10 @@ impl Site {
     }
 
     fn agent_config(&self) -> String {
-        let top = format!("id = \"agent1\"\nstate_dir = \"agent\"\ngateways = [\"localhost:{}\"]", self.gateway_port);
-        let tls = "ca = \"pki/ca.pem\"\ncert = \"pki/agent1.pem\"\nkey = \"pki/agent1.key\"";
-        let mut text = sections(&[("", &top), ("tls", tls)], &self.plan.agent);
+        let top = "id = \"agent1\"\nstate_dir = \"agent\"";
+        let files = "ca = \"pki/ca.crt\"\ncert = \"pki/agent-agent1.crt\"\nkey = \"pki/agent-agent1.key\"";
+        let gateway = format!("addresses = [\"127.0.0.1:{}\"]\n{files}", self.gateway_port);
+        let mut text = sections(&[("", top), ("gateway", &gateway)], &self.plan.agent);
         for (disk, image) in &self.plan.disks {
             text += &format!("\n[[disk]]\nid = {disk:?}\npath = {:?}\nlisten = \"{}\"\n", image, self.nbd(disk));
         }
@@ -257,13 +253,13 @@ impl Site {
         run(&self.plan.program, arguments)
     }
 
-    /// Makes a point of a disk now.
+    /// Makes a point of a disk now, or as soon as no copy is under way. Does not wait for the vault.
     ///
     /// # Errors
     /// If the agent does not make it.
     pub fn point(&self, disk: &str, name: &str) -> Result<MadePoint, SiteError> {
         let config = self.shown("agent.toml");
-        let made = self.run(&["point", "--config", &config, "--disk", disk, "--name", name, "--json"])?;
+        let made = self.run(&["point", "--config", &config, "--disk", disk, "--name", name, "--no-wait", "--json"])?;
         match (field(&made, "id"), field(&made, "time")) {
             (Some(id), Some(time)) => Ok(MadePoint { id, time }),
             _ => Err(answer("point --json", &made)),
@@ -279,11 +275,19 @@ impl Site {
         listed.contains(&format!("{point:?}"))
     }
 
-    /// Whether the whole disk was sent: no copy is under way.
+    /// What the agent says of a disk, if it answers.
+    #[must_use]
+    pub fn status(&self, disk: &str) -> Option<DiskStatus> {
+        match ask(&socket_path(&self.path("agent")), &Request::Status, Duration::from_secs(5)) {
+            Ok(Response::Status(status)) => status.disks.into_iter().find(|status| status.disk.as_str() == disk),
+            _ => None,
+        }
+    }
+
+    /// Whether the whole disk was sent: no copy is under way or waiting.
     #[must_use]
     pub fn copied(&self, disk: &str) -> bool {
-        let _ = disk;
-        true
+        self.status(disk).is_some_and(|status| status.state == "protected" && status.dirty_bytes == 0)
     }
 
     /// Bytes in the vault.

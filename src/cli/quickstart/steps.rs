@@ -24,6 +24,8 @@ const DISK: &str = "demo";
 const LOAD_BYTES: u64 = 48 << 20;
 /// Longest wait for anything that should take seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Pause between two looks at the agent.
+const LOOK: Duration = Duration::from_millis(200);
 /// How long a daemon may take to stop.
 const GRACE: Duration = Duration::from_secs(60);
 /// The seed of the workload: every run writes the same.
@@ -86,6 +88,8 @@ struct Run<'a> {
     image: PathBuf,
     points: Vec<Point>,
     kills: Vec<Kill>,
+    /// Looks at the age of the oldest write that no point in the vault has.
+    rpo_seconds: Vec<f64>,
     /// Bytes received by gateways that were killed: their counters went with them.
     received_before: u64,
 }
@@ -116,7 +120,19 @@ pub fn run(args: &Args, dir: &Path, family: &Family, progress: &mut Progress) ->
     let load = start_load(args, &site, &image)?;
     let clock = SystemClock::new();
     let (points, kills) = (Vec::new(), Vec::new());
-    let mut run = Run { site, gateway, agent, load, clock, progress, image, points, kills, received_before: 0 };
+    let mut run = Run {
+        site,
+        gateway,
+        agent,
+        load,
+        clock,
+        progress,
+        image,
+        points,
+        kills,
+        rpo_seconds: Vec::new(),
+        received_before: 0,
+    };
     run.play()?;
     run.finish(args)
 }
@@ -179,7 +195,7 @@ impl Run<'_> {
         self.wait("the copy of the disk", |run| run.site.copied(DISK))
     }
 
-    fn wait(&mut self, what: &'static str, mut reached: impl FnMut(&Self) -> bool) -> Result<(), StepError> {
+    fn wait(&mut self, what: &'static str, mut reached: impl FnMut(&mut Self) -> bool) -> Result<(), StepError> {
         let mut checked = Ok(());
         let in_time = child::wait_until(PATIENCE, || {
             checked = self.check();
@@ -191,7 +207,12 @@ impl Run<'_> {
 
     fn write_more(&mut self, bytes: u64) -> Result<(), StepError> {
         let until = self.load.done().written_bytes + bytes;
-        self.wait("the workload's progress", |run| run.load.done().written_bytes >= until)
+        self.wait("the workload's progress", |run| {
+            // Twenty looks a second would be load of their own.
+            std::thread::sleep(LOOK);
+            run.rpo_seconds.extend(run.site.status(DISK).map(|status| status.rpo_seconds));
+            run.load.done().written_bytes >= until
+        })
     }
 
     /// Stops the workload between two writes, makes the point, copies the disk as it is, and goes on.
@@ -284,7 +305,8 @@ impl Run<'_> {
         let stored_bytes = self.site.stored_bytes()?;
         restore_all(&self.site, &mut self.points, self.progress)?;
         self.progress.done();
-        let rpo_seconds = self.points.iter().map(|point| point.vaulted_after_seconds).fold(0.0, f64::max);
+        self.rpo_seconds.sort_by(f64::total_cmp);
+        let rpo_seconds = self.rpo_seconds.get(self.rpo_seconds.len() / 2).copied().unwrap_or_default();
         let micros = &done.write_micros;
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -296,6 +318,7 @@ impl Run<'_> {
             stored_bytes,
             ratio: received_bytes as f64 / stored_bytes.max(1) as f64,
             rpo_seconds,
+            rpo_seconds_max: self.rpo_seconds.last().copied().unwrap_or_default(),
             kills: self.kills,
             writes: Writes {
                 count: micros.len(),
