@@ -1,32 +1,64 @@
 //! QUIC endpoints and their tuning.
+//!
+//! Flow control of a connection must let every stream fill its own window, or a disk whose records wait for the
+//! journal would take the connection's window away from the others. What really bounds a stream is the credit that the
+//! gateway grants.
 
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, Runtime, UdpPoller, VarInt};
 
 use super::identity::GatewayIdentity;
-use super::tls::{TlsError, TlsFiles};
+use super::tls::{Explanation, Material, TlsError, TlsFiles};
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
+use crate::limits;
+
+/// Default of [`Tuning::idle_timeout`]: longer than a route change, shorter than an operator's patience.
+const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// The agent sends something so many times within the idle timeout, so that single losses do not matter.
+const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
+/// Bytes that a connection may have sent without acknowledgement by the network: 16 MiB carry 4 Gbit/s over 30 ms.
+const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// Most bytes that the kernel takes in one transmit; more segments than fit it make it fail for all of them.
+const TRANSMIT_BYTES_MAX: usize = 65_000;
+/// Handshakes that may wait to be looked at, and the bytes that each and all of them may hold meanwhile.
+const INCOMING_MAX: usize = 1024;
+const INCOMING_BYTES_EACH: u64 = 16 << 10;
+const INCOMING_BYTES_ALL: u64 = 4 << 20;
 
 /// Tuning of a QUIC endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tuning {
-    /// Bytes that one stream may have on its way.
+    /// Bytes that one stream may have on its way: the rate of one disk is at most this per round trip.
     pub stream_window_bytes: u32,
-    /// Bytes that one connection may have on its way.
+    /// Bytes that one connection may have on its way. Less than all its streams together saves memory in the worst
+    /// case, but lets so many stalled disks hold up the others.
     pub connection_window_bytes: u32,
-    /// Largest UDP payload that path discovery may try.
+    /// Largest UDP payload that path discovery may try. Both sides need it for jumbo frames; 1,452 fits Ethernet.
     pub mtu_max_bytes: u16,
     /// Wanted size of the socket's kernel buffers.
     pub socket_buffer_bytes: u32,
+    /// A connection on which nothing came for so long is lost; the smaller of both sides' counts.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
+        let stream_window_bytes = 4 << 20;
         Self {
-            stream_window_bytes: 1 << 20,
-            connection_window_bytes: 4 << 20,
+            stream_window_bytes,
+            connection_window_bytes: stream_window_bytes * (limits::DISKS_PER_AGENT_MAX as u32 + 1),
             mtu_max_bytes: 1452,
             socket_buffer_bytes: 8 << 20,
+            idle_timeout: IDLE_TIMEOUT_DEFAULT,
         }
     }
 }
@@ -43,27 +75,96 @@ pub enum EndpointError {
         /// The address.
         listen: SocketAddr,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// TLS offers nothing that QUIC can use.
+    #[error("QUIC cannot use this TLS configuration")]
+    Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
 }
 
 impl Classify for EndpointError {
     fn fault(&self) -> Fault {
         match self {
             Self::Tls(error) => error.fault(),
-            Self::Bind { .. } => Fault::Fatal,
+            Self::Bind { .. } | Self::Quic(_) => Fault::Fatal,
         }
     }
 }
 
+fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(tuning.mtu_max_bytes.max(1200));
+    let mut config = quinn::TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(tuning.stream_window_bytes))
+        .receive_window(VarInt::from_u32(tuning.connection_window_bytes))
+        .send_window(SEND_WINDOW_BYTES)
+        .max_idle_timeout(Some(VarInt::from_u32(tuning.idle_timeout.as_millis() as u32).into()))
+        .mtu_discovery_config(Some(mtu));
+    config
+}
+
+/// Opens a UDP socket with large buffers; smaller ones than wanted are used, and logged.
+fn open_socket(listen: SocketAddr, tuning: &Tuning) -> io::Result<std::net::UdpSocket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    if listen.is_ipv6() && listen.ip().is_unspecified() {
+        // `[::]` means every address, those of IPv4 too. A host that forbids it still serves IPv6.
+        let _ = socket.set_only_v6(false);
+    }
+    let wanted_bytes = tuning.socket_buffer_bytes as usize;
+    // The kernel cuts a size above its limit silently, so what counts is what is read back.
+    let _ = socket.set_recv_buffer_size(wanted_bytes);
+    let _ = socket.set_send_buffer_size(wanted_bytes);
+    let (receive_bytes, send_bytes) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    // Linux reports twice the usable size.
+    if receive_bytes.min(send_bytes) < 2 * wanted_bytes {
+        tracing::info!(
+            wanted_bytes,
+            receive_bytes = receive_bytes / 2,
+            send_bytes = send_bytes / 2,
+            "UDP socket buffers are smaller than wanted and may drop datagrams in bursts; raise net.core.rmem_max and \
+             net.core.wmem_max"
+        );
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+fn open_endpoint(
+    listen: SocketAddr,
+    tuning: &Tuning,
+    server: Option<quinn::ServerConfig>,
+) -> Result<quinn::Endpoint, EndpointError> {
+    let failed = |source| EndpointError::Bind { listen, source };
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = runtime.wrap_udp_socket(open_socket(listen, tuning).map_err(failed)?).map_err(failed)?;
+    let segments_max = (TRANSMIT_BYTES_MAX / usize::from(tuning.mtu_max_bytes.max(1200))).max(1);
+    let socket = Arc::new(LimitedSocket { inner: socket, segments_max });
+    let mut config = quinn::EndpointConfig::default();
+    // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
+    let payload_max = tuning.mtu_max_bytes.clamp(1472, 65_000);
+    if config.max_udp_payload_size(payload_max).is_err() {
+        return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
+    }
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(failed)
+}
+
 /// A gateway's endpoint, listening.
 pub struct Listener {
+    endpoint: quinn::Endpoint,
+    material: Material,
+    transport: Arc<quinn::TransportConfig>,
     local: SocketAddr,
     identity: GatewayIdentity,
 }
 
 impl Listener {
-    /// Loads the certificate files and listens.
+    /// Loads the certificate files and listens. To be called inside the runtime that will serve.
     ///
     /// # Errors
     /// [`EndpointError`] names the file or the address.
@@ -71,10 +172,16 @@ impl Listener {
         listen: SocketAddr,
         tls: &TlsFiles,
         tuning: &Tuning,
-        clock: &std::sync::Arc<dyn Clock>,
+        clock: &Arc<dyn Clock>,
     ) -> Result<Self, EndpointError> {
-        let _ = (tls, tuning, clock);
-        Err(EndpointError::Bind { listen, source: std::io::ErrorKind::Unsupported.into() })
+        let material = Material::load(tls, clock)?;
+        let identity = material.gateway()?;
+        // One stream more than disks: the control stream.
+        let transport = Arc::new(transport(tuning, limits::DISKS_PER_AGENT_MAX as u32 + 1));
+        let config = server_config(&material, &transport, &Explanation::default())?;
+        let endpoint = open_endpoint(listen, tuning, Some(config))?;
+        let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
+        Ok(Self { endpoint, material, transport, local, identity })
     }
 
     /// The address that agents reach, with the port that the system chose if 0 was asked for.
@@ -87,5 +194,99 @@ impl Listener {
     #[must_use]
     pub const fn identity(&self) -> &GatewayIdentity {
         &self.identity
+    }
+
+    pub(super) const fn endpoint(&self) -> &quinn::Endpoint {
+        &self.endpoint
+    }
+
+    pub(super) const fn material(&self) -> &Material {
+        &self.material
+    }
+
+    /// The configuration for one incoming connection, whose refusal is explained in `explanation`.
+    pub(super) fn config_for_one(&self, explanation: &Explanation) -> Result<Arc<quinn::ServerConfig>, EndpointError> {
+        server_config(&self.material, &self.transport, explanation).map(Arc::new)
+    }
+}
+
+fn server_config(
+    material: &Material,
+    transport: &Arc<quinn::TransportConfig>,
+    explanation: &Explanation,
+) -> Result<quinn::ServerConfig, EndpointError> {
+    let crypto = QuicServerConfig::try_from(material.server_config(explanation)?)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(Arc::clone(transport))
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_EACH)
+        .incoming_buffer_size_total(INCOMING_BYTES_ALL);
+    Ok(config)
+}
+
+/// An endpoint for one outgoing connection to `remote`, and its configuration.
+pub(super) fn client_endpoint(
+    remote: SocketAddr,
+    material: &Material,
+    tuning: &Tuning,
+    explanation: &Explanation,
+) -> Result<(quinn::Endpoint, quinn::ClientConfig), EndpointError> {
+    let any: SocketAddr = if remote.is_ipv6() {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
+    };
+    let endpoint = open_endpoint(any, tuning, None)?;
+    let crypto = QuicClientConfig::try_from(material.client_config(explanation)?)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    // A gateway opens no streams.
+    let mut transport = transport(tuning, 0);
+    transport.keep_alive_interval(Some(tuning.idle_timeout / KEEP_ALIVES_PER_IDLE_TIMEOUT));
+    config.transport_config(Arc::new(transport));
+    Ok((endpoint, config))
+}
+
+/// A UDP socket that never takes more segments at once than the kernel can send.
+///
+/// QUIC hands over up to ten datagrams per system call; with jumbo frames they exceed 64 KiB and all are lost.
+#[derive(Debug)]
+struct LimitedSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    segments_max: usize,
+}
+
+impl AsyncUdpSocket for LimitedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.inner).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments().min(self.segments_max)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
     }
 }

@@ -373,3 +373,6 @@ impl Decoder {
         header
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -563,3 +563,6 @@ impl Fields<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

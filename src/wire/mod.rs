@@ -6,8 +6,11 @@ pub mod endpoint;
 pub mod frame;
 mod host;
 pub mod identity;
+pub mod inbound;
 pub mod messages;
+pub mod pki;
 pub mod server;
+mod stream;
 pub mod tls;
 
 pub use client::{Client, ClockOffset, ConnectError, ConnectionLost, OpenDiskError};
@@ -31,3 +34,8 @@ pub const ALPN: &[u8] = b"tidegate/1";
 /// Smallest credit window that is not zero: two of the largest records, so that a quarter of it can wait for the next
 /// grant while a whole record still goes through.
 pub const CREDIT_WINDOW_BYTES_MIN: u64 = 2 * limits::RECORD_BYTES_MAX as u64;
+/// Name and version that each side tells the other, for its log.
+pub(crate) const SOFTWARE: &str = concat!("tidegate ", env!("CARGO_PKG_VERSION"));
+
+#[cfg(test)]
+mod tests;

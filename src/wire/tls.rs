@@ -1,8 +1,28 @@
-//! TLS files.
+//! Mutual TLS 1.3 with the ring provider: files, verifiers, and texts for what goes wrong.
+//!
+//! - The provider is passed by hand; the process default may be missing or another one.
+//! - No session is ever resumed and no early data taken: every connection proves its certificate anew, so an expired
+//!   or replaced certificate counts at the next connect.
+//! - A verifier notes in words why it refused, because TLS tells the other side only a number.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+
+use super::identity::{AgentIdentity, CertificateFacts, GatewayIdentity, Identity, IdentityError};
 use crate::fault::{Classify, Fault};
+use crate::flow::Clock;
 
 /// The three files that each side needs, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +39,58 @@ pub struct TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("{} cannot be read", path.display())]
+    #[error("{what} {} cannot be read", path.display())]
     Read {
+        /// What the file is.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file holds no PEM of the wanted kind.
+    #[error("{} holds no {what} in PEM; make one with `tidegate pki`", path.display())]
+    Pem {
+        /// What was looked for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The certificate's names are of no use.
+    #[error("certificate {} cannot be used", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: IdentityError,
+    },
+    /// The certificate is for another role.
+    #[error("certificate {} is of {found}: {wanted} needs its own, from `tidegate pki issue`", path.display())]
+    Role {
+        /// The file.
+        path: PathBuf,
+        /// Whose certificate it is.
+        found: String,
+        /// Who wants to use it.
+        wanted: &'static str,
+    },
+    /// Certificate and key do not belong together, or TLS cannot use them.
+    #[error("certificate {} with key {} cannot be used", cert.display(), key.display())]
+    Pair {
+        /// The certificate file.
+        cert: PathBuf,
+        /// The key file.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The authority's certificate cannot be a trust anchor.
+    #[error("authority {} cannot be used: {text}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        text: String,
     },
 }
 
@@ -32,4 +98,355 @@ impl Classify for TlsError {
     fn fault(&self) -> Fault {
         Fault::Reject
     }
+}
+
+/// Where a verifier notes why it refused the other side.
+pub(super) type Explanation = Arc<Mutex<Option<String>>>;
+
+/// TLS files, read and checked against each other.
+pub(super) struct Material {
+    files: TlsFiles,
+    roots: Arc<RootCertStore>,
+    key: Arc<CertifiedKey>,
+    provider: Arc<CryptoProvider>,
+    time: Arc<ClockTime>,
+    /// What this side's certificate says.
+    facts: CertificateFacts,
+    identity: Identity,
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read { what, path: path.to_owned(), source })
+}
+
+fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(what, path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    certificates
+        .ok()
+        .filter(|certificates| !certificates.is_empty())
+        .ok_or_else(|| TlsError::Pem { what: "certificate", path: path.to_owned() })
+}
+
+impl Material {
+    /// Reads the files. Validity in time is left to the other side, but an expired certificate is logged.
+    pub(super) fn load(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Self, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        for certificate in read_certificates("authority", &files.ca)? {
+            let added = roots.add(certificate);
+            added.map_err(|error| TlsError::Authority { path: files.ca.clone(), text: error.to_string() })?;
+        }
+        let chain = read_certificates("certificate", &files.cert)?;
+        let key = PrivateKeyDer::from_pem_slice(&read("key", &files.key)?)
+            .map_err(|_| TlsError::Pem { what: "private key", path: files.key.clone() })?;
+        let unusable = |source| TlsError::Identity { path: files.cert.clone(), source };
+        let facts = CertificateFacts::read(&chain[0]).map_err(unusable)?;
+        let identity = facts.identity.clone().map_err(unusable)?;
+        let key = CertifiedKey::from_der(chain, key, &provider).map_err(|source| TlsError::Pair {
+            cert: files.cert.clone(),
+            key: files.key.clone(),
+            source,
+        })?;
+        let now = clock.wall();
+        if now > facts.not_after {
+            tracing::error!(
+                certificate = %files.cert.display(),
+                "this side's certificate expired on {}; {RENEW}", facts.not_after
+            );
+        }
+        let time = Arc::new(ClockTime(Arc::clone(clock)));
+        let (roots, key) = (Arc::new(roots), Arc::new(key));
+        Ok(Self { files: files.clone(), roots, key, provider, time, facts, identity })
+    }
+
+    /// This side's identity, which must be an agent's.
+    pub(super) fn agent(&self) -> Result<AgentIdentity, TlsError> {
+        match &self.identity {
+            Identity::Agent(agent) => Ok(agent.clone()),
+            other => Err(self.wrong_role(other, "an agent")),
+        }
+    }
+
+    /// This side's identity, which must be a gateway's.
+    pub(super) fn gateway(&self) -> Result<GatewayIdentity, TlsError> {
+        match &self.identity {
+            Identity::Gateway(gateway) => Ok(gateway.clone()),
+            other => Err(self.wrong_role(other, "a gateway")),
+        }
+    }
+
+    fn wrong_role(&self, found: &Identity, wanted: &'static str) -> TlsError {
+        TlsError::Role { path: self.files.cert.clone(), found: found.to_string(), wanted }
+    }
+
+    fn pair_error(&self, source: rustls::Error) -> TlsError {
+        TlsError::Pair { cert: self.files.cert.clone(), key: self.files.key.clone(), source }
+    }
+
+    fn authority_error(&self, error: &dyn std::error::Error) -> TlsError {
+        TlsError::Authority { path: self.files.ca.clone(), text: error.to_string() }
+    }
+
+    /// TLS for one incoming connection; a refusal is explained in `explanation`.
+    pub(super) fn server_config(&self, explanation: &Explanation) -> Result<rustls::ServerConfig, TlsError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&self.provider))
+            .build()
+            .map_err(|error| self.authority_error(&error))?;
+        let verifier = Arc::new(ExplainedClient { inner: verifier, explain: self.explainer(explanation) });
+        let time: Arc<dyn rustls::time_provider::TimeProvider> = Arc::clone(&self.time) as _;
+        let mut config = rustls::ServerConfig::builder_with_details(Arc::clone(&self.provider), time)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|source| self.pair_error(source))?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(self.resolver());
+        config.alpn_protocols = vec![super::ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+
+    /// TLS for one outgoing connection; a refusal is explained in `explanation`.
+    pub(super) fn client_config(&self, explanation: &Explanation) -> Result<rustls::ClientConfig, TlsError> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), Arc::clone(&self.provider))
+            .build()
+            .map_err(|error| self.authority_error(&error))?;
+        let verifier = Arc::new(ExplainedServer { inner: verifier, explain: self.explainer(explanation) });
+        let time: Arc<dyn rustls::time_provider::TimeProvider> = Arc::clone(&self.time) as _;
+        let mut config = rustls::ClientConfig::builder_with_details(Arc::clone(&self.provider), time)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|source| self.pair_error(source))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(self.resolver());
+        config.alpn_protocols = vec![super::ALPN.to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(config)
+    }
+
+    fn resolver(&self) -> Arc<SingleCertAndKey> {
+        Arc::new(SingleCertAndKey::from(Arc::clone(&self.key)))
+    }
+
+    fn explainer(&self, slot: &Explanation) -> Explainer {
+        Explainer { ca: self.files.ca.clone(), slot: Arc::clone(slot) }
+    }
+
+    /// What a TLS alert of the other side says about this side's certificate.
+    pub(super) fn alert_text(&self, alert: u8) -> String {
+        let (cert, shown) = (self.files.cert.display(), self.facts.shown());
+        match alert {
+            45 => format!("certificate {cert} {shown} expired on {}; {RENEW}", self.facts.not_after),
+            48 | 51 => format!(
+                "certificate {cert} {shown} was issued by {:?}, which the other side does not trust; {SAME_AUTHORITY}",
+                self.facts.issuer
+            ),
+            43 => format!("certificate {cert} {shown} is for another role; {RENEW} for the right one"),
+            42 => format!(
+                "certificate {cert} {shown} does not satisfy the other side: most often the name by which it connects \
+                 is missing from the certificate; {RENEW} with --host"
+            ),
+            116 => format!("the other side got no certificate, although {cert} is configured"),
+            120 => "the other side does not speak Tidegate's protocol version; update the older side".to_owned(),
+            alert => format!("TLS alert {alert} from the other side about certificate {cert} {shown}"),
+        }
+    }
+}
+
+const RENEW: &str = "issue a new one with `tidegate pki issue`";
+const SAME_AUTHORITY: &str = "both sides need certificates of the same `tidegate pki init`";
+
+struct ClockTime(Arc<dyn Clock>);
+
+impl std::fmt::Debug for ClockTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClockTime")
+    }
+}
+
+impl rustls::time_provider::TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_micros(self.0.wall().0)))
+    }
+}
+
+#[derive(Debug)]
+struct Explainer {
+    ca: PathBuf,
+    slot: Explanation,
+}
+
+impl Explainer {
+    fn note(&self, end_entity: &CertificateDer<'_>, name: Option<&ServerName<'_>>, error: &rustls::Error) {
+        let facts = CertificateFacts::read(end_entity);
+        *self.slot.lock() = Some(match facts {
+            Ok(facts) => self.text(&facts, name, error),
+            Err(unreadable) => unreadable.to_string(),
+        });
+    }
+
+    fn text(&self, facts: &CertificateFacts, name: Option<&ServerName<'_>>, error: &rustls::Error) -> String {
+        let (shown, ca) = (facts.shown(), self.ca.display());
+        let rustls::Error::InvalidCertificate(reason) = error else {
+            return format!("certificate {shown}: {error}");
+        };
+        match reason {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                format!("certificate {shown} expired on {}; {RENEW}", facts.not_after)
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                format!("certificate {shown} is valid only from {}; check the clocks of both sides", facts.not_before)
+            }
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => format!(
+                "certificate {shown} was issued by {:?}, not by the authority in {ca}; {SAME_AUTHORITY}",
+                facts.issuer
+            ),
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                let wanted = if name.is_some() { "a gateway" } else { "an agent" };
+                format!("certificate {shown} is not one of {wanted}; {RENEW} for {wanted}")
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                let name = name.map(|name| name.to_str().into_owned()).unwrap_or_default();
+                format!("certificate {shown} does not name {name:?}; {RENEW} with --host {name}")
+            }
+            other => format!("certificate {shown}: {other}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ExplainedClient {
+    inner: Arc<dyn ClientCertVerifier>,
+    explain: Explainer,
+}
+
+impl ClientCertVerifier for ExplainedClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
+        verified.inspect_err(|error| self.explain.note(end_entity, None, error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+#[derive(Debug)]
+struct ExplainedServer {
+    inner: Arc<WebPkiServerVerifier>,
+    explain: Explainer,
+}
+
+impl ServerCertVerifier for ExplainedServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        verified.inspect_err(|error| self.explain.note(end_entity, Some(server_name), error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// How an attempt to connect failed, from the view of one side.
+pub(super) enum HandshakeFailure {
+    /// This side refused the other's certificate.
+    Theirs(String),
+    /// The other side refused this side's certificate.
+    Ours(String),
+    /// The other side ended the connection in the protocol's own words.
+    Closed(super::Code, String),
+    /// Nobody answered, or the network broke.
+    Silent(String),
+}
+
+/// QUIC carries TLS alerts as error codes from here on.
+const CRYPTO_ERRORS: u64 = 0x100;
+
+impl Material {
+    /// Puts the end of a connection into words.
+    pub(super) fn explain(&self, error: &quinn::ConnectionError, explanation: &Explanation) -> HandshakeFailure {
+        let alert = |code: quinn::TransportErrorCode| {
+            u64::from(code).checked_sub(CRYPTO_ERRORS).and_then(|alert| u8::try_from(alert).ok())
+        };
+        match error {
+            quinn::ConnectionError::TransportError(error) if alert(error.code).is_some() => {
+                let text = explanation.lock().take();
+                HandshakeFailure::Theirs(text.unwrap_or_else(|| error.reason.clone()))
+            }
+            quinn::ConnectionError::ConnectionClosed(close) => match alert(close.error_code) {
+                Some(alert) => HandshakeFailure::Ours(self.alert_text(alert)),
+                None if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED => {
+                    HandshakeFailure::Closed(super::Code::Busy, "the gateway takes no more connections".to_owned())
+                }
+                None => HandshakeFailure::Silent(error.to_string()),
+            },
+            quinn::ConnectionError::ApplicationClosed(close) => HandshakeFailure::Closed(
+                super::Code::from_var_int(close.error_code),
+                String::from_utf8_lossy(&close.reason).into_owned(),
+            ),
+            other => HandshakeFailure::Silent(other.to_string()),
+        }
+    }
+}
+
+/// What the other side's verified certificate says.
+pub(super) fn peer_identity(connection: &quinn::Connection) -> Result<Identity, IdentityError> {
+    let certificates = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(IdentityError::Certificate)?;
+    CertificateFacts::read(certificates.first().ok_or(IdentityError::Certificate)?)?.identity
 }

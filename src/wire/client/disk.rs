@@ -1,12 +1,25 @@
-//! One disk stream on the agent's side.
+//! One disk stream on the agent's side: records out under credit, events in.
 
-use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::error::ConnectionLost;
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::error::{ConnectionLost, OpenDiskError};
+use super::lost;
 use crate::fault::{Classify, Fault};
-use crate::types::{Epoch, RECORD_HEAD_BYTES, Seq};
+use crate::flow::Watermark;
+use crate::limits;
+use crate::types::{Epoch, RECORD_HEAD_BYTES, RecordHead, Seq};
 use crate::wire::code::Code;
-use crate::wire::messages::DiskOpened;
+use crate::wire::frame::{self, Kind};
+use crate::wire::messages::{Ack, CloseDisk, DiskOpened, Message, OpenDisk};
+use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
+
+/// After the gateway ended a stream without a word, its reason may follow as the end of the connection.
+const REASON_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the gateway said when it opened the disk: epoch, first seq wanted, chain before it, watermarks.
 pub type OpenedInfo = DiskOpened;
@@ -46,26 +59,189 @@ impl Classify for SendError {
     }
 }
 
+/// What the gateway has said so far about one disk.
+#[derive(Debug, Clone)]
+struct State {
+    ack: Ack,
+    end: Option<DiskEvent>,
+}
+
+/// Opens a disk stream on `connection`.
+pub(super) async fn open(
+    connection: &quinn::Connection,
+    addr: &Arc<str>,
+    open: OpenDisk,
+    redirect: watch::Receiver<Option<Vec<String>>>,
+) -> Result<(DiskSender, DiskEvents, OpenedInfo), OpenDiskError> {
+    let (mut send, recv) = connection.open_bi().await.map_err(|error| lost(addr, &error))?;
+    let mut reader = FrameReader::new(recv);
+    // A failed write shows as a failed read, which knows the reason.
+    let _ = write_message(&mut send, &Message::OpenDisk(open)).await;
+    let opened = match reader.next_message().await {
+        Ok(Message::DiskOpened(opened)) => opened,
+        Ok(Message::Fenced(fenced)) => return Err(OpenDiskError::Fenced { newest: fenced.newest }),
+        Ok(Message::DiskRefused(refused)) if refused.code == Code::MustFork => {
+            return Err(OpenDiskError::MustFork { text: refused.text });
+        }
+        Ok(Message::DiskRefused(refused)) => {
+            return Err(OpenDiskError::Refused { code: refused.code, text: refused.text });
+        }
+        Ok(other) => {
+            let text = format!("{:?} frame came as the answer to open-disk", other.kind());
+            return Err(OpenDiskError::Refused { code: Code::Message, text });
+        }
+        Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return Err(reason(connection, addr).await.into()),
+        Err(error) => return Err(OpenDiskError::Refused { code: Code::Frame, text: error.to_string() }),
+    };
+    let granted = Arc::new(Watermark::new(opened.credit_bytes));
+    let ack = Ack { journaled: opened.journaled, vaulted: opened.vaulted };
+    let (sender, state) = watch::channel(State { ack, end: None });
+    let ear = Ear { reader, connection: connection.clone(), addr: Arc::clone(addr), granted: Arc::clone(&granted) };
+    tokio::spawn(ear.run(sender));
+    let sender = DiskSender {
+        send,
+        granted,
+        state: state.clone(),
+        sent_bytes: 0,
+        last: Seq(opened.next_seq.0.saturating_sub(1)),
+        writing: false,
+    };
+    Ok((sender, DiskEvents { state, redirect, told: ack, told_redirect: false }, opened))
+}
+
+/// Why the connection ended, or that it did not: the gateway ended only the stream.
+async fn reason(connection: &quinn::Connection, addr: &str) -> ConnectionLost {
+    match timeout(REASON_PATIENCE, connection.closed()).await {
+        Ok(error) => lost(addr, &error),
+        Err(_) => ConnectionLost {
+            gateway: addr.to_owned(),
+            code: Code::Done,
+            text: "the gateway ended the disk stream".to_owned(),
+        },
+    }
+}
+
+/// Reads what the gateway says, until the stream ends or nobody listens any more.
+struct Ear {
+    reader: FrameReader,
+    connection: quinn::Connection,
+    addr: Arc<str>,
+    granted: Arc<Watermark>,
+}
+
+impl Ear {
+    async fn run(mut self, state: watch::Sender<State>) {
+        let end = loop {
+            let message = tokio::select! {
+                message = self.reader.next_message() => message,
+                () = state.closed() => return,
+            };
+            match message {
+                Ok(Message::Credit(credit)) => self.granted.advance(credit.granted_bytes),
+                Ok(Message::Ack(ack)) => state.send_modify(|state| {
+                    state.ack.journaled = state.ack.journaled.max(ack.journaled);
+                    state.ack.vaulted = state.ack.vaulted.max(ack.vaulted);
+                }),
+                Ok(Message::Fenced(fenced)) => break DiskEvent::Fenced { newest: fenced.newest },
+                Ok(Message::DiskRefused(refused)) => {
+                    break DiskEvent::Refused { code: refused.code, text: refused.text };
+                }
+                Ok(other) => {
+                    let text = format!("{:?} frame came from the gateway on a disk stream", other.kind());
+                    break DiskEvent::Refused { code: Code::Message, text };
+                }
+                Err(ReadFrameError::Stream(_) | ReadFrameError::End) => {
+                    break DiskEvent::Closed(reason(&self.connection, &self.addr).await);
+                }
+                Err(error) => break DiskEvent::Refused { code: Code::Frame, text: error.to_string() },
+            }
+        };
+        self.reader.stop(Code::Done);
+        state.send_modify(|state| state.end = Some(end));
+    }
+}
+
 /// Sends the records of one disk. Dropping it ends the stream.
-pub struct DiskSender {}
+pub struct DiskSender {
+    send: quinn::SendStream,
+    granted: Arc<Watermark>,
+    state: watch::Receiver<State>,
+    sent_bytes: u64,
+    last: Seq,
+    /// Stands while a record is being written; still standing at the next call, it was dropped half-way.
+    writing: bool,
+}
 
 impl DiskSender {
-    /// Sends one record; waits for credit and for QUIC flow control. Not to be dropped half-way: see
-    /// [`SendError::Interrupted`].
+    /// Sends one record; waits for credit and for QUIC flow control. Dropped while it waits for credit it has done
+    /// nothing; dropped later it has cut the stream: see [`SendError::Interrupted`].
     ///
     /// # Errors
     /// [`SendError`]; the records from this one on were not taken.
     pub async fn send(&mut self, record: WireRecord) -> Result<(), SendError> {
-        let _ = record;
-        Err(SendError::Ended)
+        if self.writing {
+            return Err(SendError::Interrupted);
+        }
+        let bytes = RECORD_HEAD_BYTES + record.rest.iter().map(Bytes::len).sum::<usize>();
+        if bytes > limits::FRAME_BODY_BYTES_MAX {
+            return Err(SendError::Oversized { bytes });
+        }
+        let sent_bytes = self.sent_bytes + bytes as u64;
+        self.credit(sent_bytes).await?;
+        let pieces = std::iter::once(&record.head[..]).chain(record.rest.iter().map(Bytes::as_ref));
+        let header = frame::encode_header(Kind::Record, bytes as u32, frame::crc32c(pieces));
+        let mut first = BytesMut::with_capacity(header.len() + record.head.len());
+        first.put_slice(&header);
+        first.put_slice(&record.head);
+        let mut chunks = Vec::with_capacity(1 + record.rest.len());
+        chunks.push(first.freeze());
+        chunks.extend(record.rest);
+        self.writing = true;
+        self.send.write_all_chunks(&mut chunks).await.map_err(|_| SendError::Ended)?;
+        self.writing = false;
+        self.sent_bytes = sent_bytes;
+        if let Ok(head) = RecordHead::decode(&record.head) {
+            self.last = head.seq;
+        }
+        Ok(())
+    }
+
+    /// Record bytes that may be sent now without waiting for credit.
+    #[must_use]
+    pub fn credit_bytes(&self) -> u64 {
+        self.granted.get().saturating_sub(self.sent_bytes)
+    }
+
+    async fn credit(&mut self, sent_bytes: u64) -> Result<(), SendError> {
+        if self.granted.get() >= sent_bytes {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = self.granted.beyond(sent_bytes - 1) => Ok(()),
+            _ = self.state.wait_for(|state| state.end.is_some()) => Err(SendError::Ended),
+        }
     }
 
     /// Says that no more records come. Acks go on until the gateway has everything vaulted or the connection ends.
     ///
     /// # Errors
     /// [`SendError`] if the stream had ended.
-    pub async fn finish(self) -> Result<(), SendError> {
-        Err(SendError::Ended)
+    pub async fn finish(mut self) -> Result<(), SendError> {
+        if self.writing {
+            return Err(SendError::Interrupted);
+        }
+        let close = Message::CloseDisk(CloseDisk { last: self.last });
+        write_message(&mut self.send, &close).await.map_err(|_| SendError::Ended)?;
+        self.send.finish().map_err(|_| SendError::Ended)
+    }
+}
+
+impl Drop for DiskSender {
+    fn drop(&mut self) {
+        if self.writing {
+            // The end of the stream inside a frame must not look like an orderly one.
+            let _ = self.send.reset(Code::Done.var_int());
+        }
     }
 }
 
@@ -100,12 +276,53 @@ pub enum DiskEvent {
     Closed(ConnectionLost),
 }
 
-/// Receives what the gateway says about one disk.
-pub struct DiskEvents {}
+/// Receives what the gateway says about one disk. It may be dropped; the sender still gets its credit.
+pub struct DiskEvents {
+    state: watch::Receiver<State>,
+    redirect: watch::Receiver<Option<Vec<String>>>,
+    told: Ack,
+    told_redirect: bool,
+}
 
 impl DiskEvents {
-    /// The next event. After the last one it is repeated for ever. May be dropped while it waits.
+    /// The next event. Acks come before the end that followed them; after the last event it is repeated for ever. May
+    /// be dropped while it waits.
     pub async fn next(&mut self) -> DiskEvent {
-        std::future::pending().await
+        loop {
+            if let Some(event) = self.untold() {
+                return event;
+            }
+            tokio::select! {
+                changed = self.state.changed() => if changed.is_err() && self.state.borrow().end.is_none() {
+                    // The task that listens was ended with the runtime.
+                    return DiskEvent::Closed(ConnectionLost {
+                        gateway: String::new(),
+                        code: Code::Done,
+                        text: "this side stopped listening".to_owned(),
+                    });
+                },
+                () = redirected(&mut self.redirect, self.told_redirect) => {}
+            }
+        }
+    }
+
+    fn untold(&mut self) -> Option<DiskEvent> {
+        let state = self.state.borrow_and_update();
+        if state.ack != self.told {
+            self.told = state.ack;
+            return Some(DiskEvent::Ack { journaled: state.ack.journaled, vaulted: state.ack.vaulted });
+        }
+        if state.end.is_some() {
+            return state.end.clone();
+        }
+        let gateways = self.redirect.borrow().clone().filter(|_| !self.told_redirect)?;
+        self.told_redirect = true;
+        Some(DiskEvent::Redirect { gateways })
+    }
+}
+
+async fn redirected(redirect: &mut watch::Receiver<Option<Vec<String>>>, told: bool) {
+    if told || redirect.wait_for(Option::is_some).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

@@ -1,24 +1,54 @@
 //! The agent's side of the wire: connect, keep the clock offset, open disks.
+//!
+//! One task per connection answers for the control stream (pings, redirect), one per disk stream reads what the gateway
+//! says. Acks and credit are states, not queues: many moves between two looks are one event. Dropping the [`Client`]
+//! closes the connection and ends both kinds of task.
 
 mod clock_sync;
 mod disk;
 mod error;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
 pub use clock_sync::ClockOffset;
 pub use disk::{DiskEvent, DiskEvents, DiskSender, OpenedInfo, SendError, WireRecord};
 pub use error::{ConnectError, ConnectionLost, OpenDiskError};
 
-use std::sync::Arc;
-
-use super::identity::AgentIdentity;
-use super::messages::{HelloOk, OpenDisk};
-use super::tls::TlsFiles;
+use self::clock_sync::ClockSync;
+use super::code::Code;
+use super::endpoint::{Tuning, client_endpoint};
+use super::identity::{AgentIdentity, Identity};
+use super::messages::{Hello, HelloOk, Message, OpenDisk, Ping, Pong};
+use super::stream::{FrameReader, ReadFrameError, write_message};
+use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles, peer_identity};
+use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 use crate::flow::Clock;
+
+/// For the handshake and for the hello, each; a gateway that is alive needs a few round trips.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two pings.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Pings before the connection counts as open, so that the first label has a usable offset.
+const FIRST_PINGS: usize = 3;
 
 /// A connection to a gateway. Dropping it closes the connection.
 pub struct Client {
+    connection: quinn::Connection,
+    endpoint: quinn::Endpoint,
+    addr: Arc<str>,
     identity: AgentIdentity,
     gateway: HelloOk,
+    clock: Arc<dyn Clock>,
+    sync: Arc<Mutex<ClockSync>>,
+    redirect: watch::Receiver<Option<Vec<String>>>,
+    control: AbortHandle,
 }
 
 impl Client {
@@ -27,8 +57,37 @@ impl Client {
     /// # Errors
     /// [`ConnectError`] names what was wrong on which side, and the next step.
     pub async fn connect(addr: &str, tls: &TlsFiles, clock: Arc<dyn Clock>) -> Result<Self, ConnectError> {
-        let _ = (tls, clock);
-        Err(ConnectError::Unreachable { addr: addr.to_owned(), text: "under construction".into() })
+        Self::connect_with(addr, tls, &Tuning::default(), clock).await
+    }
+
+    /// As [`Client::connect`], with tuning.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_with(
+        addr: &str,
+        tls: &TlsFiles,
+        tuning: &Tuning,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConnectError> {
+        let material = Material::load(tls, &clock)?;
+        let identity = material.agent()?;
+        let (endpoint, connection) = reach(addr, &material, tuning).await?;
+        // From here on an early return drops the last handle, which closes the connection.
+        let opened = open(addr, &connection, &identity, &material, &*clock).await;
+        let (gateway, control, sync) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                close_on(&connection, &error);
+                let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+                return Err(error);
+            }
+        };
+        let sync = Arc::new(Mutex::new(sync));
+        let (redirect_sender, redirect) = watch::channel(None);
+        let keeper = Keeper { control, sync: Arc::clone(&sync), clock: Arc::clone(&clock), redirect: redirect_sender };
+        let control = tokio::spawn(keeper.run(connection.clone())).abort_handle();
+        Ok(Self { connection, endpoint, addr: addr.into(), identity, gateway, clock, sync, redirect, control })
     }
 
     /// The identity of this agent's certificate.
@@ -46,20 +105,251 @@ impl Client {
     /// The gateway's clock against this machine's, at this moment.
     #[must_use]
     pub fn clock(&self) -> ClockOffset {
-        ClockOffset { offset_micros: 0, uncertainty_micros: u32::MAX }
+        self.sync.lock().offset(self.clock.wall(), self.clock.monotonic())
     }
 
-    /// Opens a disk stream.
+    /// Opens a disk stream. May wait long: a fork is answered when the gateway has everything older in the vault.
     ///
     /// # Errors
     /// [`OpenDiskError`] says whether to fork, to stop, or to come back.
     pub async fn open_disk(&self, open: OpenDisk) -> Result<(DiskSender, DiskEvents, OpenedInfo), OpenDiskError> {
-        let _ = open;
-        Err(OpenDiskError::MustFork { text: "under construction".into() })
+        disk::open(&self.connection, &self.addr, open, self.redirect.clone()).await
     }
 
     /// Waits until the connection has ended and says how.
     pub async fn closed(&self) -> ConnectionLost {
-        std::future::pending().await
+        lost(&self.addr, &self.connection.closed().await)
     }
+
+    /// Closes the connection and waits (shortly) until the gateway can know it.
+    pub async fn close(self) {
+        self.connection.close(Code::Done.var_int(), b"");
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.control.abort();
+        self.connection.close(Code::Done.var_int(), b"");
+    }
+}
+
+/// Finds the address and finishes the TLS handshake with the first of its addresses that answers.
+async fn reach(
+    addr: &str,
+    material: &Material,
+    tuning: &Tuning,
+) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
+    let unusable = |text: String| ConnectError::Address { addr: addr.to_owned(), text };
+    let (host, _) = addr.rsplit_once(':').ok_or_else(|| unusable("expected host:port".to_owned()))?;
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    let remotes = tokio::net::lookup_host(addr).await.map_err(|error| unusable(error.to_string()))?;
+    let mut failure = unusable("the name has no address".to_owned());
+    for remote in remotes {
+        match reach_one(addr, name, remote, material, tuning).await {
+            Ok(reached) => return Ok(reached),
+            // Another address may answer where one was silent; a refusal is an answer.
+            Err(error @ ConnectError::Unreachable { .. }) => failure = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failure)
+}
+
+async fn reach_one(
+    addr: &str,
+    name: &str,
+    remote: SocketAddr,
+    material: &Material,
+    tuning: &Tuning,
+) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
+    let unreachable = |text: String| ConnectError::Unreachable { addr: addr.to_owned(), text };
+    let explanation = Explanation::default();
+    let (endpoint, config) = client_endpoint(remote, material, tuning, &explanation)?;
+    let connecting = endpoint
+        .connect_with(config, remote, name)
+        .map_err(|error| ConnectError::Address { addr: addr.to_owned(), text: error.to_string() })?;
+    match timeout(STEP_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => Ok((endpoint, connection)),
+        Ok(Err(error)) => {
+            let failure = failure(addr, material.explain(&error, &explanation));
+            // The other side learns why only if the close still goes out.
+            let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+            Err(failure)
+        }
+        Err(_) => Err(unreachable(format!("no answer from {remote} within {} s", STEP_TIMEOUT.as_secs()))),
+    }
+}
+
+fn failure(addr: &str, failure: HandshakeFailure) -> ConnectError {
+    let addr = addr.to_owned();
+    match failure {
+        HandshakeFailure::Theirs(text) => ConnectError::GatewayCertificate { addr, text },
+        HandshakeFailure::Ours(text) => ConnectError::AgentCertificate { addr, text },
+        HandshakeFailure::Closed(code, text) => ConnectError::Refused { addr, code, text },
+        HandshakeFailure::Silent(text) => ConnectError::Unreachable { addr, text },
+    }
+}
+
+/// Tells the gateway why this side leaves before it began.
+fn close_on(connection: &quinn::Connection, error: &ConnectError) {
+    let (code, text) = match error {
+        ConnectError::GatewayCertificate { text, .. } => (Code::Role, text.as_str()),
+        ConnectError::Protocol { text, .. } => (Code::Message, text.as_str()),
+        _ => (Code::Done, ""),
+    };
+    connection.close(code.var_int(), text.as_bytes());
+}
+
+/// The control stream.
+struct Control {
+    send: quinn::SendStream,
+    reader: FrameReader,
+}
+
+/// Identity, hello, first pings.
+async fn open(
+    addr: &str,
+    connection: &quinn::Connection,
+    identity: &AgentIdentity,
+    material: &Material,
+    clock: &dyn Clock,
+) -> Result<(HelloOk, Control, ClockSync), ConnectError> {
+    check_gateway(addr, connection, identity)?;
+    let steps = async {
+        let (send, recv) = connection.open_bi().await.map_err(quinn::ReadError::ConnectionLost)?;
+        let mut control = Control { send, reader: FrameReader::new(recv) };
+        let _ = control.send.set_priority(1);
+        let hello = Message::Hello(Hello {
+            protocol_min: PROTOCOL_MIN,
+            protocol_max: PROTOCOL_MAX,
+            vault: identity.vault,
+            agent: identity.agent.clone(),
+            software: SOFTWARE.to_owned(),
+        });
+        // A failed write shows as a failed read, which knows the reason.
+        let _ = write_message(&mut control.send, &hello).await;
+        let answer = control.reader.next_message().await?;
+        let mut sync = ClockSync::default();
+        if matches!(answer, Message::HelloOk(_)) {
+            for _ in 0..FIRST_PINGS {
+                ping(&mut control.send, clock).await;
+                if let Message::Pong(pong) = control.reader.next_message().await? {
+                    take_pong(&mut sync, pong, clock);
+                }
+            }
+        }
+        Ok::<_, ReadFrameError>((answer, control, sync))
+    };
+    let protocol = |text: String| ConnectError::Protocol { addr: addr.to_owned(), text };
+    let (answer, control, sync) = match timeout(STEP_TIMEOUT, steps).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(ReadFrameError::Stream(quinn::ReadError::ConnectionLost(error)))) => {
+            return Err(failure(addr, material.explain(&error, &Explanation::default())));
+        }
+        Ok(Err(error)) => return Err(protocol(error.to_string())),
+        Err(_) => {
+            let text = format!("no answer to the hello within {} s", STEP_TIMEOUT.as_secs());
+            return Err(ConnectError::Unreachable { addr: addr.to_owned(), text });
+        }
+    };
+    match answer {
+        Message::HelloOk(ok) if ok.vault == identity.vault && (PROTOCOL_MIN..=PROTOCOL_MAX).contains(&ok.protocol) => {
+            Ok((ok, control, sync))
+        }
+        Message::HelloOk(ok) => Err(protocol(format!(
+            "it answered hello with vault {} and protocol version {}, this agent asked for vault {} and versions \
+             {PROTOCOL_MIN} to {PROTOCOL_MAX}",
+            ok.vault, ok.protocol, identity.vault
+        ))),
+        Message::Refused(refused) => {
+            Err(ConnectError::Refused { addr: addr.to_owned(), code: refused.code, text: refused.text })
+        }
+        other => Err(protocol(format!("{:?} frame came as the answer to hello", other.kind()))),
+    }
+}
+
+/// The other side must be a gateway of this agent's vault: any other holder of a certificate of the same authority
+/// (another agent, say) would get this machine's data.
+fn check_gateway(addr: &str, connection: &quinn::Connection, own: &AgentIdentity) -> Result<(), ConnectError> {
+    let text = match peer_identity(connection) {
+        Ok(Identity::Gateway(gateway)) if gateway.vault == own.vault => return Ok(()),
+        Ok(Identity::Gateway(gateway)) => format!(
+            "it is gateway {} of vault {}, agent {} protects into vault {}; check the address, or issue a certificate \
+             for that vault",
+            gateway.gateway, gateway.vault, own.agent, own.vault
+        ),
+        Ok(other) => format!(
+            "it belongs to {other}, which is no gateway; check the address, or issue one with `tidegate pki issue … \
+             gateway`"
+        ),
+        Err(error) => error.to_string(),
+    };
+    Err(ConnectError::GatewayCertificate { addr: addr.to_owned(), text })
+}
+
+async fn ping(send: &mut quinn::SendStream, clock: &dyn Clock) {
+    let token = clock.monotonic().as_micros() as u64;
+    // A lost connection shows on the reading side.
+    let _ = write_message(send, &Message::Ping(Ping { token })).await;
+}
+
+fn take_pong(sync: &mut ClockSync, pong: Pong, clock: &dyn Clock) {
+    let now = clock.monotonic();
+    let asked = Duration::from_micros(pong.token);
+    // A token from the future was never sent by this side.
+    if asked <= now {
+        sync.take(asked, now, pong.received, pong.sent);
+    }
+}
+
+/// Keeps the control stream.
+struct Keeper {
+    control: Control,
+    sync: Arc<Mutex<ClockSync>>,
+    clock: Arc<dyn Clock>,
+    redirect: watch::Sender<Option<Vec<String>>>,
+}
+
+impl Keeper {
+    async fn run(mut self, connection: quinn::Connection) {
+        let mut ticks = tokio::time::interval(PING_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => ping(&mut self.control.send, &*self.clock).await,
+                message = self.control.reader.next_message() => match message {
+                    Ok(Message::Pong(pong)) => take_pong(&mut self.sync.lock(), pong, &*self.clock),
+                    Ok(Message::Redirect(redirect)) => {
+                        tracing::info!(gateways = ?redirect.gateways, "the gateway asks this agent to leave");
+                        self.redirect.send_replace(Some(redirect.gateways));
+                    }
+                    Ok(other) => {
+                        let text = format!("{:?} frame came on the control stream", other.kind());
+                        connection.close(Code::Message.var_int(), text.as_bytes());
+                        return;
+                    }
+                    // The gateway ended the control stream, or the connection is gone, which the disks notice too.
+                    Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return,
+                    Err(error) => {
+                        connection.close(Code::Frame.var_int(), error.to_string().as_bytes());
+                        return;
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// The end of a connection as the agent sees it.
+fn lost(addr: &str, error: &quinn::ConnectionError) -> ConnectionLost {
+    let (code, text) = match error {
+        quinn::ConnectionError::LocallyClosed => (Code::Done, "closed by this side".to_owned()),
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            (Code::from_var_int(close.error_code), String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        other => (Code::Timeout, other.to_string()),
+    };
+    ConnectionLost { gateway: addr.to_owned(), code, text }
 }

@@ -1,12 +1,33 @@
 //! The gateway's side of the wire: accept, check, hand records to the host, acknowledge.
+//!
+//! ```text
+//!  serve ──► one task per connection ──► one task per disk stream
+//!            handshake, hello, pings      OpenDisk ─► host ─► records in ─► sink
+//!                                                     └────► acks, credit out
+//! ```
+//!
+//! Tasks own what they use: a connection's end drops its disk tasks and with them their sinks, and a newer connection
+//! of the same agent waits for that before it opens disks. Drain: new connections are refused, disk streams read no
+//! further record, go on with acks until everything taken is journaled (or the grace is over), then connections close.
 
+mod disk;
+mod session;
+
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::code::Code;
 use super::endpoint::Listener;
-use super::host::Host;
+use super::host::{HelloInfo, Host};
 use crate::flow::{Clock, Drain};
 use crate::limits;
+use crate::telemetry::names;
 
 /// Bounds of a server; the defaults have their reasons beside them.
 #[derive(Debug, Clone)]
@@ -36,6 +57,17 @@ impl Default for ServerLimits {
     }
 }
 
+/// What every task of a server shares.
+struct Server<H> {
+    listener: Listener,
+    host: Arc<H>,
+    hello: HelloInfo,
+    limits: ServerLimits,
+    clock: Arc<dyn Clock>,
+    drain: Drain,
+    seats: Seats,
+}
+
 /// Serves agents until `drain` starts and then until everything received is journaled or the grace is over. Returns
 /// when every connection is closed.
 pub async fn serve<H: Host>(
@@ -45,6 +77,110 @@ pub async fn serve<H: Host>(
     clock: Arc<dyn Clock>,
     mut drain: Drain,
 ) {
-    let _ = (listener, host, limits, clock);
-    drain.wait().await;
+    let hello = host.hello();
+    let connections = Arc::new(Semaphore::new(limits.connections_max));
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
+    let server =
+        Arc::new(Server { listener, host, hello, limits, clock, drain: drain.clone(), seats: Seats::default() });
+    let endpoint = server.listener.endpoint().clone();
+    tracing::info!(address = %server.listener.local_addr(), gateway = server.hello.gateway, "agents may connect");
+    let mut tasks = JoinSet::new();
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = drain.wait() => break,
+            Some(_) = tasks.join_next() => continue,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { break };
+        let Ok(seat) = Arc::clone(&connections).try_acquire_owned() else {
+            count_refused(Code::Busy);
+            incoming.refuse();
+            continue;
+        };
+        let handshake = Arc::clone(&handshakes).try_acquire_owned();
+        if handshake.is_err() && !incoming.remote_address_validated() && incoming.may_retry() {
+            // The retry holds no state here; an honest agent comes back with the proof within a round trip.
+            let _ = incoming.retry();
+            continue;
+        }
+        let server = Arc::clone(&server);
+        tasks.spawn(async move {
+            session::run(server, incoming, handshake.ok()).await;
+            drop(seat);
+        });
+    }
+    endpoint.set_server_config(None);
+    while tasks.join_next().await.is_some() {}
+    endpoint.close(Code::Draining.var_int(), b"the gateway stops");
+    // The last close frames go out; a lost peer must not hold the gateway up.
+    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+}
+
+fn count_refused(code: Code) {
+    metrics::counter!(names::REFUSED, "reason" => code.as_str()).increment(1);
+}
+
+/// A gauge that is one higher while this lives.
+struct Gauged(metrics::Gauge);
+
+impl Gauged {
+    fn new(name: &'static str) -> Self {
+        let gauge = metrics::gauge!(name);
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Gauged {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// One seat per agent: a newer connection takes the place of the older one, which is most often dead already but has
+/// not been idle long enough to be noticed.
+#[derive(Default)]
+struct Seats {
+    taken: Mutex<HashMap<String, SeatEntry>>,
+    numbers: AtomicU64,
+}
+
+struct SeatEntry {
+    number: u64,
+    connection: quinn::Connection,
+    ended: watch::Receiver<()>,
+}
+
+/// Held by a connection's task until its disk streams are gone.
+struct Seat<'a> {
+    seats: &'a Seats,
+    agent: String,
+    number: u64,
+    _ending: watch::Sender<()>,
+}
+
+impl Seats {
+    async fn take(&self, agent: &str, connection: &quinn::Connection, patience: Duration) -> Seat<'_> {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let (ending, ended) = watch::channel(());
+        let entry = SeatEntry { number, connection: connection.clone(), ended };
+        let older = self.taken.lock().insert(agent.to_owned(), entry);
+        let seat = Seat { seats: self, agent: agent.to_owned(), number, _ending: ending };
+        if let Some(mut older) = older {
+            older.connection.close(Code::Superseded.var_int(), b"a newer connection of this agent took its place");
+            // An error is the end: the older task dropped its side.
+            let _ = tokio::time::timeout(patience, older.ended.changed()).await;
+        }
+        seat
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.seats.taken.lock();
+        if taken.get(&self.agent).is_some_and(|entry| entry.number == self.number) {
+            taken.remove(&self.agent);
+        }
+    }
 }

@@ -1,0 +1,213 @@
+//! The rules that a disk stream keeps, without I/O: what the gateway checks of every record before it takes it.
+//!
+//! - a record's epoch is the stream's, its seq follows the one before without a gap;
+//! - its chain follows the one before, so a copy of the agent with another history is noticed at its first record;
+//! - its label time does not go back;
+//! - its extents lie inside the disk and its lengths add up;
+//! - all record bytes together never exceed the credit granted.
+
+use bytes::Bytes;
+
+use super::CREDIT_WINDOW_BYTES_MIN;
+use super::code::Code;
+use super::frame::Frame;
+use crate::fault::{Classify, Fault};
+use crate::types::{Chain, Epoch, Micros, RECORD_HEAD_BYTES, RecordError, RecordHead, Seq};
+
+/// How a record broke the rules of its stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// Not a record, or outside its limits or the disk.
+    #[error("record {seq} is not acceptable: {source}")]
+    Record {
+        /// The seq that was due.
+        seq: Seq,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// Its length is not that of the frame.
+    #[error("record {seq} has {record_bytes} bytes in a frame of {frame_bytes}")]
+    Length {
+        /// The seq that was due.
+        seq: Seq,
+        /// What head, table and payload add up to.
+        record_bytes: usize,
+        /// The body of the frame.
+        frame_bytes: usize,
+    },
+    /// A gap or a repetition.
+    #[error("record {found} came where {expected} was due")]
+    Seq {
+        /// What was due.
+        expected: Seq,
+        /// What came.
+        found: Seq,
+    },
+    /// Another epoch than the stream's.
+    #[error("record {seq} is of epoch {found}, the stream of epoch {expected}")]
+    Epoch {
+        /// The seq that was due.
+        seq: Seq,
+        /// The stream's.
+        expected: Epoch,
+        /// The record's.
+        found: Epoch,
+    },
+    /// Another history.
+    #[error("the chain of record {seq} does not follow the record before: another history of this disk")]
+    Chain {
+        /// Its seq.
+        seq: Seq,
+    },
+    /// Label time went back.
+    #[error("record {seq} is labelled {found}, before the record before it, {last}")]
+    Label {
+        /// Its seq.
+        seq: Seq,
+        /// The label before.
+        last: Micros,
+        /// Its label.
+        found: Micros,
+    },
+    /// More than was granted.
+    #[error("record {seq} makes {sent_bytes} bytes on this stream: {granted_bytes} were granted")]
+    Credit {
+        /// The seq that was due.
+        seq: Seq,
+        /// Sent in all, with this record.
+        sent_bytes: u64,
+        /// Granted in all.
+        granted_bytes: u64,
+    },
+}
+
+impl Violation {
+    /// The code with which the stream ends.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Record { .. } | Self::Length { .. } | Self::Label { .. } => Code::Record,
+            Self::Seq { .. } => Code::Seq,
+            Self::Epoch { .. } => Code::Epoch,
+            Self::Chain { .. } => Code::Chain,
+            Self::Credit { .. } => Code::Credit,
+        }
+    }
+}
+
+impl Classify for Violation {
+    fn fault(&self) -> Fault {
+        Fault::Reject
+    }
+}
+
+/// The state of one disk stream on the gateway's side.
+#[derive(Debug, Clone)]
+pub struct Inbound {
+    epoch: Epoch,
+    next: Seq,
+    chain: Option<Chain>,
+    label: Micros,
+    disk_bytes: u64,
+    sent_bytes: u64,
+    /// Head and extent table of one record, when they came in several pieces; kept for its allocation.
+    scratch: Vec<u8>,
+}
+
+impl Inbound {
+    /// A stream that begins at `next` after `chain`, for a disk of `disk_bytes`.
+    #[must_use]
+    pub const fn new(epoch: Epoch, next: Seq, chain: Option<Chain>, disk_bytes: u64) -> Self {
+        Self { epoch, next, chain, label: Micros(0), disk_bytes, sent_bytes: 0, scratch: Vec::new() }
+    }
+
+    /// The last seq that was accepted, or the one before the first that is due.
+    #[must_use]
+    pub const fn last(&self) -> Seq {
+        Seq(self.next.0.saturating_sub(1))
+    }
+
+    /// Checks the next record frame under a credit of `granted_bytes` in all.
+    ///
+    /// # Errors
+    /// [`Violation`]; the stream is over then.
+    pub fn accept(&mut self, frame: &Frame, granted_bytes: u64) -> Result<RecordHead, Violation> {
+        let seq = self.next;
+        // Credit first: it bounds what a stream can cost, whatever its records look like.
+        let sent_bytes = self.sent_bytes + frame.body_bytes as u64;
+        if sent_bytes > granted_bytes {
+            return Err(Violation::Credit { seq, sent_bytes, granted_bytes });
+        }
+        let record = |source| Violation::Record { seq, source };
+        let head_bytes = prefix(&frame.body, RECORD_HEAD_BYTES, &mut self.scratch);
+        let head = RecordHead::decode(head_bytes).map_err(record)?;
+        if head.record_bytes() != frame.body_bytes {
+            let (record_bytes, frame_bytes) = (head.record_bytes(), frame.body_bytes);
+            return Err(Violation::Length { seq, record_bytes, frame_bytes });
+        }
+        if head.epoch != self.epoch {
+            return Err(Violation::Epoch { seq, expected: self.epoch, found: head.epoch });
+        }
+        if head.seq != seq {
+            return Err(Violation::Seq { expected: seq, found: head.seq });
+        }
+        if self.chain.is_some_and(|before| head.chain_after(before) != head.chain) {
+            return Err(Violation::Chain { seq });
+        }
+        if head.label < self.label {
+            return Err(Violation::Label { seq, last: self.label, found: head.label });
+        }
+        let table =
+            &prefix(&frame.body, RECORD_HEAD_BYTES + head.table_bytes(), &mut self.scratch)[RECORD_HEAD_BYTES..];
+        head.decode_extents(table, self.disk_bytes).map_err(record)?;
+        self.sent_bytes = sent_bytes;
+        self.next = seq.next();
+        self.chain = Some(head.chain);
+        self.label = head.label;
+        Ok(head)
+    }
+}
+
+/// The first `bytes` of the pieces (or all, if fewer), copied only if the first piece is shorter.
+fn prefix<'a>(pieces: &'a [Bytes], bytes: usize, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    if let Some(whole) = pieces.first().and_then(|first| first.get(..bytes)) {
+        return whole;
+    }
+    scratch.clear();
+    for piece in pieces {
+        let missing = bytes - scratch.len();
+        if missing == 0 {
+            break;
+        }
+        scratch.extend_from_slice(&piece[..piece.len().min(missing)]);
+    }
+    scratch
+}
+
+/// The credit of one disk stream, on the gateway's side.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Grants {
+    granted_bytes: u64,
+}
+
+impl Grants {
+    /// The grant that is due after `taken_bytes` went to the sink, if it is worth a frame.
+    ///
+    /// A grant is a promise and never goes down: a window that shrinks only makes the next grant later. Small steps
+    /// wait until a quarter of the window is together; a window of zero grants nothing more.
+    pub fn due(&mut self, taken_bytes: u64, window_bytes: u64) -> Option<u64> {
+        if window_bytes == 0 {
+            return None;
+        }
+        let window_bytes = window_bytes.max(CREDIT_WINDOW_BYTES_MIN);
+        let target_bytes = taken_bytes.saturating_add(window_bytes);
+        let step_bytes = target_bytes.saturating_sub(self.granted_bytes);
+        (step_bytes >= window_bytes / 4).then(|| {
+            self.granted_bytes = target_bytes;
+            target_bytes
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

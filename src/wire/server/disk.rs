@@ -1,0 +1,347 @@
+//! One disk stream: consent of the host, then records in, acks and credit out.
+//!
+//! Both directions run in one task, side by side: a sink that waits for room does not hold up acks, and an agent that
+//! does not read its acks does not hold up its records for longer than QUIC's window of the other direction.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::{Gauged, Server, count_refused};
+use crate::flow::{Clock, Drain, Watermark};
+use crate::telemetry::names;
+use crate::types::{DiskId, Epoch, Seq};
+use crate::wire::code::Code;
+use crate::wire::frame::Kind;
+use crate::wire::host::{DiskRefusal, Host, OpenedDisk, RecordSink};
+use crate::wire::identity::AgentIdentity;
+use crate::wire::inbound::{Grants, Inbound};
+use crate::wire::messages::{Ack, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused};
+use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
+
+/// How long the other side has to take the last frame of a stream.
+const LAST_FRAME_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A disk stream and the connection it belongs to.
+pub(super) struct Stream {
+    send: quinn::SendStream,
+    reader: FrameReader,
+    connection: quinn::Connection,
+}
+
+impl Stream {
+    pub(super) fn new(send: quinn::SendStream, recv: quinn::RecvStream, connection: quinn::Connection) -> Self {
+        Self { send, reader: FrameReader::new(recv), connection }
+    }
+}
+
+/// How a disk stream ends.
+enum End {
+    /// Nothing more to say: the agent closed, or the connection is gone.
+    Quiet,
+    /// The agent is told why.
+    Refused(DiskRefusal),
+}
+
+impl From<DiskRefusal> for End {
+    fn from(refusal: DiskRefusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Runs one disk stream to its end. `full` says that the connection has as many as it may.
+pub(super) async fn run<H: Host>(server: Arc<Server<H>>, agent: Arc<AgentIdentity>, mut stream: Stream, full: bool) {
+    let mut disk = None;
+    let end = match full {
+        true => {
+            let text = format!("this connection has {} disks open already", server.limits.disks_max);
+            DiskRefusal::refused(Code::Busy, text).into()
+        }
+        false => carry(&server, &agent, &mut stream, &mut disk).await,
+    };
+    let (code, last) = match end {
+        End::Quiet => (Code::Done, None),
+        End::Refused(refusal) => {
+            let code = refusal.code();
+            let disk = disk.as_ref().map_or("?", DiskId::as_str);
+            tracing::warn!(agent = agent.agent, disk, %code, "disk stream ended by this gateway: {refusal}");
+            count_refused(code);
+            (code, Some(refusal_message(refusal)))
+        }
+    };
+    stream.reader.stop(code);
+    if let Some(last) = last
+        && write_message(&mut stream.send, &last).await.is_err()
+    {
+        return;
+    }
+    if stream.send.finish().is_ok() {
+        // Waits for the agent to have it, because closing the connection would throw it away.
+        let _ = timeout(LAST_FRAME_PATIENCE, stream.send.stopped()).await;
+    }
+}
+
+fn refusal_message(refusal: DiskRefusal) -> Message {
+    match refusal {
+        DiskRefusal::MustFork { text } => Message::DiskRefused(Refused { code: Code::MustFork, text }),
+        DiskRefusal::Fenced { newest } => Message::Fenced(Fenced { newest }),
+        DiskRefusal::Refused { code, text } => Message::DiskRefused(Refused { code, text }),
+    }
+}
+
+/// What a failed read means for the stream.
+fn end_of(error: ReadFrameError) -> End {
+    match error {
+        ReadFrameError::Frame(crate::wire::frame::FrameError::Cut)
+        | ReadFrameError::Stream(_)
+        | ReadFrameError::End => End::Quiet,
+        ReadFrameError::Frame(frame) => DiskRefusal::refused(Code::Frame, frame.to_string()).into(),
+        ReadFrameError::Message(message) => DiskRefusal::refused(Code::Message, message.to_string()).into(),
+    }
+}
+
+async fn carry<H: Host>(
+    server: &Server<H>,
+    agent: &AgentIdentity,
+    stream: &mut Stream,
+    disk: &mut Option<DiskId>,
+) -> End {
+    let open = match read_open(server, agent, &mut stream.reader).await {
+        Ok(open) => open,
+        Err(end) => return end,
+    };
+    *disk = Some(open.disk.clone());
+    let size_bytes = open.size_bytes;
+    let opened = tokio::select! {
+        opened = server.host.open_disk(agent, open) => opened,
+        _ = stream.connection.closed() => return End::Quiet,
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(refusal) => return refusal.into(),
+    };
+    let _gauge = Gauged::new(names::DISK_STREAMS);
+    let OpenedDisk { epoch, next_seq, chain, journaled, vaulted, window, fenced, sink } = opened;
+    let mut outlet = Outlet {
+        epoch,
+        journaled,
+        vaulted,
+        window,
+        fenced,
+        grants: Grants::default(),
+        sent: Ack { journaled: Seq::NONE, vaulted: Seq::NONE },
+    };
+    let flow = Flow::new();
+    let (sent, granted_bytes) = outlet.first();
+    let answer = DiskOpened {
+        epoch,
+        next_seq,
+        chain,
+        journaled: sent.journaled,
+        vaulted: sent.vaulted,
+        credit_bytes: granted_bytes,
+    };
+    flow.granted_bytes.store(granted_bytes, Ordering::Release);
+    if write_message(&mut stream.send, &Message::DiskOpened(answer)).await.is_err() {
+        return End::Quiet;
+    }
+    let inlet = Inlet {
+        inbound: Inbound::new(epoch, next_seq, chain, size_bytes),
+        sink,
+        drain: server.drain.clone(),
+        clock: Arc::clone(&server.clock),
+    };
+    let received = inlet.run(&mut stream.reader, &flow);
+    let sent = outlet.run(&mut stream.send, &flow);
+    tokio::pin!(received, sent);
+    let stop = tokio::select! {
+        stop = &mut received => stop,
+        end = &mut sent => return end,
+    };
+    match stop {
+        Ok(stop) => {
+            flow.stop(stop);
+            sent.await
+        }
+        Err(end) => end,
+    }
+}
+
+async fn read_open<H>(server: &Server<H>, agent: &AgentIdentity, reader: &mut FrameReader) -> Result<OpenDisk, End> {
+    let Ok(message) = timeout(server.limits.step_timeout, reader.next_message()).await else {
+        return Err(DiskRefusal::refused(Code::Timeout, "no open-disk frame came in time").into());
+    };
+    let open = match message.map_err(end_of)? {
+        Message::OpenDisk(open) => open,
+        other => {
+            let text = format!("{:?} frame came instead of open-disk", other.kind());
+            return Err(DiskRefusal::refused(Code::Message, text).into());
+        }
+    };
+    if agent.may_write(&open.disk) {
+        return Ok(open);
+    }
+    let named = agent.disks.iter().map(DiskId::as_str).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "the certificate of agent {} does not name disk {} (it names: {named}); issue one with `tidegate pki issue … \
+         agent --id {} --disk {}`",
+        agent.agent, open.disk, agent.agent, open.disk
+    );
+    Err(DiskRefusal::refused(Code::NotAuthorised, text).into())
+}
+
+/// What the two directions of a stream tell each other.
+struct Flow {
+    /// Record bytes that the sink has taken.
+    taken_bytes: Watermark,
+    /// Record bytes that the agent may send in all.
+    granted_bytes: AtomicU64,
+    stop: watch::Sender<Option<Stop>>,
+}
+
+/// Reading is over; what acks are still owed.
+#[derive(Clone, Copy)]
+enum Stop {
+    /// The gateway drains: acks go on until this record is journaled.
+    Drain(Seq),
+    /// The agent closed: acks go on until this record is vaulted.
+    Closed(Seq),
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { taken_bytes: Watermark::default(), granted_bytes: AtomicU64::new(0), stop: watch::Sender::new(None) }
+    }
+
+    fn stop(&self, stop: Stop) {
+        self.stop.send_replace(Some(stop));
+    }
+}
+
+/// Records in.
+struct Inlet<S> {
+    inbound: Inbound,
+    sink: S,
+    drain: Drain,
+    clock: Arc<dyn Clock>,
+}
+
+impl<S: RecordSink> Inlet<S> {
+    /// Reads until the agent closes, the gateway drains, or something is wrong. The sink goes with it.
+    async fn run(mut self, reader: &mut FrameReader, flow: &Flow) -> Result<Stop, End> {
+        let received_bytes = metrics::counter!(names::RECEIVED_BYTES);
+        let received_records = metrics::counter!(names::RECEIVED_RECORDS);
+        let mut taken_bytes = 0;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = self.drain.wait() => return Ok(Stop::Drain(self.inbound.last())),
+                frame = reader.next_frame() => frame.map_err(end_of)?,
+            };
+            let Some(frame) = frame else { return Ok(Stop::Closed(self.inbound.last())) };
+            if frame.kind != Kind::Record {
+                return match Message::decode(frame) {
+                    Ok(Message::CloseDisk(close)) if close.last == self.inbound.last() => Ok(Stop::Closed(close.last)),
+                    Ok(other) => {
+                        let text = format!("{:?} frame does not belong here: {other:?}", other.kind());
+                        Err(DiskRefusal::refused(Code::Message, text).into())
+                    }
+                    Err(error) => Err(DiskRefusal::refused(Code::Message, error.to_string()).into()),
+                };
+            }
+            let received = self.clock.wall();
+            let granted_bytes = flow.granted_bytes.load(Ordering::Acquire);
+            let head = self
+                .inbound
+                .accept(&frame, granted_bytes)
+                .map_err(|violation| DiskRefusal::refused(violation.code(), violation.to_string()))?;
+            received_bytes.increment(frame.body_bytes as u64);
+            received_records.increment(1);
+            self.sink.record(head, frame.body_crc, frame.body, received).await?;
+            taken_bytes += frame.body_bytes as u64;
+            flow.taken_bytes.advance(taken_bytes);
+        }
+    }
+}
+
+/// Acks and credit out.
+struct Outlet {
+    epoch: Epoch,
+    journaled: Arc<Watermark>,
+    vaulted: Arc<Watermark>,
+    window: watch::Receiver<u64>,
+    fenced: watch::Receiver<Option<Epoch>>,
+    grants: Grants,
+    sent: Ack,
+}
+
+impl Outlet {
+    fn ack(&self) -> Ack {
+        let vaulted = Seq(self.vaulted.get());
+        // What is in the vault needs no journal any more, so a journal that lost it does not matter.
+        Ack { journaled: Seq(self.journaled.get()).max(vaulted), vaulted }
+    }
+
+    /// The watermarks and the credit with which the stream opens.
+    fn first(&mut self) -> (Ack, u64) {
+        self.sent = self.ack();
+        let window_bytes = *self.window.borrow_and_update();
+        (self.sent, self.grants.due(0, window_bytes).unwrap_or(0))
+    }
+
+    /// Sends whenever something moved; many moves while a frame is on its way become one.
+    async fn run(&mut self, send: &mut quinn::SendStream, flow: &Flow) -> End {
+        let acks = [
+            metrics::counter!(names::ACKS_SENT, "level" => "journaled"),
+            metrics::counter!(names::ACKS_SENT, "level" => "vaulted"),
+        ];
+        let mut stop = flow.stop.subscribe();
+        loop {
+            let taken_bytes = flow.taken_bytes.get();
+            let ack = self.ack();
+            if ack != self.sent {
+                if write_message(send, &Message::Ack(ack)).await.is_err() {
+                    return End::Quiet;
+                }
+                acks[0].increment(u64::from(ack.journaled != self.sent.journaled));
+                acks[1].increment(u64::from(ack.vaulted != self.sent.vaulted));
+                self.sent = ack;
+            }
+            let window_bytes = *self.window.borrow_and_update();
+            if let Some(granted_bytes) = self.grants.due(taken_bytes, window_bytes) {
+                // Valid from before the agent can know of it.
+                flow.granted_bytes.store(granted_bytes, Ordering::Release);
+                if write_message(send, &Message::Credit(Credit { granted_bytes })).await.is_err() {
+                    return End::Quiet;
+                }
+            }
+            let newest = *self.fenced.borrow_and_update();
+            if let Some(newest) = newest.filter(|newest| *newest > self.epoch) {
+                return DiskRefusal::Fenced { newest }.into();
+            }
+            match *stop.borrow_and_update() {
+                Some(Stop::Drain(last)) if self.sent.journaled >= last => return End::Quiet,
+                Some(Stop::Closed(last)) if self.sent.vaulted >= last => return End::Quiet,
+                _ => {}
+            }
+            tokio::select! {
+                _ = self.journaled.beyond(self.sent.journaled.0) => {}
+                _ = self.vaulted.beyond(self.sent.vaulted.0) => {}
+                _ = flow.taken_bytes.beyond(taken_bytes) => {}
+                () = changed(&mut self.window) => {}
+                () = changed(&mut self.fenced) => {}
+                () = changed(&mut stop) => {}
+            }
+        }
+    }
+}
+
+/// Waits for a new value; for ever, if nobody can set one any more.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,267 @@
+//! One connection: handshake, identity, hello, then pings and disk streams until it ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{Gauged, Server, count_refused, disk};
+use crate::telemetry::names;
+use crate::wire::code::Code;
+use crate::wire::host::Host;
+use crate::wire::identity::{AgentIdentity, Identity};
+use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused};
+use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
+use crate::wire::tls::{Explanation, HandshakeFailure, peer_identity};
+use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
+
+/// How long the other side has to read a refusal before the connection is closed over it.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a connection is closed by this side: the code and its text.
+struct Close(Code, String);
+
+impl Close {
+    fn new(code: Code, text: impl Into<String>) -> Self {
+        Self(code, text.into())
+    }
+}
+
+/// Runs one connection to its end.
+pub(super) async fn run<H: Host>(
+    server: Arc<Server<H>>,
+    incoming: quinn::Incoming,
+    handshake: Option<OwnedSemaphorePermit>,
+) {
+    let address = incoming.remote_address();
+    let Some(connection) = connect(&server, incoming).await else { return };
+    let opened = open(&server, &connection).await;
+    drop(handshake);
+    let (agent, control) = match opened {
+        Ok(opened) => opened,
+        Err(Close(code, text)) => {
+            if code == Code::Done {
+                tracing::warn!(%address, "agent left before it began: {text}");
+            } else {
+                count_refused(code);
+                tracing::warn!(%address, %code, "agent refused: {text}");
+            }
+            connection.close(code.var_int(), text.as_bytes());
+            return;
+        }
+    };
+    let seat = server.seats.take(&agent.agent, &connection, server.limits.step_timeout).await;
+    tracing::info!(%address, agent = agent.agent, "agent connected");
+    let gauge = Gauged::new(names::AGENT_SESSIONS);
+    let Close(code, text) = serve_agent(&server, &connection, Arc::new(agent), control).await;
+    tracing::info!(%address, agent = seat.agent, %code, "agent disconnected: {text}");
+    connection.close(code.var_int(), text.as_bytes());
+    drop((gauge, seat));
+}
+
+/// The TLS handshake; a failure is logged with the address and this side's view of it.
+async fn connect<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<quinn::Connection> {
+    let address = incoming.remote_address();
+    let explanation = Explanation::default();
+    let config = match server.listener.config_for_one(&explanation) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!(%error, "TLS cannot be set up for a connection");
+            return None;
+        }
+    };
+    let finished = match incoming.accept_with(config) {
+        Ok(connecting) => timeout(server.limits.step_timeout, connecting).await,
+        Err(error) => Ok(Err(error)),
+    };
+    match finished {
+        Ok(Ok(connection)) => Some(connection),
+        Ok(Err(error)) => {
+            log_handshake_failure(address, server.listener.material().explain(&error, &explanation));
+            None
+        }
+        Err(_) => {
+            count_refused(Code::Timeout);
+            tracing::warn!(%address, "handshake not finished in time");
+            None
+        }
+    }
+}
+
+fn log_handshake_failure(address: SocketAddr, failure: HandshakeFailure) {
+    match failure {
+        HandshakeFailure::Theirs(text) => {
+            count_refused(Code::Identity);
+            tracing::warn!(%address, "agent refused: {text}");
+        }
+        HandshakeFailure::Ours(text) => tracing::warn!(%address, "an agent refused this gateway: {text}"),
+        HandshakeFailure::Closed(code, text) => tracing::warn!(%address, %code, "agent left: {text}"),
+        HandshakeFailure::Silent(text) => tracing::debug!(%address, "handshake came to nothing: {text}"),
+    }
+}
+
+/// The control stream.
+struct Control {
+    send: quinn::SendStream,
+    reader: FrameReader,
+}
+
+/// Identity and hello: everything before the agent counts as connected.
+async fn open<H>(server: &Server<H>, connection: &quinn::Connection) -> Result<(AgentIdentity, Control), Close> {
+    let agent = check_identity(server, connection)?;
+    let late = |_| Close::new(Code::Timeout, "no hello came in time");
+    let (send, recv) = timeout(server.limits.step_timeout, connection.accept_bi())
+        .await
+        .map_err(late)?
+        .map_err(|error| Close::new(Code::Done, error.to_string()))?;
+    let mut control = Control { send, reader: FrameReader::new(recv) };
+    let _ = control.send.set_priority(1);
+    let message = timeout(server.limits.step_timeout, control.reader.next_message()).await.map_err(late)?;
+    let hello = match message.map_err(|error| close_of(&error))? {
+        Message::Hello(hello) => hello,
+        other => return Err(Close::new(Code::Message, format!("{:?} frame came instead of a hello", other.kind()))),
+    };
+    match answer_hello(server, &agent, &hello) {
+        Ok(answer) => {
+            let sent = timeout(server.limits.step_timeout, write_message(&mut control.send, &answer)).await;
+            sent.map_err(late)?.map_err(|error| Close::new(Code::Done, error.to_string()))?;
+            tracing::debug!(agent = agent.agent, software = hello.software, "hello");
+            Ok((agent, control))
+        }
+        Err(Close(code, text)) => {
+            let refused = Message::Refused(Refused { code, text: text.clone() });
+            if write_message(&mut control.send, &refused).await.is_ok() && control.send.finish().is_ok() {
+                let _ = timeout(REFUSAL_PATIENCE, connection.closed()).await;
+            }
+            Err(Close(code, text))
+        }
+    }
+}
+
+fn check_identity<H>(server: &Server<H>, connection: &quinn::Connection) -> Result<AgentIdentity, Close> {
+    let identity = peer_identity(connection).map_err(|error| Close::new(Code::Identity, error.to_string()))?;
+    let Identity::Agent(agent) = identity else {
+        let text = format!(
+            "certificate of {identity} is not an agent's; agents need certificates from `tidegate pki issue … agent`"
+        );
+        return Err(Close::new(Code::Role, text));
+    };
+    if agent.vault != server.hello.vault {
+        return Err(Close::new(
+            Code::Vault,
+            format!(
+                "agent {} has a certificate of vault {}, gateway {} writes vault {}; connect to a gateway of the \
+                 agent's vault or issue a certificate for this one",
+                agent.agent, agent.vault, server.hello.gateway, server.hello.vault
+            ),
+        ));
+    }
+    Ok(agent)
+}
+
+fn answer_hello<H>(server: &Server<H>, agent: &AgentIdentity, hello: &Hello) -> Result<Message, Close> {
+    if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
+        return Err(Close::new(
+            Code::Protocol,
+            format!(
+                "agent {} speaks protocol versions {} to {}, this gateway {PROTOCOL_MIN} to {PROTOCOL_MAX}; update the \
+                 older side",
+                agent.agent, hello.protocol_min, hello.protocol_max
+            ),
+        ));
+    }
+    if hello.vault != server.hello.vault {
+        let text = format!(
+            "agent {} protects into vault {}, this gateway writes vault {}",
+            agent.agent, hello.vault, server.hello.vault
+        );
+        return Err(Close::new(Code::Vault, text));
+    }
+    if hello.agent != agent.agent {
+        let text = format!("{:?} says hello with the certificate of agent {}", hello.agent, agent.agent);
+        return Err(Close::new(Code::Identity, text));
+    }
+    Ok(Message::HelloOk(HelloOk {
+        protocol: PROTOCOL_MAX.min(hello.protocol_max),
+        vault: server.hello.vault,
+        gateway: server.hello.gateway.clone(),
+        software: SOFTWARE.to_owned(),
+    }))
+}
+
+/// What a failed read means for the connection.
+fn close_of(error: &ReadFrameError) -> Close {
+    match error {
+        ReadFrameError::Frame(frame) => Close::new(Code::Frame, frame.to_string()),
+        ReadFrameError::Message(message) => Close::new(Code::Message, message.to_string()),
+        ReadFrameError::Stream(stream) => Close::new(Code::Done, stream.to_string()),
+        ReadFrameError::End => Close::new(Code::Done, "the agent ended the control stream"),
+    }
+}
+
+/// Pings and disk streams, until the connection ends or is drained.
+async fn serve_agent<H: Host>(
+    server: &Arc<Server<H>>,
+    connection: &quinn::Connection,
+    agent: Arc<AgentIdentity>,
+    mut control: Control,
+) -> Close {
+    let mut disks = JoinSet::new();
+    let mut drain = server.drain.clone();
+    let close = loop {
+        tokio::select! {
+            biased;
+            () = drain.wait() => break Close::new(Code::Draining, "the gateway stops; connect to it or another later"),
+            Some(_) = disks.join_next() => {}
+            message = control.reader.next_message() => {
+                let answered = match message {
+                    Ok(Message::Ping(ping)) => answer_ping(server, ping, &mut control).await,
+                    Ok(other) => {
+                        Err(Close::new(Code::Message, format!("{:?} frame came on the control stream", other.kind())))
+                    }
+                    Err(error) => Err(close_of(&error)),
+                };
+                if let Err(close) = answered {
+                    break close;
+                }
+            }
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    let full = disks.len() >= server.limits.disks_max;
+                    let stream = disk::Stream::new(send, recv, connection.clone());
+                    disks.spawn(disk::run(Arc::clone(server), Arc::clone(&agent), stream, full));
+                }
+                Err(error) => break Close::new(Code::Done, error.to_string()),
+            },
+        }
+    };
+    if close.0 == Code::Draining {
+        let redirect = Message::Redirect(Redirect::default());
+        let _ = timeout(REFUSAL_PATIENCE, write_message(&mut control.send, &redirect)).await;
+        // Disk streams end by themselves when everything they took is journaled.
+        let all_ended = async { while disks.join_next().await.is_some() {} };
+        tokio::select! {
+            _ = timeout(server.limits.drain_grace, all_ended) => {}
+            _ = connection.closed() => {}
+        }
+    }
+    if close.0 != Code::Draining && close.0 != Code::Done {
+        count_refused(close.0);
+    }
+    // Awaited, so that every sink is gone before this agent's seat is free.
+    disks.shutdown().await;
+    close
+}
+
+async fn answer_ping<H>(server: &Server<H>, ping: Ping, control: &mut Control) -> Result<(), Close> {
+    let now = server.clock.wall();
+    let pong = Message::Pong(Pong { token: ping.token, received: now, sent: server.clock.wall() });
+    match timeout(server.limits.step_timeout, write_message(&mut control.send, &pong)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Close::new(Code::Done, error.to_string())),
+        Err(_) => Err(Close::new(Code::Timeout, "the agent does not read the answers to its pings")),
+    }
+}

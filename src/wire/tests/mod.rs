@@ -1,0 +1,6 @@
+//! The wire over real QUIC on the loopback interface, with a host in memory.
+
+mod certificates;
+mod faults;
+mod streams;
+mod support;

@@ -1,0 +1,322 @@
+//! Records, acks, credit, and the life of disk streams.
+
+use super::support::*;
+use crate::wire::messages::{Message, OpenDisk};
+use crate::wire::stream::{FrameReader, write_message};
+use crate::wire::*;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::types::{Chain, Epoch, Seq};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn records_arrive_whole_and_in_order_and_are_acknowledged() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    assert_eq!((opened.epoch, opened.next_seq), (Epoch(1), Seq(1)));
+    let mut source = Source::new(&opened);
+    let mut sent = Vec::new();
+    for payload_bytes in (0..200).map(|i| 1 + i * 37).chain([1 << 20, 1, 1 << 20]) {
+        let record = source.record(payload_bytes);
+        sent.push(body(&record));
+        sender.send(record).await.expect("sent");
+    }
+    acked(&mut events, sent.len() as u64).await;
+    assert!(*host.disk("d1").records.lock() == sent, "the host holds other bytes than were sent");
+}
+
+#[tokio::test]
+async fn acks_come_as_watermarks_not_one_per_record() {
+    let state = MemoryDisk { acks: false, ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    for _ in 0..100 {
+        sender.send(source.record(10)).await.expect("sent");
+    }
+    host.disk("d1").journaled.advance(100);
+    let event = timeout(PATIENCE, events.next()).await.expect("an ack");
+    assert_eq!(event, DiskEvent::Ack { journaled: Seq(100), vaulted: Seq(0) });
+    host.disk("d1").vaulted.advance(60);
+    let event = timeout(PATIENCE, events.next()).await.expect("an ack");
+    assert_eq!(event, DiskEvent::Ack { journaled: Seq(100), vaulted: Seq(60) });
+}
+
+#[tokio::test]
+async fn a_sender_stops_at_its_credit_and_goes_on_with_new_credit() {
+    let state = MemoryDisk { window: watch::Sender::new(1), room: Semaphore::new(0), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    assert_eq!(opened.credit_bytes, CREDIT_WINDOW_BYTES_MIN);
+    let mut source = Source::new(&opened);
+    let mut sent_bytes = 0;
+    let mut count = 0;
+    loop {
+        let record = source.record(100_000);
+        let bytes = body(&record).len() as u64;
+        if sender.credit_bytes() < bytes {
+            // No credit: the sink takes nothing, so none may come.
+            let early = timeout(Duration::from_millis(100), sender.send(record.clone())).await;
+            assert!(early.is_err(), "sent {sent_bytes} + {bytes} bytes against a credit of {}", opened.credit_bytes);
+            host.disk("d1").room.add_permits(Semaphore::MAX_PERMITS / 2);
+            timeout(PATIENCE, sender.send(record)).await.expect("credit came").expect("sent");
+            count += 1;
+            break;
+        }
+        sender.send(record).await.expect("sent");
+        sent_bytes += bytes;
+        count += 1;
+    }
+    assert!(sent_bytes <= opened.credit_bytes);
+    acked(&mut events, count).await;
+}
+
+#[tokio::test]
+async fn a_closed_window_stops_the_agent_until_it_opens() {
+    let state = MemoryDisk { window: watch::Sender::new(0), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    assert_eq!(opened.credit_bytes, 0);
+    let record = Source::new(&opened).record(1);
+    assert!(timeout(Duration::from_millis(50), sender.send(record.clone())).await.is_err());
+    host.disk("d1").window.send_replace(1 << 20);
+    sender.send(record).await.expect("sent");
+    acked(&mut events, 1).await;
+}
+
+#[tokio::test]
+async fn more_bytes_than_credit_are_refused() {
+    let state = MemoryDisk { window: watch::Sender::new(1), room: Semaphore::new(0), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let raw = Raw::connect(&server.addr, &pki.agent("a1", &["d1"])).await;
+    let _control = raw.hello("a1").await;
+    let (mut send, mut reader, opened) = open_raw(&raw, fork("d1")).await;
+    let mut source = Source::new(&opened);
+    // The first record waits in the sink; the rest would be a credit violation whenever it is read.
+    host.disk("d1").room.add_permits(1000);
+    host.disk("d1").window.send_replace(0);
+    let refused = async {
+        loop {
+            match reader.next_message().await.expect("message") {
+                Message::DiskRefused(refused) => return refused,
+                Message::Ack(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let flood = async {
+        // The gateway stops the stream at some point; that is the end of the flood.
+        while send.write_chunk(record_frame(&body(&source.record(1 << 20)))).await.is_ok() {}
+    };
+    let (refused, ()) = timeout(PATIENCE, async { tokio::join!(refused, flood) }).await.expect("refused in time");
+    assert_eq!(refused.code, Code::Credit, "{}", refused.text);
+    let taken: usize = host.disk("d1").records.lock().iter().map(Vec::len).sum();
+    assert!(taken as u64 <= opened.credit_bytes);
+}
+
+pub async fn open_raw(raw: &Raw, open: OpenDisk) -> (quinn::SendStream, FrameReader, OpenedInfo) {
+    let (mut send, recv) = raw.connection.open_bi().await.expect("stream");
+    write_message(&mut send, &Message::OpenDisk(open)).await.expect("sent");
+    let mut reader = FrameReader::new(recv);
+    match reader.next_message().await.expect("answer") {
+        Message::DiskOpened(opened) => (send, reader, opened),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_disk_resumes_after_a_lost_connection_where_the_gateway_stands() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let agent = pki.agent("a1", &["d1"]);
+    let client = connect(&server, &agent).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    for _ in 0..10 {
+        sender.send(source.record(1000)).await.expect("sent");
+    }
+    acked(&mut events, 10).await;
+    drop(client);
+    assert!(matches!(end(&mut events).await, DiskEvent::Closed(lost) if lost.code == Code::Done));
+    let client = connect(&server, &agent).await;
+    let want = Want::Resume { epoch: Epoch(1), floor: Seq(10), floor_chain: Chain::GENESIS, first_held: Seq(11) };
+    let open = OpenDisk { want, ..fork("d1") };
+    let (mut sender, mut events, opened) = client.open_disk(open.clone()).await.expect("resumed");
+    assert_eq!(
+        (opened.epoch, opened.next_seq, opened.journaled, opened.vaulted),
+        (Epoch(1), Seq(11), Seq(10), Seq(10))
+    );
+    sender.send(source.record(1000)).await.expect("sent");
+    acked(&mut events, 11).await;
+    assert_eq!(host.disk("d1").seqs(), (1..=11).collect::<Vec<_>>());
+    assert_eq!(host.disk("d1").opens.lock().last(), Some(&open));
+}
+
+#[tokio::test]
+async fn a_refusal_at_open_says_what_to_do() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let refuse = |refusal| *host.disk("d1").refusal.lock() = Some(refusal);
+    refuse(DiskRefusal::MustFork { text: "nothing of epoch 1 here".into() });
+    let error = client.open_disk(fork("d1")).await.err().expect("refused");
+    assert!(matches!(&error, OpenDiskError::MustFork { text } if text.contains("epoch 1")), "{error:?}");
+    refuse(DiskRefusal::Fenced { newest: Epoch(7) });
+    let error = client.open_disk(fork("d1")).await.err().expect("refused");
+    assert!(matches!(error, OpenDiskError::Fenced { newest: Epoch(7) }), "{error:?}");
+    refuse(DiskRefusal::refused(Code::Size, "1 GiB, not 2"));
+    let error = client.open_disk(fork("d1")).await.err().expect("refused");
+    assert!(matches!(&error, OpenDiskError::Refused { code: Code::Size, text } if text == "1 GiB, not 2"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_fenced_disk_is_told_and_takes_nothing_more() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new()), ("d2", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1", "d2"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let (mut other, mut other_events, other_opened) = client.open_disk(fork("d2")).await.expect("opened");
+    // The stream's own epoch is no news.
+    host.disk("d1").fenced.send_replace(Some(Epoch(1)));
+    let mut source = Source::new(&opened);
+    sender.send(source.record(10)).await.expect("sent");
+    acked(&mut events, 1).await;
+    host.disk("d1").fenced.send_replace(Some(Epoch(2)));
+    assert_eq!(end(&mut events).await, DiskEvent::Fenced { newest: Epoch(2) });
+    assert_eq!(events.next().await, DiskEvent::Fenced { newest: Epoch(2) }, "the last event stays");
+    let refused = async { while sender.send(source.record(10)).await.is_ok() {} };
+    timeout(PATIENCE, refused).await.expect("sending ends");
+    other.send(Source::new(&other_opened).record(10)).await.expect("the other disk goes on");
+    acked(&mut other_events, 1).await;
+}
+
+#[tokio::test]
+async fn a_stalled_disk_holds_up_no_other() {
+    let stalled = MemoryDisk { room: Semaphore::new(0), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("slow", stalled), ("fast", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["slow", "fast"])).await;
+    let (mut slow, mut slow_events, slow_opened) = client.open_disk(fork("slow")).await.expect("opened");
+    let (mut fast, mut fast_events, fast_opened) = client.open_disk(fork("fast")).await.expect("opened");
+    let mut source = Source::new(&slow_opened);
+    // Until QUIC's window of that stream is full, too.
+    let stuffing = tokio::spawn(async move {
+        for _ in 0..32 {
+            slow.send(source.record(1 << 20)).await.expect("sent");
+        }
+        slow
+    });
+    let mut source = Source::new(&fast_opened);
+    for _ in 0..64 {
+        timeout(PATIENCE, fast.send(source.record(1 << 20))).await.expect("not held up").expect("sent");
+    }
+    acked(&mut fast_events, 64).await;
+    assert!(host.disk("slow").records.lock().is_empty() && !stuffing.is_finished());
+    host.disk("slow").room.add_permits(1000);
+    acked(&mut slow_events, 32).await;
+    stuffing.await.expect("sender");
+}
+
+#[tokio::test]
+async fn a_finished_disk_is_acknowledged_to_its_end() {
+    let state = MemoryDisk { acks: false, ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    for _ in 0..3 {
+        sender.send(source.record(100)).await.expect("sent");
+    }
+    sender.finish().await.expect("finished");
+    host.disk("d1").journaled.advance(3);
+    let event = timeout(PATIENCE, events.next()).await.expect("an ack");
+    assert_eq!(event, DiskEvent::Ack { journaled: Seq(3), vaulted: Seq(0) });
+    host.disk("d1").vaulted.advance(3);
+    acked(&mut events, 3).await;
+}
+
+#[tokio::test]
+async fn a_drain_acknowledges_what_was_taken_and_then_closes() {
+    let state = MemoryDisk { acks: false, ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let agent = pki.agent("a1", &["d1"]);
+    let client = connect(&server, &agent).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    for _ in 0..5 {
+        sender.send(source.record(100)).await.expect("sent");
+    }
+    let taken = async {
+        while host.disk("d1").records.lock().len() < 5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, taken).await.expect("taken");
+    server.drain.start();
+    assert_eq!(end(&mut events).await, DiskEvent::Redirect { gateways: vec![] });
+    // Not journaled yet, so the gateway still owes acks.
+    assert!(!server.task.is_finished());
+    host.disk("d1").journaled.advance(5);
+    let event = timeout(PATIENCE, events.next()).await.expect("an ack");
+    assert_eq!(event, DiskEvent::Ack { journaled: Seq(5), vaulted: Seq(0) });
+    assert!(matches!(end(&mut events).await, DiskEvent::Closed(lost) if lost.code == Code::Draining));
+    timeout(PATIENCE, server.task).await.expect("served to the end").expect("no panic");
+}
+
+#[tokio::test]
+async fn a_newer_connection_of_an_agent_takes_the_place_of_the_older() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let agent = pki.agent("a1", &["d1"]);
+    let older = connect(&server, &agent).await;
+    let (_sender, mut events, _) = older.open_disk(fork("d1")).await.expect("opened");
+    let newer = connect(&server, &agent).await;
+    assert!(matches!(end(&mut events).await, DiskEvent::Closed(lost) if lost.code == Code::Superseded));
+    let _ = newer.open_disk(fork("d1")).await.expect("opened");
+    assert_eq!(older.closed().await.code, Code::Superseded);
+}
+
+#[tokio::test]
+async fn a_send_that_was_dropped_half_way_cuts_the_stream_and_says_so() {
+    let state = MemoryDisk { room: Semaphore::new(0), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, _events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    let error = loop {
+        // The sink takes nothing, so QUIC's window fills and some send is dropped while it writes.
+        match timeout(Duration::from_millis(50), sender.send(source.record(1 << 20))).await {
+            Err(_) | Ok(Ok(())) => {}
+            Ok(Err(error)) => break error,
+        }
+    };
+    assert_eq!(error, SendError::Interrupted);
+}
+
+#[tokio::test]
+async fn the_clock_offset_is_that_of_the_gateway_within_its_uncertainty() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([]));
+    let hour: i64 = 3600 * 1_000_000;
+    let server = start(&pki.gateway(), &host, hour);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let offset = client.clock();
+    let error = (offset.offset_micros - hour).unsigned_abs();
+    assert!(error <= u64::from(offset.uncertainty_micros) + 1000, "off by {error} µs: {offset:?}");
+    assert_eq!((client.gateway().gateway.as_str(), client.gateway().vault), ("g1", VAULT));
+    let _unused: Arc<MemoryHost> = host;
+}
