@@ -13,7 +13,7 @@
 //!
 //! Read in this order: [`proto`] (the codec: bytes to values and back), [`handshake`] (what a server answers to options;
 //! no I/O), `execute` (one request against one export), `workers` (the threads), `connection` (reader and writer),
-//! [`server`] (listening, limits, drain). [`file`] makes an export of a raw image or block device; [`client`] is the other side.
+//! [`server`] (listening, limits, drain). [`mod@file`] makes an export of a raw image or block device; [`client`] is the other side.
 //!
 //! Invariants:
 //! - A reply of success leaves only after the [`Export`] call returned, so a FLUSH that arrives after a reply finds that write
