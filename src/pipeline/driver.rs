@@ -320,20 +320,20 @@ impl Pipeline {
         self.next_n
     }
 
-    /// Closes the open batch and waits until the sink has taken everything. The result is the number after the last batch.
+    /// Closes the open batch and waits until the sink has taken everything and was dropped. The result is the number after
+    /// the last batch. A sink that waits makes this wait: whoever must end in time lets the sink give up.
     ///
     /// # Errors
     /// [`PipelineError`] if the pipeline has failed; batches may then be missing.
     pub fn finish(mut self) -> Result<u64, PipelineError> {
-        self.flush()?;
+        let flushed = self.flush();
         self.pool.close();
-        if let Some(collector) = self.collector.take() {
-            // A panic of the sink is reported below: the collector leaves a failure whenever it ends early.
-            if collector.join().is_err() {
-                return Err(SinkClosed.into());
-            }
-        }
+        // Also after a failure, which ends the collector: the sink and what it holds are gone when this returns.
+        let joined = self.collector.take().map_or(Ok(()), JoinHandle::join);
+        flushed?;
         self.take_feedback()?;
+        // A panic of the sink has left its failure in the feedback; this is for a panic beside it.
+        joined.map_err(|_| PipelineError::from(SinkClosed))?;
         Ok(self.next_n)
     }
 

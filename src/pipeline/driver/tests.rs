@@ -224,6 +224,24 @@ fn a_sink_that_ends_stops_the_pipeline_with_an_error_and_not_with_a_hang() {
 }
 
 #[test]
+fn finish_has_dropped_the_sink_whether_it_failed_or_not() {
+    for gives_up in [false, true] {
+        let held = Arc::new(());
+        let inside = Arc::clone(&held);
+        let sink = move |_: BatchObject| {
+            let _keep = &inside;
+            if gives_up { Err(SinkClosed) } else { Ok(()) }
+        };
+        let mut pipeline = Pipeline::start(&config(2, 1 << 20), lane(), sink).unwrap();
+        let mut writer = Writer::new("web-1");
+        let record = writer.write(0, b"text");
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+        assert_eq!(pipeline.finish().is_err(), gives_up);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+}
+
+#[test]
 fn a_sink_that_panics_stops_the_pipeline_with_an_error_and_not_with_a_hang() {
     let sink = |_: BatchObject| panic!("the sink went wrong");
     let mut pipeline = Pipeline::start(&config(2, 1 << 20), lane(), sink).unwrap();
