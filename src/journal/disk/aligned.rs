@@ -32,6 +32,12 @@ impl AlignedBuf {
         Self { bytes, start, len, pool: Weak::new() }
     }
 
+    /// No buffer: what stands where one was lent out.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { bytes: Vec::new(), start: 0, len: 0, pool: Weak::new() }
+    }
+
     /// Takes the vector out, with the window of `range` in it; [`Self::put_back`] is the way home.
     pub(super) fn take_out(&mut self, range: &Range<usize>) -> (Vec<u8>, Range<usize>) {
         assert!(range.end <= self.len, "a window inside the buffer");

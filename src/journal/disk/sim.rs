@@ -328,7 +328,12 @@ impl SimFile {
         let waiting = std::mem::take(&mut content.waiting);
         let survival = if fails { Survival::Subset } else { Survival::All };
         keep_some(&mut content.durable, &waiting, survival, 512, &mut rng);
-        if fails { Err(injected("injected sync failure")) } else { Ok(()) }
+        if fails {
+            // Past the page cache, reads tell what the platter has.
+            content.seen = content.durable.clone();
+            return Err(injected("injected sync failure"));
+        }
+        Ok(())
     }
 
     fn read_now(&self, out: &mut [u8], offset: usize) -> io::Result<usize> {

@@ -1,0 +1,248 @@
+//! Where segment files come from and go to: a helper thread keeps one prepared segment ready for each shard.
+//!
+//! A segment file is made once, filled with zeroes and used again and again: blocks that were written once take half
+//! the time to sync. Its name is its number, `seg-<number>`; used again it gets a new, higher name, durably, before
+//! the shard sees it. So what an earlier life left in it never looks like a commit of the present one.
+//!
+//! A shard that wants a segment gets, in this order: a free file of its own, a new file if the capacity allows one, a
+//! free file of another shard. If there is none it is starved, which is an ordinary state: the journal is full.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::disk::Files;
+use super::ledger::Freed;
+use super::space::SpaceBoard;
+
+/// A segment file ready to be written from its start.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its number.
+    pub segment: u64,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's length.
+    pub file_bytes: u64,
+}
+
+/// How long the helper waits before it tries again what the operating system refused.
+const RETRY: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+struct ShardStock {
+    dir: PathBuf,
+    free: Vec<PathBuf>,
+    next_segment: u64,
+    wants: bool,
+}
+
+#[derive(Debug)]
+struct Stock {
+    shards: Vec<ShardStock>,
+    /// Files that exist, in use or free.
+    files: u64,
+    /// Whose turn it is, so that shards are served in turn.
+    turn: usize,
+    stopped: bool,
+}
+
+/// The stock of segment files.
+#[derive(Debug)]
+pub struct Depot {
+    stock: Mutex<Stock>,
+    changed: Condvar,
+    segment_bytes: u64,
+    files_max: u64,
+}
+
+/// What a shard starts with.
+#[derive(Debug)]
+pub struct ShardFiles {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Files that hold nothing.
+    pub free: Vec<PathBuf>,
+    /// Files that hold something.
+    pub held: u64,
+    /// The first unused segment number.
+    pub next_segment: u64,
+}
+
+enum Source {
+    Own(PathBuf),
+    New,
+    Other(PathBuf),
+}
+
+struct Task {
+    shard: usize,
+    source: Source,
+    to: PathBuf,
+    segment: u64,
+}
+
+/// The file name of a segment.
+#[must_use]
+pub fn segment_name(segment: u64) -> String {
+    format!("seg-{segment:08}")
+}
+
+/// The number in a segment's file name.
+#[must_use]
+pub fn segment_number(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("seg-")?;
+    digits.parse().ok().filter(|number| segment_name(*number) == name)
+}
+
+impl Depot {
+    /// A depot for files of `segment_bytes`, `files_max` of them at most, with what each shard has.
+    #[must_use]
+    pub fn new(segment_bytes: u64, files_max: u64, shards: Vec<ShardFiles>) -> Self {
+        let files = shards.iter().map(|shard| shard.held + shard.free.len() as u64).sum();
+        let shards = shards
+            .into_iter()
+            .map(|shard| ShardStock { dir: shard.dir, free: shard.free, next_segment: shard.next_segment, wants: true })
+            .collect();
+        let stock = Stock { shards, files, turn: 0, stopped: false };
+        Self { stock: Mutex::new(stock), changed: Condvar::new(), segment_bytes, files_max }
+    }
+
+    /// A shard took its prepared segment: it wants the next one.
+    pub fn want(&self, shard: u16) {
+        self.stock.lock().shards[usize::from(shard)].wants = true;
+        self.changed.notify_one();
+    }
+
+    /// Takes back files that nothing needs.
+    pub fn give_back(&self, shard: u16, freed: Vec<Freed>, files: &dyn Files) {
+        for freed in freed {
+            let usable = freed.reusable && freed.file_bytes == self.segment_bytes;
+            if usable {
+                self.stock.lock().shards[usize::from(shard)].free.push(freed.path);
+            } else {
+                if let Err(error) = files.remove(&freed.path) {
+                    warn!(file = %freed.path.display(), %error, "a segment file that is not used again stays behind");
+                }
+                self.stock.lock().files -= 1;
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Ends the helper thread.
+    pub fn stop(&self) {
+        self.stock.lock().stopped = true;
+        self.changed.notify_one();
+    }
+
+    fn next_task(&self, stock: &mut Stock, space: &SpaceBoard) -> Option<Task> {
+        let (count, turn) = (stock.shards.len(), stock.turn);
+        for shard in (0..count).map(|step| (turn + step) % count) {
+            if !stock.shards[shard].wants {
+                continue;
+            }
+            let Some(source) = self.source(stock, shard) else {
+                space.set_starved(shard as u16, true);
+                continue;
+            };
+            let own = &mut stock.shards[shard];
+            let segment = own.next_segment;
+            own.next_segment += 1;
+            own.wants = false;
+            let to = own.dir.join(segment_name(segment));
+            stock.turn = (shard + 1) % count;
+            return Some(Task { shard, source, to, segment });
+        }
+        None
+    }
+
+    fn source(&self, stock: &mut Stock, shard: usize) -> Option<Source> {
+        if let Some(path) = stock.shards[shard].free.pop() {
+            return Some(Source::Own(path));
+        }
+        if stock.files < self.files_max {
+            stock.files += 1;
+            return Some(Source::New);
+        }
+        stock.shards.iter_mut().find_map(|other| other.free.pop()).map(Source::Other)
+    }
+
+    fn undo(&self, task: Task) {
+        let mut stock = self.stock.lock();
+        stock.shards[task.shard].wants = true;
+        match task.source {
+            Source::New => stock.files -= 1,
+            Source::Own(path) | Source::Other(path) => stock.shards[task.shard].free.push(path),
+        }
+    }
+
+    /// The helper thread: prepares what is wanted until it is stopped.
+    pub fn run(&self, files: &dyn Files, space: &SpaceBoard, out: &[mpsc::Sender<Prepared>]) {
+        loop {
+            let task = {
+                let mut stock = self.stock.lock();
+                loop {
+                    if stock.stopped {
+                        return;
+                    }
+                    if let Some(task) = self.next_task(&mut stock, space) {
+                        break task;
+                    }
+                    self.changed.wait(&mut stock);
+                }
+            };
+            match prepare(&task, files, self.segment_bytes) {
+                Ok(()) => self.deliver(&task, space, out),
+                Err(error) => {
+                    warn!(file = %task.to.display(), %error, "a segment cannot be prepared; trying again");
+                    space.set_starved(task.shard as u16, true);
+                    self.undo(task);
+                    let mut stock = self.stock.lock();
+                    if !stock.stopped {
+                        self.changed.wait_for(&mut stock, RETRY);
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, task: &Task, space: &SpaceBoard, out: &[mpsc::Sender<Prepared>]) {
+        space.set_starved(task.shard as u16, false);
+        debug!(file = %task.to.display(), "segment prepared");
+        let prepared = Prepared { segment: task.segment, path: task.to.clone(), file_bytes: self.segment_bytes };
+        // It has room: a shard asks for one at a time. A shard that is gone leaves the file for the next start.
+        let _ = out[task.shard].try_send(prepared);
+    }
+}
+
+fn prepare(task: &Task, files: &dyn Files, segment_bytes: u64) -> std::io::Result<()> {
+    match &task.source {
+        Source::New => files.create_zeroed(&task.to, segment_bytes),
+        Source::Own(from) | Source::Other(from) => files.rename(from, &task.to),
+    }
+}
+
+/// Starts the helper thread.
+///
+/// # Errors
+/// If the thread cannot be started.
+pub fn start(
+    depot: &Arc<Depot>,
+    files: Arc<dyn Files>,
+    space: Arc<SpaceBoard>,
+    out: Vec<mpsc::Sender<Prepared>>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let depot = Arc::clone(depot);
+    std::thread::Builder::new().name("tg-journal-prep".into()).spawn(move || depot.run(&*files, &space, &out))
+}
+
+/// The directory of a shard.
+#[must_use]
+pub fn shard_dir(dir: &Path, shard: u16) -> PathBuf {
+    dir.join(format!("shard-{shard:02}"))
+}
