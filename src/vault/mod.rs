@@ -42,6 +42,8 @@ pub mod put;
 pub mod reader;
 pub mod rng;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod upload_queue;
 pub mod uploader;
 pub mod url;

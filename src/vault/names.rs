@@ -67,6 +67,12 @@ pub fn batch(lane: Id128, n: u64) -> Path {
     batches(lane).join(format!("{n:012}"))
 }
 
+/// The same as text: the name that a batch's content is bound to.
+#[must_use]
+pub fn batch_name(lane: Id128, n: u64) -> String {
+    batch(lane, n).to_string()
+}
+
 /// Folder of a lane's indexes.
 #[must_use]
 pub fn lane_indexes(lane: Id128) -> Path {

@@ -260,7 +260,7 @@ impl Uploader {
         &self.confirmed
     }
 
-    /// Hands a batch over, waiting for room. Batches come with n = 1, 2, 3, … and without gap.
+    /// Hands a batch of this lane over, waiting for room. Batches come with n = 1, 2, 3, … and without gap.
     ///
     /// # Errors
     /// [`SubmitError`] if the lane is over; the batch is dropped, its records are in the journal.
@@ -275,7 +275,7 @@ impl Uploader {
         let messages = batch.index.disks.iter().flat_map(|part| &part.messages);
         let received_first = messages.map(|message| message.received_first).min().unwrap_or_default();
         let job = Job {
-            n: batch.index.n,
+            n: batch.n,
             body: batch.body,
             body_guard,
             rest: Uploaded { vaulted, sealed_index: batch.sealed_index, received_first, _place: place },
@@ -312,10 +312,8 @@ impl Uploader {
 /// What a batch holds, one part per disk and epoch.
 fn summary(batch: &BatchObject) -> Vaulted {
     let mut parts: Vec<VaultedPart> = Vec::new();
-    let mut record_bytes = 0;
     for disk in &batch.index.disks {
         for message in &disk.messages {
-            record_bytes += u64::from(message.plain_bytes);
             let (epoch, first, last, chain_last) = (message.epoch, message.first, message.last, message.chain_last);
             match parts.last_mut() {
                 // A gap (a record that was damaged in the journal) starts another part, or it would count as vaulted.
@@ -326,8 +324,8 @@ fn summary(batch: &BatchObject) -> Vaulted {
             }
         }
     }
-    let records = batch.index.record_count();
-    Vaulted { n: batch.index.n, parts, records, record_bytes, stored_bytes: batch.body.len() as u64 }
+    let &BatchObject { n, records, plain_bytes, .. } = batch;
+    Vaulted { n, parts, records, record_bytes: plain_bytes, stored_bytes: batch.body.len() as u64 }
 }
 
 /// A batch whose body is not stored yet.

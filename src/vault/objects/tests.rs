@@ -1,1 +1,129 @@
+use super::*;
+use crate::keys::{Identity, wrap};
+use crate::vault::names;
 
+fn key() -> CatalogKey {
+    CatalogKey::from_secret([7; 32])
+}
+
+fn route() -> (Path, RouteObject) {
+    let route = RouteObject { disk: DiskId::new("d1").expect("valid"), lane: Id128([0xab; 16]) };
+    (names::route(&route.disk, route.lane), route)
+}
+
+#[test]
+fn a_control_object_comes_back_and_always_has_the_same_bytes() {
+    let (path, route) = route();
+    let bytes = encode(&key(), &path, &route).expect("encodes");
+    assert_eq!(bytes, encode(&key(), &path, &route).expect("encodes"));
+    assert_eq!(decode::<RouteObject>(&key(), &path, &bytes).expect("authentic"), route);
+}
+
+#[test]
+fn every_flipped_bit_a_cut_and_an_addition_are_noticed() {
+    let (path, route) = route();
+    let good = encode(&key(), &path, &route).expect("encodes");
+    for bit in 0..good.len() * 8 {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(decode::<RouteObject>(&key(), &path, &bytes).is_err(), "bit {bit} went unnoticed");
+    }
+    for length in 0..good.len() {
+        assert!(decode::<RouteObject>(&key(), &path, &good[..length]).is_err(), "cut at {length} went unnoticed");
+    }
+    assert!(decode::<RouteObject>(&key(), &path, &[&good[..], b"\n"].concat()).is_err());
+}
+
+#[test]
+fn an_object_under_another_name_or_of_another_vault_is_not_believed() {
+    let (path, route) = route();
+    let bytes = encode(&key(), &path, &route).expect("encodes");
+    let other = names::route(&DiskId::new("d2").expect("valid"), route.lane);
+    let error = decode::<RouteObject>(&key(), &other, &bytes).expect_err("moved");
+    assert!(error.to_string().contains(other.as_ref()), "{error}");
+    assert_eq!(error.fault(), Fault::Corrupt);
+    let foreign = CatalogKey::from_secret([8; 32]);
+    assert!(matches!(decode::<RouteObject>(&foreign, &path, &bytes), Err(ObjectError::Mac { .. })));
+}
+
+#[test]
+fn a_newer_version_and_another_format_are_named_as_such() {
+    let (path, _) = route();
+    let newer = b"{\"format\":\"tidegate-route\",\"version\":2,\"anything\":1}\nnot a mac of ours\n";
+    let error = decode::<RouteObject>(&key(), &path, newer).expect_err("newer");
+    assert!(matches!(error, ObjectError::Version { found: 2, newest: 1, .. }), "{error}");
+    assert_eq!(error.fault(), Fault::Reject);
+    let other = b"{\"format\":\"tidegate-lane\",\"version\":1}\n";
+    assert!(matches!(decode::<RouteObject>(&key(), &path, other), Err(ObjectError::Format { .. })));
+}
+
+/// One object of each kind, all fields filled.
+fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(Path, Vec<u8>)> {
+    let (disk, lane) = (DiskId::new("web-1.sda").expect("valid"), Id128([0xab; 16]));
+    let at = Micros(1_800_000_000_000_001);
+    let vault =
+        VaultObject { id: Id128([1; 16]), created_micros: at, recipients: vec![recipient], catalog_kid: key.kid() };
+    let opened = LaneObject { lane, gateway: "gw-1".into(), created_micros: at, catalog_kid: key.kid(), wrapped_key };
+    let epoch = EpochObject {
+        disk: disk.clone(),
+        epoch: Epoch(2),
+        previous: Some(Epoch(1)),
+        fork_seq: Seq(4711),
+        chain_at_fork: Chain([3; 32]),
+        size_bytes: 2 << 30,
+        agent: "web-1".into(),
+        nonce: Id128([4; 16]),
+        reason: "unclean-start".into(),
+        gateway: "gw-1".into(),
+        created_micros: at,
+    };
+    let described = DiskObject { disk: disk.clone(), size_bytes: 2 << 30, agent: "web-1".into(), created_micros: at };
+    fn one<T: ControlObject>(key: &CatalogKey, path: Path, content: &T) -> (Path, Vec<u8>) {
+        let bytes = encode(key, &path, content).expect("encodes");
+        (path, bytes)
+    }
+    vec![
+        one(key, names::vault(), &vault),
+        one(key, names::lane(lane), &opened),
+        one(key, names::lane_end(lane), &LaneEndObject { lane, last_batch: 86_400 }),
+        one(key, names::lane_seal(lane), &LaneSealObject { lane, sealed_micros: at, reason: "retention".into() }),
+        one(key, names::disk(&disk), &described),
+        one(key, names::epoch(&disk, Epoch(2)), &epoch),
+        one(key, names::route(&disk, lane), &RouteObject { disk, lane }),
+    ]
+}
+
+/// Name of an object's file among the fixtures.
+fn fixture(path: &Path) -> std::path::PathBuf {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/vault");
+    folder.join(path.as_ref().replace('/', "~"))
+}
+
+/// Wrapping is random, so the wrapped lane key and the recipient of the fixtures are read from the fixtures.
+fn recorded() -> Option<(Recipient, String)> {
+    let lane = names::lane(Id128([0xab; 16]));
+    let vault: VaultObject = decode(&key(), &names::vault(), &std::fs::read(fixture(&names::vault())).ok()?).ok()?;
+    let lane: LaneObject = decode(&key(), &lane, &std::fs::read(fixture(&lane)).ok()?).ok()?;
+    Some((vault.recipients.into_iter().next()?, lane.wrapped_key))
+}
+
+#[test]
+fn every_control_object_of_version_1_is_read_and_written_as_recorded() {
+    if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && recorded().is_none() {
+        let identity = Identity::generate();
+        let folder = fixture(&names::vault()).parent().expect("a folder").to_owned();
+        std::fs::create_dir_all(&folder).expect("created");
+        identity.write(&folder.join("recovery.key")).expect("written");
+        let wrapped = wrap(&[identity.recipient()], &[9; 32]).expect("wrapped");
+        for (path, bytes) in samples(&key(), identity.recipient(), wrapped) {
+            std::fs::write(fixture(&path), bytes).expect("written");
+        }
+    }
+    let (recipient, wrapped) = recorded().expect("the fixtures of version 1 are read");
+    let identity = Identity::read(&fixture(&Path::from("recovery.key"))).expect("the fixtures' identity");
+    assert_eq!(*crate::keys::unwrap(&identity, &wrapped).expect("opens"), [9; 32]);
+    for (path, bytes) in samples(&key(), recipient, wrapped) {
+        let stored = std::fs::read(fixture(&path)).expect("a fixture per object");
+        assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes), "{path}");
+    }
+}
