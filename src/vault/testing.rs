@@ -213,7 +213,7 @@ pub(crate) fn batch(
 ) -> BatchObject {
     let mut builder = BatchBuilder::new(BatchHeader { vault: vault.id(), lane, n }, Vec::new());
     for &(disk, first, last) in parts {
-        builder.push(disk, message(first, last), &vec![n as u8; filler_bytes.max(64)]);
+        builder.push(disk, message(first, last), &vec![n as u8; filler_bytes.max(256)]);
     }
     let name = names::batch_name(lane, n);
     let key = vault.catalog_key().expect("opened with its key");

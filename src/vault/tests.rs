@@ -102,9 +102,11 @@ async fn an_epoch_whose_answer_was_lost_is_still_ours() {
     let store = FaultStore::new();
     let (vault, ..) = vault_in(store.place()).await;
     let mut lost = false;
-    store.plan(move |operation, _| {
-        if operation == "put" && !std::mem::replace(&mut lost, true) { Fate::AnswerLost } else { Fate::Good }
-    });
+    store.plan(
+        move |operation, _| {
+            if operation == "put" && !std::mem::replace(&mut lost, true) { Fate::AnswerLost } else { Fate::Good }
+        },
+    );
     assert_eq!(vault.create_epoch(&epoch(1, 1)).await.expect("ours"), Created::Before);
     assert_eq!(vault.epochs(&disk("d1")).await.expect("listed"), [epoch(1, 1)]);
 }
@@ -133,7 +135,8 @@ async fn epochs_disks_routes_and_lanes_are_listed_in_order() {
 #[tokio::test]
 async fn a_disks_first_description_stands() {
     let (vault, ..) = vault_in(FaultStore::new().place()).await;
-    let describe = |size_bytes| DiskObject { disk: disk("d1"), size_bytes, agent: "a1".into(), created_micros: Micros(1) };
+    let describe =
+        |size_bytes| DiskObject { disk: disk("d1"), size_bytes, agent: "a1".into(), created_micros: Micros(1) };
     vault.create_disk(&describe(1)).await.expect("created");
     vault.create_disk(&describe(2)).await.expect("no failure");
     assert_eq!(vault.disk(&disk("d1")).await.expect("read").map(|one| one.size_bytes), Some(1));

@@ -93,9 +93,11 @@ fn is_batch(path: &Path) -> bool {
 async fn batches_upload_side_by_side_and_are_acked_in_order() {
     let setup = setup(config()).await;
     let mut rng = Rng::seeded(3);
-    setup.store.plan(move |_, path| {
-        if is_batch(path) { Fate::Slow(Duration::from_millis(rng.below(10))) } else { Fate::Good }
-    });
+    setup.store.plan(
+        move |_, path| {
+            if is_batch(path) { Fate::Slow(Duration::from_millis(rng.below(10))) } else { Fate::Good }
+        },
+    );
     let (done, events) = upload(setup, 60).await;
     assert_eq!(numbers(&events), (1..=60).collect::<Vec<_>>());
     assert_eq!(done.last, 60);
@@ -248,13 +250,16 @@ async fn bodies_held_stay_within_the_byte_budget_while_the_store_is_away() {
     let events = collect(events);
     let away = Arc::new(AtomicU64::new(1));
     let is_away = Arc::clone(&away);
-    store.plan(move |_, path| {
-        if is_batch(path) && is_away.load(Ordering::Relaxed) == 1 { Fate::Status(503) } else { Fate::Good }
-    });
+    store.plan(
+        move |_, path| {
+            if is_batch(path) && is_away.load(Ordering::Relaxed) == 1 { Fate::Status(503) } else { Fate::Good }
+        },
+    );
     let (uploader, one) = (Arc::new(uploader), disk("d1"));
     let submitted = Arc::new(AtomicU64::new(0));
     let feeder = tokio::spawn({
-        let (uploader, submitted, vault, lane) = (Arc::clone(&uploader), Arc::clone(&submitted), vault.clone(), lane.id());
+        let (uploader, submitted, vault, lane) =
+            (Arc::clone(&uploader), Arc::clone(&submitted), vault.clone(), lane.id());
         async move {
             for n in 1..=40 {
                 uploader.submit(batch(&vault, lane, n, 0, &[(&one, n, n)], 8 << 10)).await.expect("taken");
