@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 
 use super::*;
 use crate::flow::SystemClock;
