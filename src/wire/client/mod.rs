@@ -116,6 +116,12 @@ impl Client {
         disk::open(&self.connection, &self.addr, open, self.redirect.clone()).await
     }
 
+    /// The largest UDP payload that the path has proven to carry, in bytes; discovery goes on for a while.
+    #[must_use]
+    pub fn path_mtu_bytes(&self) -> u16 {
+        self.connection.stats().path.current_mtu
+    }
+
     /// Waits until the connection has ended and says how.
     pub async fn closed(&self) -> ConnectionLost {
         lost(&self.addr, &self.connection.closed().await)

@@ -19,8 +19,10 @@ fn header(kind: u8, version: u8, flags: u16, body_bytes: u32) -> Vec<u8> {
     out
 }
 
+type Decoded = Vec<(Kind, Vec<u8>)>;
+
 /// Feeds `bytes` cut at `cuts` and returns the frames before the end or the first error.
-fn decode(bytes: &[u8], cuts: &[usize]) -> (Vec<(Kind, Vec<u8>)>, Result<(), FrameError>) {
+fn decode(bytes: &[u8], cuts: &[usize]) -> (Decoded, Result<(), FrameError>) {
     let mut decoder = Decoder::new();
     let mut frames = Vec::new();
     let mut rest = Bytes::copy_from_slice(bytes);

@@ -78,6 +78,13 @@ pub async fn serve<H: Host>(
     mut drain: Drain,
 ) {
     let hello = host.hello();
+    if listener.identity().vault != hello.vault {
+        let (certificate, vault) = (listener.identity().vault, hello.vault);
+        tracing::error!(
+            "this gateway writes vault {vault}, but its certificate is of vault {certificate}: every agent will refuse \
+             it; issue one from the authority of vault {vault} with `tidegate pki issue`"
+        );
+    }
     let connections = Arc::new(Semaphore::new(limits.connections_max));
     let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
     let server =

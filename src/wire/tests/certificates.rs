@@ -39,13 +39,8 @@ async fn a_gateway_of_another_authority_is_refused_with_a_text_on_both_sides() {
 #[tokio::test]
 async fn an_expired_agent_is_told_the_day_and_the_file() {
     let (log, pki) = (Log::start(), Pki::new());
-    // The gateway lives two months later.
-    let gateway =
-        pki::issue_gateway(pki.path(), "g1", &["127.0.0.1".into()], pki::IssueOptions { days: 365, ..options() })
-            .expect("issued");
-    let ca = pki::IssueOptions { days: 365, force: true, ..options() };
-    let _ = (ca, &gateway);
-    let server = start(&files(&gateway), &MemoryHost::with([]), days(20));
+    // The gateway's clock is 20 days ahead: within its own certificate, beyond the agent's.
+    let server = start(&pki.gateway(), &MemoryHost::with([]), days(20));
     let agent = pki::issue_agent(pki.path(), "a1", &[disk("d1")], pki::IssueOptions { days: 10, ..options() });
     let agent = agent.expect("issued");
     let error = refused(&server.addr, &files(&agent), 0).await;
@@ -106,7 +101,7 @@ async fn a_gateway_does_not_take_another_gateway_for_an_agent() {
 }
 
 /// A listener whose certificate is whatever the test wants: TLS is in order, the role is not.
-async fn impostor(files: &TlsFiles) -> (String, quinn::Endpoint) {
+fn impostor(files: &TlsFiles) -> (String, quinn::Endpoint) {
     use quinn::crypto::rustls::QuicServerConfig;
     let material = tls::Material::load(files, &clock(0)).expect("files");
     let config = material.server_config(&tls::Explanation::default()).expect("config");
@@ -133,7 +128,7 @@ async fn an_agent_talks_only_to_a_gateway_of_its_vault() {
             assert!(chain_text(&error).contains(word), "{error}");
             continue;
         }
-        let (addr, endpoint) = impostor(&files).await;
+        let (addr, endpoint) = impostor(&files);
         let accepting = tokio::spawn(async move {
             let connection = endpoint.accept().await.expect("incoming").await.expect("handshake");
             connection.closed().await

@@ -129,7 +129,7 @@ async fn more_disks_than_allowed_are_refused_and_the_others_stay() {
     let names: [&'static str; 3] = ["d1", "d2", "d3"];
     let (pki, host) = (Pki::new(), MemoryHost::with(names.map(|name| (name, MemoryDisk::new()))));
     let limits = ServerLimits { disks_max: 2, ..ServerLimits::default() };
-    let server = start_with(&pki.gateway(), &host, 0, limits);
+    let server = start_with(&pki.gateway(), &host, 0, &Tuning::default(), limits);
     let client = connect(&server, &pki.agent("a1", &names)).await;
     let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
     let _second = client.open_disk(fork("d2")).await.expect("opened");
@@ -143,7 +143,7 @@ async fn more_disks_than_allowed_are_refused_and_the_others_stay() {
 async fn more_connections_than_allowed_are_refused_as_busy() {
     let pki = Pki::new();
     let limits = ServerLimits { connections_max: 1, handshakes_max: 0, ..ServerLimits::default() };
-    let server = start_with(&pki.gateway(), &MemoryHost::with([]), 0, limits);
+    let server = start_with(&pki.gateway(), &MemoryHost::with([]), 0, &Tuning::default(), limits);
     // No handshake is free at once, so this one goes through a stateless retry.
     let first = connect(&server, &pki.agent("a1", &["d1"])).await;
     let error = Client::connect(&server.addr, &pki.agent("a2", &["d1"]), clock(0)).await.err().expect("refused");
@@ -155,7 +155,7 @@ async fn more_connections_than_allowed_are_refused_as_busy() {
 async fn a_peer_that_says_no_hello_is_put_out() {
     let pki = Pki::new();
     let limits = ServerLimits { step_timeout: Duration::from_millis(200), ..ServerLimits::default() };
-    let server = start_with(&pki.gateway(), &MemoryHost::with([]), 0, limits);
+    let server = start_with(&pki.gateway(), &MemoryHost::with([]), 0, &Tuning::default(), limits);
     let raw = Raw::connect(&server.addr, &pki.agent("a1", &["d1"])).await;
     assert_eq!(raw.closed().await.0, Code::Timeout);
 }

@@ -5,7 +5,6 @@ use crate::wire::messages::{Message, OpenDisk};
 use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::*;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::types::{Chain, Epoch, Seq};
@@ -97,15 +96,14 @@ async fn a_closed_window_stops_the_agent_until_it_opens() {
 
 #[tokio::test]
 async fn more_bytes_than_credit_are_refused() {
-    let state = MemoryDisk { window: watch::Sender::new(1), room: Semaphore::new(0), ..MemoryDisk::new() };
+    let state = MemoryDisk { window: watch::Sender::new(1), ..MemoryDisk::new() };
     let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
     let server = start(&pki.gateway(), &host, 0);
     let raw = Raw::connect(&server.addr, &pki.agent("a1", &["d1"])).await;
     let _control = raw.hello("a1").await;
     let (mut send, mut reader, opened) = open_raw(&raw, fork("d1")).await;
     let mut source = Source::new(&opened);
-    // The first record waits in the sink; the rest would be a credit violation whenever it is read.
-    host.disk("d1").room.add_permits(1000);
+    // The sink takes whatever comes, but no new credit is granted.
     host.disk("d1").window.send_replace(0);
     let refused = async {
         loop {
@@ -318,5 +316,21 @@ async fn the_clock_offset_is_that_of_the_gateway_within_its_uncertainty() {
     let error = (offset.offset_micros - hour).unsigned_abs();
     assert!(error <= u64::from(offset.uncertainty_micros) + 1000, "off by {error} µs: {offset:?}");
     assert_eq!((client.gateway().gateway.as_str(), client.gateway().vault), ("g1", VAULT));
-    let _unused: Arc<MemoryHost> = host;
+}
+
+#[tokio::test]
+async fn jumbo_datagrams_are_found_and_carry_records() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let tuning = Tuning { mtu_max_bytes: 8952, ..Tuning::default() };
+    let server = start_with(&pki.gateway(), &host, 0, &tuning, ServerLimits::default());
+    let client = Client::connect_with(&server.addr, &pki.agent("a1", &["d1"]), &tuning, clock(0)).await;
+    let client = client.expect("connected");
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    // At this size ten segments do not fit one transmit; unlimited, these bytes would take minutes.
+    for _ in 0..128 {
+        sender.send(source.record(1 << 20)).await.expect("sent");
+    }
+    acked(&mut events, 128).await;
+    assert!(client.path_mtu_bytes() > 8000, "the path stayed at {} bytes", client.path_mtu_bytes());
 }

@@ -202,13 +202,19 @@ pub struct TestServer {
 }
 
 pub fn start(files: &TlsFiles, host: &Arc<impl Host>, moved: i64) -> TestServer {
-    start_with(files, host, moved, ServerLimits::default())
+    start_with(files, host, moved, &Tuning::default(), ServerLimits::default())
 }
 
-pub fn start_with(files: &TlsFiles, host: &Arc<impl Host>, moved: i64, limits: ServerLimits) -> TestServer {
+pub fn start_with(
+    files: &TlsFiles,
+    host: &Arc<impl Host>,
+    moved: i64,
+    tuning: &Tuning,
+    limits: ServerLimits,
+) -> TestServer {
     let clock = clock(moved);
     let any = "127.0.0.1:0".parse().expect("address");
-    let listener = Listener::bind(any, files, &Tuning::default(), &clock).expect("listening");
+    let listener = Listener::bind(any, files, tuning, &clock).expect("listening");
     let addr = listener.local_addr().to_string();
     let (drain, signal): (_, Drain) = DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), limits, clock, signal));
@@ -305,7 +311,7 @@ pub async fn end(events: &mut DiskEvents) -> DiskEvent {
 /// A QUIC connection with a right certificate and no manners.
 pub struct Raw {
     pub connection: quinn::Connection,
-    pub endpoint: quinn::Endpoint,
+    _endpoint: quinn::Endpoint,
 }
 
 impl Raw {
@@ -316,7 +322,7 @@ impl Raw {
             client_endpoint(remote, &material, &Tuning::default(), &Explanation::default()).expect("endpoint");
         let connection =
             endpoint.connect_with(config, remote, "127.0.0.1").expect("configured").await.expect("connected");
-        Self { connection, endpoint }
+        Self { connection, _endpoint: endpoint }
     }
 
     /// Opens the control stream properly.
