@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// Events of the uploader that may wait: each stands for one batch, and handling one takes microseconds.
 const EVENTS_MAX: usize = 64;
-/// How long a stop waits for the lane's end to be written; without it the lane is only less tidy.
+/// How long a stop, when the drain's grace is over, waits for the store to take what is on its way.
 const LANE_END_WAIT: Duration = Duration::from_secs(5);
 
 /// The running feeder.
@@ -178,8 +178,20 @@ impl Feeding {
             queue_bytes_max: (quarter_bytes / 2) as usize,
         };
         let sink_uploader = Arc::clone(&uploader);
+        let (runtime, stopped) = (self.runtime.clone(), self.stopped.clone());
         let pipeline = Pipeline::start(&pipeline_config, context, move |batch| {
-            sink_uploader.submit_blocking(batch).map_err(|_| SinkClosed)
+            // While the store is away a full queue waits for ever; a stop must not wait with it.
+            let mut stopped = stopped.clone();
+            let given_up = async {
+                stopped.wait().await;
+                tokio::time::sleep(LANE_END_WAIT).await;
+            };
+            runtime.block_on(async {
+                tokio::select! {
+                    submitted = sink_uploader.submit(batch) => submitted.map_err(|_| SinkClosed),
+                    () = given_up => Err(SinkClosed),
+                }
+            })
         });
         let pipeline = pipeline.map_err(|error| chain_text(&error))?;
         Ok(Way { pipeline, uploader, lane })

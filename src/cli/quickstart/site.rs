@@ -164,10 +164,10 @@ impl Site {
     }
 
     fn agent_config(&self) -> String {
-        let top = "id = \"agent1\"\nstate_dir = \"agent\"";
-        let files = "ca = \"pki/ca.crt\"\ncert = \"pki/agent-agent1.crt\"\nkey = \"pki/agent-agent1.key\"";
-        let gateway = format!("addresses = [\"127.0.0.1:{}\"]\n{files}", self.gateway_port);
-        let mut text = sections(&[("", top), ("gateway", &gateway)], &self.plan.agent);
+        let gateways = format!("gateways = [\"127.0.0.1:{}\"]", self.gateway_port);
+        let top = format!("id = \"agent1\"\nstate_dir = \"agent\"\n{gateways}");
+        let tls = "ca = \"pki/ca.crt\"\ncert = \"pki/agent-agent1.crt\"\nkey = \"pki/agent-agent1.key\"";
+        let mut text = sections(&[("", &top), ("tls", tls)], &self.plan.agent);
         for (disk, image) in &self.plan.disks {
             text += &format!("\n[[disk]]\nid = {disk:?}\npath = {:?}\nlisten = \"{}\"\n", image, self.nbd(disk));
         }
