@@ -147,7 +147,11 @@ async fn serve(
 ) -> Result<(), GatewayError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
-    let tuning = Tuning { stream_window_bytes: config.window_bytes as u32, ..Tuning::default() };
+    let stream_window_bytes = config.window_bytes as u32;
+    // One agent may hold a quarter of the sessions' memory in unread bytes, and at least what one disk needs.
+    let agent_bytes = (config.memory_quarter_bytes() / 4).min(1 << 30) as u32;
+    let connection_window_bytes = agent_bytes.max(stream_window_bytes * 2);
+    let tuning = Tuning { stream_window_bytes, connection_window_bytes, ..Tuning::default() };
     let listener =
         Listener::bind(config.listen, &config.tls, &tuning, &clock).map_err(|error| GatewayError::of(&error))?;
     if listener.identity().gateway != config.id {

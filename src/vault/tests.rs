@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use object_store::memory::InMemory;
 use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
 
 use super::testing::{Fate, FaultStore, disk, vault_in};
 use super::*;

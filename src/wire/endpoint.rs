@@ -22,7 +22,7 @@ use crate::flow::Clock;
 use crate::limits;
 
 /// Default of [`Tuning::idle_timeout`]: longer than a route change, shorter than an operator's patience.
-const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The agent sends something so many times within the idle timeout, so that single losses do not matter.
 const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
 /// Bytes that a connection may have sent without acknowledgement by the network: 16 MiB carry 4 Gbit/s over 30 ms.
@@ -138,14 +138,17 @@ fn open_socket(listen: SocketAddr, tuning: &Tuning) -> io::Result<std::net::UdpS
 fn open_endpoint(
     listen: SocketAddr,
     tuning: &Tuning,
-    server: Option<quinn::ServerConfig>,
+    server: Option<(quinn::ServerConfig, ring::hmac::Key)>,
 ) -> Result<quinn::Endpoint, EndpointError> {
     let failed = |source| EndpointError::Bind { listen, source };
     let runtime = Arc::new(quinn::TokioRuntime);
     let socket = runtime.wrap_udp_socket(open_socket(listen, tuning).map_err(failed)?).map_err(failed)?;
     let segments_max = (TRANSMIT_BYTES_MAX / usize::from(tuning.mtu_max_bytes.max(1200))).max(1);
     let socket = Arc::new(LimitedSocket { inner: socket, segments_max });
-    let mut config = quinn::EndpointConfig::default();
+    let (server, mut config) = match server {
+        Some((server, reset_key)) => (Some(server), quinn::EndpointConfig::new(Arc::new(reset_key))),
+        None => (None, quinn::EndpointConfig::default()),
+    };
     // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
     let payload_max = tuning.mtu_max_bytes.clamp(1472, 65_000);
     if config.max_udp_payload_size(payload_max).is_err() {
@@ -179,7 +182,7 @@ impl Listener {
         // One stream more than disks: the control stream.
         let transport = Arc::new(transport(tuning, limits::DISKS_PER_AGENT_MAX as u32 + 1));
         let config = server_config(&material, &transport, &Explanation::default())?;
-        let endpoint = open_endpoint(listen, tuning, Some(config))?;
+        let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())))?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
         Ok(Self { endpoint, material, transport, local, identity })
     }

@@ -110,6 +110,7 @@ pub(super) struct Material {
     key: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
     time: Arc<ClockTime>,
+    reset_key: ring::hmac::Key,
     /// What this side's certificate says.
     facts: CertificateFacts,
     identity: Identity,
@@ -143,6 +144,8 @@ impl Material {
         let unusable = |source| TlsError::Identity { path: files.cert.clone(), source };
         let facts = CertificateFacts::read(&chain[0]).map_err(unusable)?;
         let identity = facts.identity.clone().map_err(unusable)?;
+        let reset_secret = blake3::derive_key("tidegate 1 quic stateless reset", key.secret_der());
+        let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &reset_secret);
         let key = CertifiedKey::from_der(chain, key, &provider).map_err(|source| TlsError::Pair {
             cert: files.cert.clone(),
             key: files.key.clone(),
@@ -157,7 +160,14 @@ impl Material {
         }
         let time = Arc::new(ClockTime(Arc::clone(clock)));
         let (roots, key) = (Arc::new(roots), Arc::new(key));
-        Ok(Self { files: files.clone(), roots, key, provider, time, facts, identity })
+        Ok(Self { files: files.clone(), roots, key, provider, time, reset_key, facts, identity })
+    }
+
+    /// Makes the tokens by which a gateway tells agents that it does not know their connection. It comes from the
+    /// private key, so a gateway that was killed and started again ends its old connections at once instead of leaving
+    /// agents to their idle timeout.
+    pub(super) fn reset_key(&self) -> ring::hmac::Key {
+        self.reset_key.clone()
     }
 
     /// This side's identity, which must be an agent's.

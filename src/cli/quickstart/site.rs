@@ -299,10 +299,7 @@ impl Site {
         let status = self.run(&["vault", "status", "--vault", &self.vault_url, "--catalog-key", &catalog, "--json"])?;
         let value: serde_json::Value =
             serde_json::from_str(&status).map_err(|_| answer("vault status --json", &status))?;
-        value
-            .get("stored_bytes")
-            .and_then(serde_json::Value::as_u64)
-            .ok_or_else(|| answer("vault status --json", &status))
+        value.get("bytes").and_then(serde_json::Value::as_u64).ok_or_else(|| answer("vault status --json", &status))
     }
 
     /// Restores a point of a disk from nothing but a vault and the recovery identity.
