@@ -21,7 +21,8 @@ use crate::keys::Identity;
 use crate::pipeline::codec::Codec;
 use crate::pipeline::message::{self, MessageContext};
 use crate::vault::batch::{BatchBuilder, BatchHeader};
-use crate::vault::index::{MessageMeta, RecordMeta};
+use crate::vault::index::lane::LaneIndexBuilder;
+use crate::vault::index::{MessageMeta, RecordMeta, SealedIndex};
 use crate::vault::lane::Lane;
 use crate::vault::objects::{DiskObject, EpochObject};
 use crate::vault::put::create_only;
@@ -276,6 +277,8 @@ pub struct TestVault {
     pub identity: Identity,
     pub lane: Lane,
     pub next_batch: u64,
+    /// Size and sealed index of every batch so far.
+    batches: Vec<(u64, u64, SealedIndex)>,
 }
 
 impl TestVault {
@@ -284,7 +287,7 @@ impl TestVault {
         let options = InitOptions { recipients: vec![identity.recipient()], now: Micros(1) };
         let (vault, _) = Vault::init(VaultStore::new(store, "test"), &options).await.unwrap();
         let lane = Lane::open(&vault, "g1", &SystemClock::new()).await.unwrap();
-        Self { vault, identity, lane, next_batch: 1 }
+        Self { vault, identity, lane, next_batch: 1, batches: Vec::new() }
     }
 
     pub async fn in_memory() -> Self {
@@ -315,6 +318,10 @@ impl TestVault {
     }
 
     pub async fn put_batch(&mut self, messages: &[(&ModelDisk, MessageMeta)]) -> Path {
+        self.put_batch_confirmed(messages, self.next_batch - 1).await
+    }
+
+    pub async fn put_batch_confirmed(&mut self, messages: &[(&ModelDisk, MessageMeta)], through: u64) -> Path {
         let path = names::batch(self.lane.id(), self.next_batch);
         let header = BatchHeader { vault: self.vault.id(), lane: self.lane.id(), n: self.next_batch };
         let mut builder = BatchBuilder::new(header, Vec::new());
@@ -338,10 +345,23 @@ impl TestVault {
             self.vault.create_route(&disk.id, self.lane.id()).await.unwrap();
         }
         let key = self.vault.catalog_key().unwrap();
-        let batch = builder.finish(key, path.as_ref(), self.next_batch - 1).unwrap();
+        let batch = builder.finish(key, path.as_ref(), through).unwrap();
+        self.batches.push((self.next_batch, batch.body.len() as u64, batch.sealed_index));
         create_only(self.vault.store(), &path, batch.body.into(), Duration::from_secs(5)).await.unwrap();
         self.next_batch += 1;
         path
+    }
+
+    /// Writes lane index 1 over the batches from `first` to `last`.
+    pub async fn put_lane_index(&self, first: u64, last: u64) {
+        let mut builder = LaneIndexBuilder::new(self.vault.id(), self.lane.id(), first);
+        for (n, total_bytes, index) in &self.batches {
+            if (first..=last).contains(n) {
+                assert!(builder.push(*n, *total_bytes, index.clone()));
+            }
+        }
+        let path = names::lane_index(self.lane.id(), 1);
+        create_only(self.vault.store(), &path, builder.finish().into(), Duration::from_secs(5)).await.unwrap();
     }
 
     pub async fn end(&self) {

@@ -1,0 +1,364 @@
+//! Proving that a vault could be restored from, in three depths, without writing anything.
+//!
+//! | level | needs | finds |
+//! |---|---|---|
+//! | list | nothing (with a key also MACs) | missing and foreign names, holes in lanes and epochs, unreadable control objects |
+//! | index | catalog key or identity | indexes that do not authenticate, wrong lengths, holes and contradictions in histories |
+//! | data | identity | every message, or a sample: seal, digests, chain, rows; headers of batches |
+//!
+//! Damage never stops the run. Records that are missing without proof that they were ever vaulted are *late*: a gateway
+//! is still uploading, or died before it was acknowledged. They are told apart from what is lost.
+
+mod data;
+mod list;
+mod tails;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::damage::{Damage, RecordRange};
+use super::fetch::{FetchError, FetchLimits};
+use super::history::{Gap, History};
+use super::points;
+use super::progress::Progress;
+use super::source::{self, Source};
+use crate::fault::{self, Classify, Fault};
+use crate::keys::{Identity, RandomError};
+use crate::types::{DiskId, Id128, Micros, PointId};
+use crate::vault::objects::EpochObject;
+use crate::vault::reader::{Catalog, CatalogBatch, Problem, Want};
+use crate::vault::{Vault, VaultError, names};
+
+/// How deep to look.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Names and control objects.
+    List,
+    /// And all indexes.
+    Index,
+    /// And the messages.
+    Data,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// How deep.
+    pub level: Level,
+    /// Share of the messages to open, 0 to 1.
+    pub sample: f64,
+    /// Only this disk's histories and messages; control objects are checked for all.
+    pub disk: Option<DiskId>,
+    /// Memory and parallelism.
+    pub limits: FetchLimits,
+}
+
+/// Why a verification could not be carried out. Damage is no such thing.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The store or a key.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// Reading messages.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// No random numbers to sample by.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The level needs a key that is not at hand.
+    #[error("level data needs the recovery identity: give --identity FILE or TIDEGATE_IDENTITY")]
+    IdentityNeeded,
+}
+
+impl Classify for VerifyError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Vault(error) => error.fault(),
+            Self::Fetch(error) => error.fault(),
+            Self::Random(error) => error.fault(),
+            Self::IdentityNeeded => Fault::Reject,
+        }
+    }
+}
+
+/// What was found of one disk.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DiskReport {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Recovery points.
+    pub points: u64,
+    /// The newest one.
+    pub newest_point: Option<String>,
+    /// Its label time.
+    pub newest_time: Option<String>,
+    /// The newest usable record.
+    pub newest_record: Option<String>,
+    /// Messages that its indexes name.
+    pub messages: u64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    /// The vault.
+    pub vault: Id128,
+    /// How deep it was looked.
+    pub level: Level,
+    /// `ok` or `damaged`.
+    pub outcome: &'static str,
+    /// Objects listed.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Whether MACs were checked: a catalog key was at hand.
+    pub authenticated: bool,
+    /// Lanes.
+    pub lanes: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Messages that the indexes name.
+    pub messages: u64,
+    /// Messages that were opened and checked.
+    pub messages_checked: u64,
+    /// The disks; empty at level list.
+    pub disks: Vec<DiskReport>,
+    /// What is damaged or lost.
+    pub damage: Vec<Damage>,
+    /// What is not vaulted yet, as far as anybody can tell.
+    pub late: Vec<String>,
+    /// What is worth knowing but harms nothing.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    fn new(vault: &Vault, level: Level) -> Self {
+        Self {
+            vault: vault.id(),
+            level,
+            outcome: "ok",
+            objects: 0,
+            bytes: 0,
+            authenticated: vault.catalog_key().is_some(),
+            lanes: 0,
+            batches: 0,
+            messages: 0,
+            messages_checked: 0,
+            disks: Vec::new(),
+            damage: Vec::new(),
+            late: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Adds damage, unless the same was found by another way already.
+    fn damaged(&mut self, damage: Damage) {
+        let known = |old: &Damage| old.object == damage.object && old.records == damage.records;
+        let named = damage.object.is_some();
+        if !(named && self.damage.iter().any(known)) {
+            self.damage.push(damage);
+        }
+    }
+
+    /// Adds damage in the place of what a shallower look had to say of the same object.
+    fn replace(&mut self, damage: Damage) {
+        self.damage.retain(|old| old.object != damage.object || old.records.is_some());
+        self.damage.push(damage);
+    }
+}
+
+/// Verifies a vault to the level asked for.
+///
+/// # Errors
+/// [`VerifyError`] if it could not be carried out. What is damaged stands in the report.
+pub async fn verify(
+    vault: &Vault,
+    identity: Option<&Identity>,
+    options: &VerifyOptions,
+    progress: Arc<Progress>,
+) -> Result<Report, VerifyError> {
+    let mut report = Report::new(vault, options.level);
+    let listing = list::check(vault, identity, &mut report).await?;
+    if options.level >= Level::Index {
+        let disks: Vec<DiskId> = match &options.disk {
+            Some(disk) => vec![disk.clone()],
+            None => listing.disks.keys().cloned().collect(),
+        };
+        // All lanes, also those that no route leads to, so that a lost route is found.
+        let want = options.disk.as_ref().map_or_else(Want::default, Want::disk);
+        let catalog = source::load(vault, &want).await?;
+        take_findings(&catalog, &listing, &mut report);
+        check_routes(vault, &listing, &catalog, &mut report).await?;
+        tails::check(vault, &listing, &catalog, &mut report).await?;
+        let mut histories = Vec::new();
+        for disk in disks {
+            let epochs = epochs_again(vault, &disk, &listing, &catalog).await?;
+            let history = source::history(&catalog, &disk, &epochs);
+            take_history(&disk, &history, &catalog, &mut report);
+            histories.push((disk, history));
+        }
+        if options.level >= Level::Data {
+            let identity = identity.ok_or(VerifyError::IdentityNeeded)?;
+            let (source, damage) = Source::open(vault, identity, &catalog)?;
+            damage.into_iter().for_each(|damage| report.damaged(damage));
+            data::check(source, &catalog, histories, options, progress, &mut report).await?;
+        }
+    }
+    if !report.damage.is_empty() {
+        report.outcome = "damaged";
+    }
+    // What a deeper level proved to be lost is not merely late.
+    let lost: Vec<&String> = report.damage.iter().filter_map(|damage| damage.object.as_ref()).collect();
+    report.late.retain(|late| !lost.iter().any(|object| late.starts_with(object.as_str())));
+    Ok(report)
+}
+
+/// Every lane that carried a disk must be found from the disk, or a restore would not look there.
+async fn check_routes(
+    vault: &Vault,
+    listing: &list::Listing,
+    catalog: &Catalog,
+    report: &mut Report,
+) -> Result<(), VaultError> {
+    let confirmed = |batch: &&CatalogBatch| {
+        let lane = catalog.lanes.binary_search_by_key(&batch.index.lane, |lane| lane.lane);
+        lane.is_ok_and(|at| batch.index.n <= catalog.lanes[at].confirmed_through)
+    };
+    let carried: BTreeSet<(&DiskId, Id128)> = catalog
+        .batches
+        .iter()
+        .filter(confirmed)
+        .flat_map(|batch| batch.index.disks.iter().map(|part| (&part.disk, batch.index.lane)))
+        .collect();
+    for (disk, lane) in carried {
+        let path = names::route(disk, lane);
+        // Looked for again by name: the listing is older than the catalog.
+        if !listing.routed(disk, lane) && !vault.store().exists(&path).await.map_err(VaultError::from)? {
+            report.damaged(Damage::object(path, "is missing: a restore would not look into this lane"));
+        }
+    }
+    Ok(())
+}
+
+/// The epochs of a disk: those of the listing, unless one was opened since.
+async fn epochs_again(
+    vault: &Vault,
+    disk: &DiskId,
+    listing: &list::Listing,
+    catalog: &Catalog,
+) -> Result<Vec<EpochObject>, VaultError> {
+    let mut epochs = listing.disks.get(disk).map(|disk| disk.epochs.clone()).unwrap_or_default();
+    let parts = catalog.batches.iter().flat_map(|batch| &batch.index.disks).filter(|part| part.disk == *disk);
+    let newest = parts.flat_map(|part| &part.messages).map(|message| message.epoch).max();
+    while let Some(next) =
+        epochs.last().map(|epoch| crate::types::Epoch(epoch.epoch.0 + 1)).filter(|next| Some(*next) <= newest)
+    {
+        match vault.get_object::<EpochObject>(&names::epoch(disk, next)).await {
+            Ok(Some(epoch)) => epochs.push(epoch),
+            // Missing or damaged: the listing or the history says so.
+            Ok(None) => break,
+            Err(error) if error.fault() == Fault::Corrupt => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(epochs)
+}
+
+fn take_findings(catalog: &Catalog, listing: &list::Listing, report: &mut Report) {
+    for finding in catalog.findings.iter().filter(|finding| finding.problem != Problem::Foreign) {
+        let around = around(catalog, listing, &finding.object).unwrap_or_default();
+        report.replace(Damage::object(finding.object.clone(), format!("{}{around}", finding.problem)));
+    }
+}
+
+/// What a batch that cannot be read may have held: the disks of its lane, and the times of the batches beside it.
+fn around(catalog: &Catalog, listing: &list::Listing, object: &str) -> Option<String> {
+    let mut parts = object.strip_prefix("b/")?.split('/').skip(1);
+    let (lane, n): (Id128, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let disks = listing.carried_by(lane).join(", ");
+    let at = catalog.batches.partition_point(|batch| (batch.index.lane, batch.index.n) < (lane, n));
+    let messages = |at: usize| {
+        let batch = catalog.batches.get(at).filter(|batch| batch.index.lane == lane && batch.index.n != n);
+        batch.into_iter().flat_map(|batch| &batch.index.disks).flat_map(|part| &part.messages)
+    };
+    let before = at.checked_sub(1).and_then(|at| messages(at).map(|message| message.received_last).max());
+    let after = messages(at).map(|message| message.received_first).min();
+    let times = match (before, after) {
+        (Some(before), Some(after)) => format!(" received between {before} and {after}"),
+        (Some(before), None) => format!(" received after {before}"),
+        (None, Some(after)) => format!(" received before {after}"),
+        (None, None) => String::new(),
+    };
+    Some(format!("; it may hold records of disk {disks}{times}"))
+}
+
+fn take_history(disk: &DiskId, history: &History, catalog: &Catalog, report: &mut Report) {
+    let points = points::list(history);
+    let newest = points.last();
+    let messages = history.rows.len() as u64;
+    report.messages += messages;
+    for gap in &history.gaps {
+        let what = "these records are missing";
+        if gap.lost {
+            report.damage.push(Damage::records(gap_range(disk, gap), format!("{what} and were vaulted once")));
+        } else {
+            report
+                .late
+                .push(format!("{}: {what}, and nothing proves that they were ever vaulted", gap_range(disk, gap)));
+        }
+    }
+    for conflict in &history.conflicts {
+        let objects: Vec<String> = conflict
+            .rows
+            .iter()
+            .flatten()
+            .map(|row| catalog.batches[history.rows[*row].object as usize].object.to_string())
+            .collect();
+        let what = format!(
+            "two accounts of e{}-s{} differ; nothing above s{} is believed",
+            conflict.epoch, conflict.seq, conflict.cut
+        );
+        let labels = [None, None];
+        let records = RecordRange {
+            disk: disk.clone(),
+            epoch: conflict.epoch,
+            first: conflict.cut.next(),
+            last: conflict.seq,
+            labels,
+        };
+        report.damage.push(Damage { object: Some(objects.join(" and ")), ..Damage::records(records, what) });
+    }
+    for fault in &history.faults {
+        let object = names::epoch(disk, fault.epoch());
+        report.damaged(Damage::object(object, fault.to_string()));
+    }
+    report.disks.push(DiskReport {
+        disk: disk.clone(),
+        size_bytes: history.disk_bytes(),
+        points: points.len() as u64,
+        newest_point: newest.map(|point| point.id.to_string()),
+        newest_time: newest.map(|point| point.label.to_string()),
+        newest_record: history.head().map(|head: PointId| head.to_string()),
+        messages,
+    });
+}
+
+fn gap_range(disk: &DiskId, gap: &Gap) -> RecordRange {
+    let labels: [Option<Micros>; 2] = [gap.label_before, gap.label_after];
+    RecordRange { disk: disk.clone(), epoch: gap.epoch, first: gap.first, last: gap.last, labels }
+}
+
+/// The words for an error that is damage, or the error again if it is not.
+fn damage_words(error: VaultError) -> Result<String, VaultError> {
+    match error.fault() {
+        Fault::Corrupt => Ok(fault::chain_text(&error)),
+        _ if matches!(error, VaultError::Object(_)) => Ok(fault::chain_text(&error)),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

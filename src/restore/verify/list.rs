@@ -1,0 +1,346 @@
+//! Level list: every name, and every control object by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::stream::{self, StreamExt};
+use object_store::path::Path;
+
+use super::{Report, damage_words};
+use crate::fault;
+use crate::keys::{self, Identity};
+use crate::limits;
+use crate::restore::damage::Damage;
+use crate::types::{DiskId, Epoch, Id128};
+use crate::vault::epochs::Lineage;
+use crate::vault::objects::{
+    self, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, RouteObject,
+};
+use crate::vault::store::Listed;
+use crate::vault::{Vault, VaultError, batch, names};
+
+/// Small reads in flight.
+const READS: usize = 16;
+/// A hole this far below a lane's newest batch is no longer an upload on its way: a gateway holds far fewer at a time.
+const BATCHES_IN_FLIGHT_MAX: u64 = 1024;
+
+/// What one lane has by name.
+#[derive(Default)]
+pub(super) struct LaneNames {
+    registered: bool,
+    sealed: bool,
+    end: Option<u64>,
+    /// Numbers and sizes.
+    pub(super) batches: BTreeMap<u64, u64>,
+    /// Numbers of its lane indexes.
+    pub(super) indexes: BTreeSet<u64>,
+}
+
+/// What one disk has by name.
+#[derive(Default)]
+pub(super) struct DiskNames {
+    described: bool,
+    pub(super) epochs: Vec<EpochObject>,
+    epoch_numbers: BTreeSet<u64>,
+    routes: BTreeSet<Id128>,
+}
+
+/// Everything that was listed.
+#[derive(Default)]
+pub(super) struct Listing {
+    pub(super) lanes: BTreeMap<Id128, LaneNames>,
+    pub(super) disks: BTreeMap<DiskId, DiskNames>,
+    keys: BTreeSet<String>,
+}
+
+/// What a name stands for.
+enum Named {
+    Vault,
+    Key(String),
+    Lane(Id128),
+    LaneEnd(Id128),
+    LaneSeal(Id128),
+    Batch(Id128, u64),
+    LaneIndex(Id128, u64),
+    Disk(DiskId),
+    Epoch(DiskId, u64),
+    Route(DiskId, Id128),
+    /// Hints and the keeper's manifests: their loss costs time, never data.
+    Hint,
+}
+
+/// A name is known only if it is exactly what the writers would have written.
+fn named(path: &Path) -> Option<Named> {
+    let text = path.as_ref();
+    let parts: Vec<&str> = text.split('/').collect();
+    let (found, name) = match parts[..] {
+        ["vault"] => (Named::Vault, names::vault()),
+        ["keys", kid] => (Named::Key(kid.to_owned()), names::key(kid)),
+        ["lanes", name] => lane_file(name)?,
+        ["b", _, lane, _] => {
+            let (lane, n) = (lane.parse().ok()?, names::number(path)?);
+            (Named::Batch(lane, n), names::batch(lane, n))
+        }
+        ["x", lane, _] => {
+            let (lane, k) = (lane.parse().ok()?, names::number(path)?);
+            (Named::LaneIndex(lane, k), names::lane_index(lane, k))
+        }
+        ["d", disk, ref rest @ ..] => disk_file(DiskId::new(disk).ok()?, path, rest)?,
+        ["hint" | "m", ..] => return Some(Named::Hint),
+        _ => return None,
+    };
+    (name == *path).then_some(found)
+}
+
+fn lane_file(name: &str) -> Option<(Named, Path)> {
+    let (id, kind) = name.split_once('.').unwrap_or((name, ""));
+    let lane = id.parse().ok()?;
+    Some(match kind {
+        "" => (Named::Lane(lane), names::lane(lane)),
+        "end" => (Named::LaneEnd(lane), names::lane_end(lane)),
+        "seal" => (Named::LaneSeal(lane), names::lane_seal(lane)),
+        _ => return None,
+    })
+}
+
+fn disk_file(disk: DiskId, path: &Path, rest: &[&str]) -> Option<(Named, Path)> {
+    Some(match rest {
+        ["disk"] => (Named::Disk(disk.clone()), names::disk(&disk)),
+        ["e", _] => {
+            let n = names::number(path)?;
+            (Named::Epoch(disk.clone(), n), names::epoch(&disk, Epoch(n)))
+        }
+        ["r", lane] => {
+            let lane = lane.parse().ok()?;
+            (Named::Route(disk.clone(), lane), names::route(&disk, lane))
+        }
+        _ => return None,
+    })
+}
+
+/// What a control object told, once it was read and believed.
+enum Told {
+    Nothing,
+    End(Id128, u64),
+    Epoch(EpochObject),
+    Wrong(String),
+}
+
+/// Lists everything, reads every control object, and checks what names alone can tell.
+pub(super) async fn check(
+    vault: &Vault,
+    identity: Option<&Identity>,
+    report: &mut Report,
+) -> Result<Listing, VaultError> {
+    let mut listing = Listing::default();
+    let mut control = Vec::new();
+    for Listed { path, size_bytes } in vault.store().list(None).await? {
+        report.objects += 1;
+        report.bytes += size_bytes;
+        match named(&path) {
+            Some(Named::Hint) => {}
+            Some(found) => {
+                if listing.note(&found, size_bytes) {
+                    control.push((path, found));
+                }
+            }
+            None => report.notes.push(format!("{path} is not of a vault: nothing of that name belongs there")),
+        }
+    }
+    let read = |(path, found): (Path, Named)| async move { (read(vault, identity, &path, found).await, path) };
+    let mut reads = stream::iter(control).map(read).buffered(READS);
+    while let Some((told, path)) = reads.next().await {
+        match told? {
+            Told::Nothing => {}
+            Told::End(lane, last) => listing.lanes.entry(lane).or_default().end = Some(last),
+            Told::Epoch(epoch) => listing.disks.entry(epoch.disk.clone()).or_default().epochs.push(epoch),
+            Told::Wrong(what) => report.damaged(Damage::object(path, what)),
+        }
+    }
+    report.lanes = listing.lanes.len() as u64;
+    report.batches = listing.lanes.values().map(|lane| lane.batches.len() as u64).sum();
+    check_lanes(&listing, report);
+    check_disks(&mut listing, report);
+    if !listing.keys.contains(&vault.head().catalog_kid.to_string()) {
+        let what = "is missing: without it the recovery identity alone does not open the vault";
+        report.damaged(Damage::object(names::key(&vault.head().catalog_kid.to_string()), what));
+    }
+    Ok(listing)
+}
+
+impl Listing {
+    /// Whether a route leads from the disk to the lane.
+    pub(super) fn routed(&self, disk: &DiskId, lane: Id128) -> bool {
+        self.disks.get(disk).is_some_and(|disk| disk.routes.contains(&lane))
+    }
+
+    /// The disks with a route to the lane.
+    pub(super) fn carried_by(&self, lane: Id128) -> Vec<&str> {
+        let carried = self.disks.iter().filter(|(_, names_of)| names_of.routes.contains(&lane));
+        carried.map(|(disk, _)| disk.as_str()).collect()
+    }
+
+    /// Notes a name; whether its object is to be read.
+    fn note(&mut self, found: &Named, size_bytes: u64) -> bool {
+        match found {
+            Named::Batch(lane, n) => {
+                self.lanes.entry(*lane).or_default().batches.insert(*n, size_bytes);
+                return false;
+            }
+            Named::LaneIndex(lane, k) => {
+                self.lanes.entry(*lane).or_default().indexes.insert(*k);
+                return false;
+            }
+            Named::Lane(lane) => self.lanes.entry(*lane).or_default().registered = true,
+            Named::LaneEnd(lane) => {
+                self.lanes.entry(*lane).or_default();
+            }
+            Named::LaneSeal(lane) => self.lanes.entry(*lane).or_default().sealed = true,
+            Named::Key(kid) => {
+                self.keys.insert(kid.clone());
+            }
+            Named::Disk(disk) => self.disks.entry(disk.clone()).or_default().described = true,
+            Named::Epoch(disk, n) => {
+                self.disks.entry(disk.clone()).or_default().epoch_numbers.insert(*n);
+            }
+            Named::Route(disk, lane) => {
+                self.disks.entry(disk.clone()).or_default().routes.insert(*lane);
+            }
+            Named::Vault | Named::Hint => {}
+        }
+        true
+    }
+}
+
+/// Reads a control object and checks that it says of itself what its name says.
+async fn read(vault: &Vault, identity: Option<&Identity>, path: &Path, found: Named) -> Result<Told, VaultError> {
+    let told = match found {
+        Named::Key(kid) => return read_key(vault, identity, path, &kid).await,
+        Named::Lane(lane) => object::<LaneObject>(vault, path).await.map(|object| (object.lane == lane, Told::Nothing)),
+        Named::LaneEnd(lane) => object::<LaneEndObject>(vault, path)
+            .await
+            .map(|object| (object.lane == lane, Told::End(lane, object.last_batch))),
+        Named::LaneSeal(lane) => {
+            object::<LaneSealObject>(vault, path).await.map(|object| (object.lane == lane, Told::Nothing))
+        }
+        Named::Disk(disk) => object::<DiskObject>(vault, path).await.map(|object| (object.disk == disk, Told::Nothing)),
+        Named::Epoch(disk, n) => object::<EpochObject>(vault, path)
+            .await
+            .map(|object| (object.disk == disk && object.epoch.0 == n, Told::Epoch(object))),
+        Named::Route(disk, lane) => object::<RouteObject>(vault, path)
+            .await
+            .map(|object| (object.disk == disk && object.lane == lane, Told::Nothing)),
+        // Opening the vault checked its own description.
+        Named::Vault | Named::Batch(..) | Named::LaneIndex(..) | Named::Hint => return Ok(Told::Nothing),
+    };
+    match told {
+        Ok((true, told)) => Ok(told),
+        Ok((false, _)) => Ok(Told::Wrong("it describes something else than its name says".to_owned())),
+        Err(error) => damage_words(error).map(Told::Wrong),
+    }
+}
+
+/// Reads one object, authenticated if the key is at hand.
+async fn object<T: ControlObject>(vault: &Vault, path: &Path) -> Result<T, VaultError> {
+    let missing = || VaultError::Missing { object: path.to_string(), place: vault.store().shown().to_owned() };
+    if vault.catalog_key().is_some() {
+        return vault.get_object(path).await?.ok_or_else(missing);
+    }
+    let bytes = vault.store().get(path, limits::CONTROL_OBJECT_BYTES_MAX).await?.ok_or_else(missing)?;
+    Ok(objects::decode_unchecked(path, &bytes)?)
+}
+
+/// A wrapped catalog key: whether it opens can be told only with an identity, and then it is.
+async fn read_key(vault: &Vault, identity: Option<&Identity>, path: &Path, kid: &str) -> Result<Told, VaultError> {
+    let bytes = match vault.store().get(path, limits::CONTROL_OBJECT_BYTES_MAX).await.map_err(VaultError::from) {
+        Ok(bytes) => bytes.unwrap_or_default(),
+        Err(error) => return damage_words(error).map(Told::Wrong),
+    };
+    let Ok(text) = std::str::from_utf8(&bytes) else { return Ok(Told::Wrong("it is no wrapped key".to_owned())) };
+    let recipients: Vec<String> = vault.recipients().iter().map(ToString::to_string).collect();
+    if keys::wrapped_to(text) != recipients {
+        return Ok(Told::Wrong("it is not wrapped to the recipients of the vault".to_owned()));
+    }
+    let Some(identity) = identity else {
+        let armored =
+            text.contains("-----BEGIN AGE ENCRYPTED FILE-----") && text.contains("-----END AGE ENCRYPTED FILE-----");
+        return Ok(if armored { Told::Nothing } else { Told::Wrong("it is no wrapped key".to_owned()) });
+    };
+    match keys::unwrap(identity, text) {
+        Ok(secret) if keys::CatalogKey::from_secret(*secret).kid().to_string() == kid => Ok(Told::Nothing),
+        Ok(_) => Ok(Told::Wrong("it holds another key than its name says".to_owned())),
+        Err(error) => Ok(Told::Wrong(fault::chain_text(&error))),
+    }
+}
+
+fn check_lanes(listing: &Listing, report: &mut Report) {
+    for (lane, names_of) in &listing.lanes {
+        if !names_of.registered {
+            let what = "is missing: the lane's key is lost, its batches cannot be opened";
+            report.damaged(Damage::object(names::lane(*lane), what));
+        }
+        let newest = names_of.batches.last_key_value().map_or(0, |(n, _)| *n);
+        let end = names_of.end.unwrap_or(0);
+        for (first, last) in holes(names_of.batches.keys().copied(), newest.max(end)) {
+            let object = names::batch(*lane, first);
+            let count = last - first + 1;
+            let many = if count > 1 { format!(" with the {} that follow it", count - 1) } else { String::new() };
+            let proven = last <= end || newest.saturating_sub(last) >= BATCHES_IN_FLIGHT_MAX;
+            match (proven, names_of.sealed) {
+                (true, false) => report.damaged(Damage::object(object, format!("is missing{many}"))),
+                (true, true) => report.notes.push(format!("{object} is gone{many}; its lane is sealed for retention")),
+                (false, _) => {
+                    report.late.push(format!(
+                        "{object} is missing{many}; the names alone do not tell whether it was ever there"
+                    ));
+                }
+            }
+        }
+        let least_bytes = (batch::HEADER_BYTES + batch::TRAILER_BYTES) as u64;
+        for (n, size_bytes) in names_of.batches.iter().filter(|(_, size_bytes)| **size_bytes < least_bytes) {
+            let what = format!("the object has {size_bytes} bytes, fewer than any batch");
+            report.damaged(Damage::object(names::batch(*lane, *n), what));
+        }
+    }
+}
+
+fn check_disks(listing: &mut Listing, report: &mut Report) {
+    for (disk, names_of) in &mut listing.disks {
+        names_of.epochs.sort_unstable_by_key(|epoch| epoch.epoch);
+        if !names_of.described {
+            report.damaged(Damage::object(names::disk(disk), "is missing"));
+        }
+        let newest = names_of.epoch_numbers.last().copied().unwrap_or(0);
+        for (first, last) in holes(names_of.epoch_numbers.iter().copied(), newest) {
+            for n in first..=last {
+                report.damaged(Damage::object(names::epoch(disk, Epoch(n)), "is missing"));
+            }
+        }
+        if names_of.epochs.is_empty() && !names_of.routes.is_empty() {
+            report.damaged(Damage::object(names::epoch(disk, Epoch(1)), "is missing"));
+        }
+        if let Err(error) = Lineage::of(&names_of.epochs)
+            && names_of.epochs.len() == names_of.epoch_numbers.len()
+        {
+            report.damaged(Damage::object(names::epochs(disk), error.to_string()));
+        }
+        for lane in &names_of.routes {
+            if !listing.lanes.contains_key(lane) {
+                let what = format!("is missing, though disk {disk} was carried by it");
+                report.damaged(Damage::object(names::lane(*lane), what));
+            }
+        }
+    }
+}
+
+/// Runs of numbers from 1 to `last` that are not among `present`.
+fn holes(present: impl Iterator<Item = u64>, last: u64) -> Vec<(u64, u64)> {
+    let mut runs = Vec::new();
+    let mut next = 1;
+    for n in present.take_while(|n| *n <= last).chain([last + 1]) {
+        if n > next {
+            runs.push((next, n - 1));
+        }
+        next = n + 1;
+    }
+    runs
+}
