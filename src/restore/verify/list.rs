@@ -23,6 +23,10 @@ const READS: usize = 16;
 /// A hole this far below a lane's newest batch is no longer an upload on its way: a gateway holds far fewer at a time.
 const BATCHES_IN_FLIGHT_MAX: u64 = 1024;
 
+/// First and last line of a wrapped key.
+const ARMOR_BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----\n";
+const ARMOR_END: &str = "-----END AGE ENCRYPTED FILE-----\n";
+
 /// What one lane has by name.
 #[derive(Default)]
 pub(super) struct LaneNames {
@@ -260,11 +264,10 @@ async fn read_key(vault: &Vault, identity: Option<&Identity>, path: &Path, kid: 
     if keys::wrapped_to(text) != recipients {
         return Ok(Told::Wrong("it is not wrapped to the recipients of the vault".to_owned()));
     }
-    let Some(identity) = identity else {
-        let armored =
-            text.contains("-----BEGIN AGE ENCRYPTED FILE-----") && text.contains("-----END AGE ENCRYPTED FILE-----");
-        return Ok(if armored { Told::Nothing } else { Told::Wrong("it is no wrapped key".to_owned()) });
-    };
+    if !text.contains(ARMOR_BEGIN) || !text.ends_with(ARMOR_END) {
+        return Ok(Told::Wrong("it is no whole wrapped key".to_owned()));
+    }
+    let Some(identity) = identity else { return Ok(Told::Nothing) };
     match keys::unwrap(identity, text) {
         Ok(secret) if keys::CatalogKey::from_secret(*secret).kid().to_string() == kid => Ok(Told::Nothing),
         Ok(_) => Ok(Told::Wrong("it holds another key than its name says".to_owned())),
