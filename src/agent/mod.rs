@@ -317,3 +317,6 @@ pub async fn run(
         Some(source) => Err(AgentError::Listen { listen: config.disks[0].listen.clone(), source }),
     }
 }
+
+#[cfg(test)]
+mod tests;
