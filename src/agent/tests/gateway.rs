@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use super::support::until;
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark};
-use crate::types::{BarrierKind, Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq};
+use crate::types::{
+    BarrierKind, Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
+};
 use crate::wire::endpoint::{Listener, Tuning};
 use crate::wire::pki::{self, IssueOptions, Issued};
 use crate::wire::{
@@ -261,7 +264,8 @@ impl RecordSink for FakeSink {
 /// A folder with an authority and the certificates of one gateway and one agent.
 pub fn certificates(dir: &Path, disks: &[&str]) -> (TlsFiles, TlsFiles) {
     let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false };
-    let files = |issued: &Issued| TlsFiles { ca: issued.ca.clone(), cert: issued.cert.clone(), key: issued.key.clone() };
+    let files =
+        |issued: &Issued| TlsFiles { ca: issued.ca.clone(), cert: issued.cert.clone(), key: issued.key.clone() };
     let disks: Vec<DiskId> = disks.iter().map(|name| DiskId::new(name).expect("name")).collect();
     pki::init(dir, VAULT, options).expect("authority");
     let gateway = pki::issue_gateway(dir, "g1", &["127.0.0.1".into()], options).expect("gateway");
@@ -269,26 +273,38 @@ pub fn certificates(dir: &Path, disks: &[&str]) -> (TlsFiles, TlsFiles) {
     (files(&gateway), files(&agent))
 }
 
-/// A gateway process: the in-memory host behind a listener.
+/// A gateway process: the in-memory host behind a listener, on a runtime of its own that can be killed.
 pub struct Serving {
     pub address: SocketAddr,
-    task: JoinHandle<()>,
+    runtime: Option<Runtime>,
     _drain: DrainTrigger,
 }
 
 impl Serving {
-    pub fn start(host: &Arc<FakeGateway>, tls: &TlsFiles, address: SocketAddr) -> Self {
+    pub async fn start(host: &Arc<FakeGateway>, tls: &TlsFiles, address: SocketAddr) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let listener = Listener::bind(address, tls, &Tuning::default(), &clock).expect("listening");
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+        let mut listener = None;
+        // The socket of the one that was killed goes with its last task.
+        until("a free address", || {
+            let _inside = runtime.enter();
+            listener = Listener::bind(address, tls, &Tuning::default(), &clock).ok();
+            listener.is_some()
+        })
+        .await;
+        let listener = listener.expect("listening");
         let address = listener.local_addr();
         let (drain, signal): (_, Drain) = DrainTrigger::new();
-        let task = tokio::spawn(serve(listener, Arc::clone(host), ServerLimits::default(), clock, signal));
-        Self { address, task, _drain: drain }
+        runtime.spawn(serve(listener, Arc::clone(host), ServerLimits::default(), clock, signal));
+        Self { address, runtime: Some(runtime), _drain: drain }
     }
+}
 
-    /// Kills it; the agents are not told.
-    pub async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
+/// Kills it; the agents are not told.
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::wire::{ForkReason, Want};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_over_nbd_beside_the_initial_copy_arrive_as_they_are_on_the_disk() {
-    let mut world = World::new(&["d1"]);
+    let mut world = World::new(&["d1"]).await;
     world.config.copy_rate_bytes = 32 << 20;
     let agent = world.start_agent();
     let listen = world.config.disks[0].listen.clone();
@@ -34,12 +34,12 @@ async fn writes_over_nbd_beside_the_initial_copy_arrive_as_they_are_on_the_disk(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_gateway_holds_no_guest_up_and_the_epoch_goes_on_when_it_is_back() {
-    let mut world = World::new(&["d1"]);
+    let mut world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     let guest = Guest::start(&agent.disks()[0], 1);
     for _ in 0..3 {
         guest.goes_on(50).await;
-        world.kill_gateway().await;
+        world.kill_gateway();
         guest.goes_on(100).await;
         world.start_gateway().await;
     }
@@ -50,13 +50,13 @@ async fn a_killed_gateway_holds_no_guest_up_and_the_epoch_goes_on_when_it_is_bac
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_lost_its_journal_gets_everything_not_vaulted_again() {
-    let mut world = World::new(&["d1"]);
+    let mut world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     world.host.vault(false);
     let guest = Guest::start(&agent.disks()[0], 2);
     guest.goes_on(100).await;
-    world.kill_gateway().await;
+    world.kill_gateway();
     world.host.lose_journal();
     world.host.vault(true);
     guest.goes_on(20).await;
@@ -69,7 +69,7 @@ async fn a_gateway_that_lost_its_journal_gets_everything_not_vaulted_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overflow_is_marked_and_copied_in_the_same_epoch() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     world.host.window.send_replace(0);
@@ -86,7 +86,7 @@ async fn an_overflow_is_marked_and_copied_in_the_same_epoch() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crashed_agent_sends_what_was_active_and_no_more() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     agent.disks()[0].settle().expect("settled");
@@ -114,7 +114,7 @@ async fn a_crashed_agent_sends_what_was_active_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_crash_again_and_again_under_load_and_nothing_is_lost() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     for life in 0..4 {
         let agent = world.start_agent();
         let guest = Guest::start(&agent.disks()[0], life);
@@ -131,7 +131,7 @@ async fn agents_crash_again_and_again_under_load_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clean_stop_is_resumed_in_the_same_epoch_without_copying() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     let guest = Guest::start(&agent.disks()[0], 4);
     guest.goes_on(100).await;
@@ -152,7 +152,7 @@ async fn a_clean_stop_is_resumed_in_the_same_epoch_without_copying() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_changed_behind_the_agents_back_is_compared_as_a_whole() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     assert!(agent.stop().await);
@@ -165,7 +165,7 @@ async fn a_disk_changed_behind_the_agents_back_is_compared_as_a_whole() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_state_directory_costs_a_copy_and_nothing_else() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     crash(agent).await;
@@ -178,7 +178,7 @@ async fn a_lost_state_directory_costs_a_copy_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lost_answer_to_a_fork_makes_no_second_epoch() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     world.host.disk("d1").lose_answer.store(true, Ordering::SeqCst);
     let agent = world.start_agent();
     world.compare(&agent).await;
@@ -188,8 +188,8 @@ async fn the_lost_answer_to_a_fork_makes_no_second_epoch() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_starts_without_a_gateway_serves_its_guest_and_catches_up() {
-    let mut world = World::new(&["d1"]);
-    world.kill_gateway().await;
+    let mut world = World::new(&["d1"]).await;
+    world.kill_gateway();
     let agent = world.start_agent();
     let guest = Guest::start(&agent.disks()[0], 6);
     guest.goes_on(200).await;

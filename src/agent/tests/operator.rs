@@ -15,7 +15,7 @@ const SHORT: Duration = Duration::from_millis(200);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn points_on_demand_are_the_disk_at_that_moment() {
-    let mut world = World::new(&["d1"]);
+    let mut world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     let mut copies: Vec<(PointId, Vec<u8>)> = Vec::new();
     for round in 0..5 {
@@ -26,7 +26,7 @@ async fn points_on_demand_are_the_disk_at_that_moment() {
         assert!(made[0].vaulted);
         copies.push((made[0].id(), world.on_disk(0)));
         if round == 2 {
-            world.kill_gateway().await;
+            world.kill_gateway();
             world.start_gateway().await;
         }
     }
@@ -40,7 +40,7 @@ async fn points_on_demand_are_the_disk_at_that_moment() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_is_one_instant_of_all_its_disks() {
-    let world = World::new(&["a", "b"]);
+    let world = World::new(&["a", "b"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -62,7 +62,7 @@ async fn a_group_is_one_instant_of_all_its_disks() {
         let numbers: Vec<u64> = made
             .iter()
             .map(|point| {
-                let image = world.host.disk(point.disk.as_str()).image(8192, Some(point.id()));
+                let image = world.host.disk(point.disk.as_str()).image(DISK_BYTES, Some(point.id()));
                 u64::from_le_bytes(image[4096..4104].try_into().expect("8 bytes"))
             })
             .collect();
@@ -77,8 +77,8 @@ async fn a_group_is_one_instant_of_all_its_disks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_point_that_is_not_vaulted_in_time_is_said_to_be_so() {
-    let mut world = World::new(&["d1"]);
-    world.kill_gateway().await;
+    let mut world = World::new(&["d1"]).await;
+    world.kill_gateway();
     let agent = world.start_agent();
     let none = points::make(agent.disks(), &request("", SHORT)).await.expect_err("no epoch yet");
     assert!(matches!(none, PointError::NotMade { .. }), "{none}");
@@ -96,7 +96,7 @@ async fn a_point_that_is_not_vaulted_in_time_is_said_to_be_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fenced_agent_stops_replicating_for_good_and_its_guest_goes_on() {
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     world.host.disk("d1").take_over();
@@ -121,7 +121,7 @@ async fn a_fenced_agent_stops_replicating_for_good_and_its_guest_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_of_another_size_is_refused_and_the_others_go_on() {
-    let world = World::new(&["a", "b"]);
+    let world = World::new(&["a", "b"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     agent.stop().await;
@@ -145,7 +145,7 @@ async fn a_disk_of_another_size_is_refused_and_the_others_go_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_agents_on_one_state_directory_or_disk_are_told_apart() {
-    let mut world = World::new(&["d1"]);
+    let mut world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     let Err(error) = world.start_agent_with(Overrides::default()) else { panic!("two agents") };
     assert!(matches!(error, AgentError::State(_)), "{error}");
@@ -158,7 +158,7 @@ async fn two_agents_on_one_state_directory_or_disk_are_told_apart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_control_socket_answers_line_by_line_and_refuses_what_it_does_not_understand() {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-    let world = World::new(&["d1"]);
+    let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
     let stream = tokio::net::UnixStream::connect(socket_path(&world.config.state_dir)).await.expect("socket");
