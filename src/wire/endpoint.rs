@@ -146,7 +146,15 @@ fn open_endpoint(
     let segments_max = (TRANSMIT_BYTES_MAX / usize::from(tuning.mtu_max_bytes.max(1200))).max(1);
     let socket = Arc::new(LimitedSocket { inner: socket, segments_max });
     let (server, mut config) = match server {
-        Some((server, reset_key)) => (Some(server), quinn::EndpointConfig::new(Arc::new(reset_key))),
+        Some((server, reset_key)) => {
+            // Connection ids too must look the same in every life: packets with unknown ids are dropped without a reset.
+            let mut ids_key = [0; 8];
+            ids_key.copy_from_slice(&ring::hmac::sign(&reset_key, b"connection ids").as_ref()[..8]);
+            let ids_key = u64::from_le_bytes(ids_key);
+            let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
+            config.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(ids_key)));
+            (Some(server), config)
+        }
         None => (None, quinn::EndpointConfig::default()),
     };
     // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
