@@ -73,6 +73,9 @@ pub enum RowKind {
     Vaulted,
     /// "What is here of this epoch was given up": no bytes.
     Forgotten,
+    /// "That segment ends there, whatever stands behind": no disk, no bytes; the segment stands in place of the epoch,
+    /// its end in place of the seq.
+    Cut,
 }
 
 impl RowKind {
@@ -81,6 +84,7 @@ impl RowKind {
             Self::Record => 1,
             Self::Vaulted => 2,
             Self::Forgotten => 3,
+            Self::Cut => 4,
         }
     }
 }
@@ -202,6 +206,7 @@ impl Header {
                 1 => RowKind::Record,
                 2 => RowKind::Vaulted,
                 3 => RowKind::Forgotten,
+                4 => RowKind::Cut,
                 _ => return None,
             };
             let name_bytes = usize::from(row[1]);
@@ -248,8 +253,8 @@ pub struct CommitBuilder {
     rows: u32,
 }
 
-fn row_bytes(disk: &DiskId) -> usize {
-    (ROW_BYTES + disk.as_str().len()).next_multiple_of(8)
+fn row_bytes(disk: &str) -> usize {
+    (ROW_BYTES + disk.len()).next_multiple_of(8)
 }
 
 impl CommitBuilder {
@@ -279,19 +284,19 @@ impl CommitBuilder {
     /// Whether a body of `bytes` for `disk` fits while `reserve_bytes` stay free.
     #[must_use]
     pub fn fits(&self, disk: &DiskId, bytes: usize, reserve_bytes: usize) -> bool {
-        self.bytes_with(bytes, row_bytes(disk)) + reserve_bytes <= self.buf.len()
+        self.bytes_with(bytes, row_bytes(disk.as_str())) + reserve_bytes <= self.buf.len()
     }
 
-    fn push_row(&mut self, row: &Row, disk: &DiskId) {
+    fn push_row(&mut self, row: &Row, disk: &str) {
         let start = self.table.len();
-        self.table.extend_from_slice(&[row.kind.byte(), disk.as_str().len() as u8, 0, 0]);
+        self.table.extend_from_slice(&[row.kind.byte(), disk.len() as u8, 0, 0]);
         self.table.extend_from_slice(&row.crc.to_le_bytes());
         self.table.extend_from_slice(&(row.body.start as u32).to_le_bytes());
         self.table.extend_from_slice(&(row.body.len() as u32).to_le_bytes());
         self.table.extend_from_slice(&row.epoch.0.to_le_bytes());
         self.table.extend_from_slice(&row.seq.0.to_le_bytes());
         self.table.extend_from_slice(&row.received.0.to_le_bytes());
-        self.table.extend_from_slice(disk.as_str().as_bytes());
+        self.table.extend_from_slice(disk.as_bytes());
         self.table.resize(start + row_bytes(disk), 0);
         self.rows += 1;
     }
@@ -306,7 +311,7 @@ impl CommitBuilder {
         }
         let body = start..self.body_end;
         let row = Row { kind: RowKind::Record, crc, body, epoch: at.0, seq: at.1, received, disk: 0..0 };
-        self.push_row(&row, disk);
+        self.push_row(&row, disk.as_str());
     }
 
     /// Puts a vaulted mark in, or with no chain a forgotten one. The caller checked that it fits.
@@ -320,7 +325,18 @@ impl CommitBuilder {
         self.body_end = body.end;
         let crc = crc32c(bytes);
         let row = Row { kind, crc, body, epoch: at.0, seq: at.1, received: Micros(0), disk: 0..0 };
-        self.push_row(&row, disk);
+        self.push_row(&row, disk.as_str());
+    }
+
+    /// Puts in that a segment ends at `end_bytes`, if it fits.
+    pub fn push_cut(&mut self, segment: u64, end_bytes: u64) -> bool {
+        let fits = self.bytes_with(0, ROW_BYTES) <= self.buf.len();
+        if fits {
+            let (epoch, seq, body) = (Epoch(segment), Seq(end_bytes), self.body_end..self.body_end);
+            let row = Row { kind: RowKind::Cut, crc: crc32c(&[]), body, epoch, seq, received: Micros(0), disk: 0..0 };
+            self.push_row(&row, "");
+        }
+        fits
     }
 
     /// Writes header, table and padding for this place. May be done again for another place.

@@ -4,6 +4,8 @@
 //! - A closed segment that waits for nothing is *releasing*; it is released (given back for use) only after the marks
 //!   that justify this are durable themselves. Else a crash would lose both the records and the knowledge that they
 //!   are vaulted, and the agent would have to fork.
+//! - A segment whose last commit was given up (its sync failed, or it was torn) is *cut*: its end is written into every
+//!   later segment, as long as the file keeps its name. What stands behind the end never counts again.
 //! - Every mark is written again into each new segment, so marks outlive the segment in which they stood first.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -82,6 +84,9 @@ pub struct Ledger {
     releasing: Vec<Freed>,
     /// How many of `releasing` the commit under way will justify.
     justified: usize,
+    /// Ends of cut segments, and whether they are to be written.
+    cuts: BTreeMap<u64, u64>,
+    cuts_due: bool,
 }
 
 impl Run {
@@ -96,6 +101,7 @@ impl Ledger {
         self.close_all();
         self.prune();
         self.add_segment(segment, path, file_bytes);
+        self.cuts_due = !self.cuts.is_empty();
         self.dirty.clear();
         for (disk, epochs) in &mut self.runs {
             for (epoch, run) in epochs {
@@ -124,11 +130,26 @@ impl Ledger {
 
     /// Closes a segment on which a write or sync failed; its file is never used again.
     pub fn poison(&mut self, segment: u64) {
-        if let Some(segment) = self.segments.get_mut(&segment) {
-            segment.poisoned = true;
-            segment.closed = true;
+        if let Some(held) = self.segments.get_mut(&segment) {
+            held.poisoned = true;
+            held.closed = true;
+            self.cuts.insert(segment, held.end_bytes);
+            self.cuts_due = true;
         }
         self.sweep();
+    }
+
+    /// Cuts a segment at `end_bytes`: replay.
+    pub fn cut(&mut self, segment: u64, end_bytes: u64) {
+        self.cuts.insert(segment, end_bytes);
+    }
+
+    /// Hands the ends of cut segments to `put`, if they are to be written. Until it has taken them all, it gets them
+    /// again.
+    pub fn write_cuts(&mut self, mut put: impl FnMut(u64, u64) -> bool) {
+        if self.cuts_due {
+            self.cuts_due = !self.cuts.iter().all(|(segment, end_bytes)| put(*segment, *end_bytes));
+        }
     }
 
     /// Enters a durable commit with the last seq of each run in it.

@@ -38,7 +38,8 @@
 //!
 //! # Crash
 //! [`Journal::open`] reads every segment again. The valid prefix of each counts; a torn tail is cut; damage inside is
-//! reported and stepped over. Files are synced before they are read, so what is found is durable. Writing goes on in a
+//! reported and stepped over. Files are synced before they are read, so what is found is durable. (Where O_DIRECT is
+//! not possible, that holds unless a sync failed before: the page cache may then show what the platter does not have.) Writing goes on in a
 //! new segment. After a failed write or sync the commit goes to another segment; a disk that fails three in a row
 //! fails the journal ([`Journal::failure`]), and the process has to stop: what was not acked is sent again.
 

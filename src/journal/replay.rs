@@ -125,7 +125,8 @@ impl Scan {
             length_bytes: u64::from(last.header.commit_bytes),
             records,
         });
-        // The next commit takes its number, and so makes it void for ever.
+        // The next commit takes its number and says that the segment ends here, and so makes it void for ever.
+        self.out.ledger.cut(segment, last.header.offset_bytes);
         self.last_number = last.header.number - 1;
     }
 
@@ -136,7 +137,7 @@ impl Scan {
         self.out.bytes += u64::from(header.commit_bytes);
         let mut lasts: HashMap<(DiskId, Epoch), Seq> = HashMap::new();
         let mut marks = Vec::new();
-        for row in &found.rows {
+        for row in found.rows.iter().filter(|row| row.kind != RowKind::Cut) {
             let disk = row.disk_name(commit).and_then(|name| self.names.get(name));
             let Some(disk) = disk else {
                 self.row_damage(header.offset_bytes, row, None);
@@ -159,6 +160,7 @@ impl Scan {
                     self.row_damage(header.offset_bytes, row, Some(disk));
                 }
                 RowKind::Vaulted | RowKind::Forgotten => marks.push((disk, row)),
+                RowKind::Cut => {}
             }
         }
         let at = CommitAt { segment, offset_bytes: header.offset_bytes, number: header.number };
@@ -211,12 +213,17 @@ pub fn replay_shard(
     };
     let mut scan =
         Scan { out, names: Names::default(), file: dir.to_owned(), segment: 0, last_number: 0, pending: None };
+    let cuts = find_cuts(files, &segments, owner, pool)?;
     // The segment before, if the next file is its direct successor: (number, last commit, end, length).
     let mut before: Option<(u64, u64, u64, u64)> = None;
     for (segment, path, file_bytes) in &segments {
         scan.segment = *segment;
         let owner = Owner { journal: owner.0, shard: owner.1, segment: *segment };
-        before = replay_segment(&mut scan, files, owner, pool, (path, *file_bytes), before)?;
+        let cut = cuts.get(segment).copied();
+        if let Some(end_bytes) = cut {
+            scan.out.ledger.cut(*segment, end_bytes);
+        }
+        before = replay_segment(&mut scan, files, owner, pool, (path, *file_bytes, cut), before)?;
     }
     scan.finish();
     let mut out = scan.out;
@@ -225,17 +232,50 @@ pub fn replay_shard(
     Ok(out)
 }
 
+/// The ends of cut segments, from the newest segment that has a commit: each segment starts with all of them.
+fn find_cuts(
+    files: &dyn Files,
+    segments: &[(u64, PathBuf, u64)],
+    owner: (Id128, u16),
+    pool: &BufPool,
+) -> Result<HashMap<u64, u64>, OpenError> {
+    let mut cuts = HashMap::new();
+    for (segment, path, file_bytes) in segments.iter().rev() {
+        let owner = Owner { journal: owner.0, shard: owner.1, segment: *segment };
+        let file = files.open(path).map_err(OpenError::io("open", path))?;
+        let mut walk = Walk::new(owner, pool.clone(), 0, *file_bytes);
+        let mut empty = true;
+        loop {
+            match walk.step(&*file).map_err(OpenError::io("read", path))? {
+                Step::Commit(found) => {
+                    empty = false;
+                    let rows = found.rows.iter().filter(|row| row.kind == RowKind::Cut);
+                    cuts.extend(rows.map(|row| (row.epoch.0, row.seq.0)));
+                }
+                Step::Damaged { .. } => {}
+                Step::End { .. } => break,
+            }
+        }
+        if !empty {
+            break;
+        }
+    }
+    // Of a file that has another name by now nothing has to be remembered.
+    cuts.retain(|cut, _| segments.iter().any(|(segment, ..)| segment == cut));
+    Ok(cuts)
+}
+
 fn replay_segment(
     scan: &mut Scan,
     files: &dyn Files,
     owner: Owner,
     pool: &BufPool,
-    (path, file_bytes): (&Path, u64),
+    (path, file_bytes, cut): (&Path, u64, Option<u64>),
     before: Option<(u64, u64, u64, u64)>,
 ) -> Result<Option<(u64, u64, u64, u64)>, OpenError> {
     let file = files.open(path).map_err(OpenError::io("open", path))?;
     file.sync_data().map_err(OpenError::io("sync", path))?;
-    let mut walk = Walk::new(owner, pool.clone(), 0, file_bytes);
+    let mut walk = Walk::new(owner, pool.clone(), 0, cut.unwrap_or(file_bytes));
     let mut first_number = None;
     let end = loop {
         let step = walk.step(&*file).map_err(OpenError::io("read", path))?;
@@ -253,7 +293,7 @@ fn replay_segment(
                 scan.damaged(DamageKind::Commit, offset_bytes, length_bytes, Vec::new());
             }
             Step::End { offset_bytes, begun } => {
-                if begun {
+                if begun && cut.is_none() {
                     scan.damaged(DamageKind::TornTail, offset_bytes, file_bytes - offset_bytes, Vec::new());
                 }
                 break offset_bytes;

@@ -286,6 +286,8 @@ impl Shard {
     pub fn add_marks(&self, batch: &mut Batch, left_bytes: u64) {
         let beyond_bytes = (self.sizes.commit_bytes as u64).saturating_sub(left_bytes) as usize;
         let mut book = self.book.lock();
+        // First, so that they stand in the first commit of a segment.
+        book.ledger.write_cuts(|segment, end_bytes| batch.commit.push_cut(segment, end_bytes));
         book.ledger.write_marks(|mark| {
             let fits = batch.commit.fits(&mark.disk, 32, beyond_bytes);
             if fits {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::disk::sim::SimDisk;
 use super::*;
 use crate::flow::Watermark;
-use crate::types::{Digest, Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, encode_extents, record_digest};
+use crate::types::{Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, encode_extents, record_digest};
 
 const JOURNAL: Id128 = Id128([0x4a; 16]);
 

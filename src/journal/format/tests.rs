@@ -12,6 +12,7 @@ fn sample() -> (AlignedBuf, usize) {
     commit.push_record(&disk, (Epoch(2), Seq(5)), Micros(77), crc, &chunks);
     commit.push_mark(&disk, (Epoch(1), Seq(4)), Some(Chain([9; 32])));
     commit.push_mark(&disk, (Epoch(1), Seq(0)), None);
+    assert!(commit.push_cut(8, 12_288));
     let bytes = commit.seal(owner(), 8192, 41);
     (commit.lend(), bytes)
 }
@@ -24,12 +25,13 @@ fn a_sealed_commit_reads_back_as_it_was_put_in() {
     let header = Header::decode(commit).expect("header");
     assert_eq!((header.owner, header.offset_bytes, header.number), (owner(), 8192, 41));
     let rows = header.rows(commit).expect("table");
-    assert_eq!(rows.len(), 3);
-    assert!(rows.iter().all(|row| row.is_whole(commit) && row.disk_name(commit) == Some("web-1.sda")));
+    assert_eq!(rows.len(), 4);
+    assert!(rows[..3].iter().all(|row| row.is_whole(commit) && row.disk_name(commit) == Some("web-1.sda")));
     assert_eq!(&commit[rows[0].body.clone()], b"first record");
     assert_eq!((rows[0].epoch, rows[0].seq, rows[0].received), (Epoch(2), Seq(5), Micros(77)));
     assert_eq!((rows[1].kind, rows[1].chain(commit)), (RowKind::Vaulted, Some(Chain([9; 32]))));
     assert_eq!((rows[2].kind, rows[2].chain(commit)), (RowKind::Forgotten, None));
+    assert_eq!((rows[3].kind, rows[3].epoch.0, rows[3].seq.0), (RowKind::Cut, 8, 12_288));
 }
 
 #[test]

@@ -150,6 +150,34 @@ fn a_full_journal_blocks_append_and_resumes() {
 }
 
 #[test]
+fn a_file_system_without_room_is_waited_for() {
+    let disk = SimDisk::new(12);
+    disk.set_room(2 * (64 << 10));
+    let (journal, _) = open(&disk, &small(1, 16));
+    runtime().block_on(async {
+        let mut source = Source::new("a");
+        let mut levels = journal.space_changed();
+        for _ in 0..8 {
+            source.send(&journal, 8000).await;
+        }
+        let sample = source.make(8000);
+        let mut append = std::pin::pin!(async {
+            for _ in 0..8 {
+                source.append(&journal, &sample).await.expect("taken in the end");
+            }
+        });
+        tokio::select! {
+            () = &mut append => {}
+            level = levels.wait_for(|level| *level == Level::Full) => assert!(level.is_ok()),
+        }
+        disk.set_room(u64::MAX);
+        append.await;
+        levels.wait_for(|level| *level != Level::Full).await.expect("the journal lives");
+    });
+    assert_eq!(journal.failure(), None);
+}
+
+#[test]
 fn a_full_journal_opens_again_and_drains() {
     let disk = SimDisk::new(6);
     let config = small(1, 4);
