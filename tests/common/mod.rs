@@ -42,7 +42,9 @@ pub fn program() -> &'static Path {
 pub fn output(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
     let program = program.as_ref();
     let output = Command::new(program).args(arguments).env("PATH", search_path()).output();
-    output.unwrap_or_else(|error| panic!("{} cannot be run ({error}): tests/run installs what the tests need", program.display()))
+    output.unwrap_or_else(|error| {
+        panic!("{} cannot be run ({error}): tests/run installs what the tests need", program.display())
+    })
 }
 
 /// e2fsck and its like stand in sbin, which a plain user's PATH leaves out.
@@ -159,9 +161,15 @@ impl Scene {
             reached(self)
         });
         if !in_time {
-            let log = |name: &str| std::fs::read_to_string(self.site.path(&format!("logs/{name}.log"))).unwrap_or_default();
-            let tail = |name: &str| log(name).lines().rev().take(15).map(|line| format!("{line}\n")).collect::<String>();
-            panic!("{what} did not happen; newest lines first:\ngateway:\n{}agent:\n{}", tail("gateway"), tail("agent"));
+            let log =
+                |name: &str| std::fs::read_to_string(self.site.path(&format!("logs/{name}.log"))).unwrap_or_default();
+            let tail =
+                |name: &str| log(name).lines().rev().take(15).map(|line| format!("{line}\n")).collect::<String>();
+            panic!(
+                "{what} did not happen; newest lines first:\ngateway:\n{}agent:\n{}",
+                tail("gateway"),
+                tail("agent")
+            );
         }
     }
 
@@ -174,7 +182,7 @@ impl Scene {
     pub fn load(&self, disk: &str, seed: u64, mib_per_second: u64) -> Load {
         let image = File::open(self.image(disk)).unwrap();
         let size = image.metadata().unwrap().len();
-        let free = image::free_ranges(&image, 1 << 20).unwrap_or_else(|_| vec![0..size]);
+        let free = image::free_ranges(&image, 1 << 20).unwrap_or_else(|_| std::iter::once(0..size).collect());
         self.load_in(disk, Pattern::new(seed, free), mib_per_second)
     }
 

@@ -32,10 +32,12 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 let (pace, count) = (Arc::clone(&pace), Arc::clone(&count));
                 let (Ok(client_back), Ok(server_back)) = (client.try_clone(), server.try_clone()) else { continue };
-                std::thread::spawn(move || forward(client, server, |bytes| {
-                    count.fetch_add(bytes, Ordering::Relaxed);
-                    pace.wait(bytes);
-                }));
+                std::thread::spawn(move || {
+                    forward(client, server, |bytes| {
+                        count.fetch_add(bytes, Ordering::Relaxed);
+                        pace.wait(bytes);
+                    })
+                });
                 std::thread::spawn(move || forward(server_back, client_back, |_| ()));
             }
         });
