@@ -33,7 +33,7 @@ fn memory_stays_within_its_budget_when_more_than_twice_as_much_comes_as_the_vaul
             ("journal", "capacity = \"512 MiB\"".into()),
             ("journal", "segment = \"16 MiB\"".into()),
         ],
-        agent: vec![("", format!("memory_bytes = \"{} MiB\"", AGENT_BUDGET_BYTES >> 20))],
+        agent: vec![("", format!("memory = \"{} MiB\"", AGENT_BUDGET_BYTES >> 20))],
     };
     let mut scene = Scene::new(setting, &["disk1"], empty(1 << 30));
     let load = scene.load("disk1", 3, LOAD_MIB_PER_SECOND);
