@@ -1,6 +1,6 @@
 //! `tidegate pki`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Failure, Outcome};
 use crate::fault::exit;
@@ -37,16 +37,17 @@ enum Verb {
 #[derive(clap::Args)]
 struct Common {
     /// Folder of the authority; certificates and keys are written there.
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    // Global options cannot be required by the parser; `folder` requires it.
+    #[arg(long, value_name = "DIR", global = true)]
+    dir: Option<PathBuf>,
     /// Days of validity [default: 3650 for the authority, 397 for others].
-    #[arg(long)]
+    #[arg(long, global = true)]
     days: Option<u32>,
     /// Replace files that exist.
-    #[arg(long)]
+    #[arg(long, global = true)]
     force: bool,
     /// Print JSON.
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
 }
 
@@ -73,6 +74,10 @@ enum Holder {
 }
 
 impl Common {
+    fn folder(&self) -> Result<&Path, Failure> {
+        self.dir.as_deref().ok_or_else(|| Failure::usage("which folder holds the authority? Give --dir DIR"))
+    }
+
     fn options(&self, days_default: u32) -> IssueOptions {
         let now = SystemClock::new().wall();
         IssueOptions { now, days: self.days.unwrap_or(days_default), force: self.force }
@@ -83,14 +88,14 @@ impl Common {
 pub fn run(args: Args) -> Outcome {
     let (common, issued) = match args.verb {
         Verb::Init { common, vault_id } => {
-            let issued = pki::init(&common.dir, vault_id, common.options(AUTHORITY_DAYS_DEFAULT));
+            let issued = pki::init(common.folder()?, vault_id, common.options(AUTHORITY_DAYS_DEFAULT));
             (common, issued)
         }
         Verb::Issue { common, holder } => {
-            let options = common.options(LEAF_DAYS_DEFAULT);
+            let (dir, options) = (common.folder()?, common.options(LEAF_DAYS_DEFAULT));
             let issued = match holder {
-                Holder::Agent { id, disks } => pki::issue_agent(&common.dir, &id, &disks, options),
-                Holder::Gateway { id, hosts } => pki::issue_gateway(&common.dir, &id, &hosts, options),
+                Holder::Agent { id, disks } => pki::issue_agent(dir, &id, &disks, options),
+                Holder::Gateway { id, hosts } => pki::issue_gateway(dir, &id, &hosts, options),
             };
             (common, issued)
         }

@@ -218,7 +218,9 @@ fn params(identity: &Identity, name: &str, options: IssueOptions) -> Result<Cert
 }
 
 fn not_after(options: IssueOptions) -> Micros {
-    Micros(options.now.0.saturating_add(u64::from(options.days) * 24 * 3600 * 1_000_000))
+    // Certificates count in seconds.
+    let now_seconds = options.now.0 / 1_000_000;
+    Micros((now_seconds + u64::from(options.days) * 24 * 3600).saturating_mul(1_000_000))
 }
 
 fn leaf(
