@@ -22,7 +22,7 @@ use crate::restore::fetch::{self, FetchLimits};
 use crate::restore::plan::Plan;
 use crate::restore::points::{self, Ask, Point};
 use crate::restore::progress::Progress;
-use crate::restore::source::Source;
+use crate::restore::source::{self, Source};
 use crate::restore::write::{self, RestoreError, RestoreOptions, Restored};
 use crate::types::DiskId;
 use crate::vault::Vault;
@@ -126,12 +126,13 @@ async fn open(args: &Args) -> Result<(Vault, Identity), Failure> {
 /// The point to restore, or why there is none that can be called the answer.
 fn choose(args: &Args, loaded: &DiskView, asked: &Ask) -> Result<Point, Failure> {
     let chosen = points::choose(&loaded.history, &loaded.points, asked);
+    let lost_tail = source::lost_tail(&loaded.catalog, &loaded.history);
     match &chosen {
-        Ok(point) => match points::hidden_by_damage(&loaded.history, point, asked) {
+        Ok(point) => match points::hidden_by_damage(&loaded.history, lost_tail, point, asked) {
             None => {}
             Some(damage) => {
                 let text = format!(
-                    "disk {}: {damage}, so the newest point that can be restored, {} of {}, is not the newest there was. \
+                    "disk {}: {damage}, so the newest point that can be restored, {} of {}, may not be the newest there was. \
                      If that is what you want, ask for it: --point {}",
                     args.disk, point.id, point.label, point.id
                 );

@@ -208,9 +208,9 @@ pub fn around(points: &[Point], id: PointId) -> Nearest {
 }
 
 /// The damage that hides newer points than `chosen` from an ask for the newest, if there is any: such an ask cannot then
-/// be answered honestly. An ask for a place below the damage can.
+/// be answered honestly. An ask for a place below the damage can. `lost_tail` is damage beyond the end of history.
 #[must_use]
-pub fn hidden_by_damage(history: &History, chosen: &Point, ask: &Ask) -> Option<String> {
+pub fn hidden_by_damage(history: &History, lost_tail: Option<String>, chosen: &Point, ask: &Ask) -> Option<String> {
     match ask {
         Ask::Id(_) | Ask::Name(_) => return None,
         Ask::Latest => {}
@@ -229,7 +229,7 @@ pub fn hidden_by_damage(history: &History, chosen: &Point, ask: &Ask) -> Option<
     let gap = gap.map(|gap| format!("records e{0}-s{1} to e{0}-s{2} are lost", gap.epoch, gap.first, gap.last));
     let conflict = history.conflicts.iter().find(|conflict| above(conflict.epoch, conflict.seq));
     let conflict = conflict.map(|conflict| format!("two accounts of e{}-s{} differ", conflict.epoch, conflict.seq));
-    fault.or(gap).or(conflict)
+    fault.or(gap).or(conflict).or(lost_tail)
 }
 
 #[cfg(test)]

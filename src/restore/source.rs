@@ -59,6 +59,39 @@ pub fn damage(catalog: &Catalog) -> Vec<Damage> {
     real.map(|finding| Damage::object(finding.object.clone(), finding.problem.to_string())).collect()
 }
 
+/// The batch that is lost and may have held records of the disk newer than any that history has, if there is one.
+///
+/// A loss in the middle shows as a gap; this is about the end, where nothing follows that would show it. Only the lane
+/// where history ends is asked, and lanes of which nothing of the disk is left: in any other, later rows are there.
+#[must_use]
+pub fn lost_tail(catalog: &Catalog, history: &History) -> Option<String> {
+    let place = |row: &Row| {
+        let index = &catalog.batches[row.object as usize].index;
+        (index.lane, index.n)
+    };
+    let mut newest: HashMap<Id128, u64> = HashMap::new();
+    for (lane, n) in history.rows.iter().map(place) {
+        let newest = newest.entry(lane).or_default();
+        *newest = n.max(*newest);
+    }
+    let head =
+        history.spans.iter().rev().find_map(|span| span.picks.last()).map(|pick| place(&history.rows[pick.row]).0);
+    let lost = catalog.findings.iter().find(|finding| {
+        let Some((lane, n)) = batch_of(&finding.object) else { return false };
+        let known = catalog.batches.binary_search_by_key(&(lane, n), |batch| (batch.index.lane, batch.index.n)).is_ok();
+        let last = newest.get(&lane).copied();
+        !known && last.is_none_or(|last| n > last && head == Some(lane))
+    })?;
+    Some(format!("{} {}, and it may hold the disk's newest records", lost.object, lost.problem))
+}
+
+/// Lane and number of a batch by its name.
+#[must_use]
+pub fn batch_of(object: &str) -> Option<(Id128, u64)> {
+    let mut parts = object.strip_prefix("b/")?.split('/').skip(1);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
 /// Where messages are read and with what they open. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Source {

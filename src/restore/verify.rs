@@ -276,8 +276,7 @@ fn take_findings(catalog: &Catalog, listing: &list::Listing, report: &mut Report
 
 /// What a batch that cannot be read may have held: the disks of its lane, and the times of the batches beside it.
 fn around(catalog: &Catalog, listing: &list::Listing, object: &str) -> Option<String> {
-    let mut parts = object.strip_prefix("b/")?.split('/').skip(1);
-    let (lane, n): (Id128, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let (lane, n) = source::batch_of(object)?;
     let disks = listing.carried_by(lane).join(", ");
     let at = catalog.batches.partition_point(|batch| (batch.index.lane, batch.index.n) < (lane, n));
     let messages = |at: usize| {

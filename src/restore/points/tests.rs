@@ -80,13 +80,15 @@ fn damage_above_a_point_hides_the_newest_but_not_what_lies_below() {
     let points = list(&history);
     let newest = choose(&history, &points, &Ask::Latest).expect("one is usable");
     assert_eq!(newest.id, id("e1-s6"));
-    assert!(hidden_by_damage(&history, &newest, &Ask::Latest).is_some());
-    assert!(hidden_by_damage(&history, &newest, &Ask::Id(newest.id)).is_none());
-    assert!(hidden_by_damage(&history, &newest, &Ask::At(newest.label)).is_none());
+    assert!(hidden_by_damage(&history, None, &newest, &Ask::Latest).is_some());
+    assert!(hidden_by_damage(&history, None, &newest, &Ask::Id(newest.id)).is_none());
+    assert!(hidden_by_damage(&history, None, &newest, &Ask::At(newest.label)).is_none());
+    let tail = || Some("the last batch is lost".to_owned());
+    assert_eq!(hidden_by_damage(&history, tail(), &newest, &Ask::Id(newest.id)), None);
     let earlier = Ask::At(Micros(newest.label.0 - 1));
     let chosen = choose(&history, &points, &earlier).expect("one is usable");
-    assert!(hidden_by_damage(&history, &chosen, &earlier).is_none());
-    assert!(hidden_by_damage(&history, &newest, &Ask::At(Micros(newest.label.0 + 9_000_000))).is_some());
+    assert!(hidden_by_damage(&history, tail(), &chosen, &earlier).is_none());
+    assert!(hidden_by_damage(&history, None, &newest, &Ask::At(Micros(newest.label.0 + 9_000_000))).is_some());
 }
 
 proptest! {

@@ -88,7 +88,7 @@ fn named(path: &Path) -> Option<Named> {
             let (lane, k) = (lane.parse().ok()?, names::number(path)?);
             (Named::LaneIndex(lane, k), names::lane_index(lane, k))
         }
-        ["d", disk, ref rest @ ..] => disk_file(DiskId::new(disk).ok()?, path, rest)?,
+        ["d", disk, ref rest @ ..] => disk_file(&DiskId::new(disk).ok()?, path, rest)?,
         ["hint" | "m", ..] => return Some(Named::Hint),
         _ => return None,
     };
@@ -106,16 +106,16 @@ fn lane_file(name: &str) -> Option<(Named, Path)> {
     })
 }
 
-fn disk_file(disk: DiskId, path: &Path, rest: &[&str]) -> Option<(Named, Path)> {
+fn disk_file(disk: &DiskId, path: &Path, rest: &[&str]) -> Option<(Named, Path)> {
     Some(match rest {
-        ["disk"] => (Named::Disk(disk.clone()), names::disk(&disk)),
+        ["disk"] => (Named::Disk(disk.clone()), names::disk(disk)),
         ["e", _] => {
             let n = names::number(path)?;
-            (Named::Epoch(disk.clone(), n), names::epoch(&disk, Epoch(n)))
+            (Named::Epoch(disk.clone(), n), names::epoch(disk, Epoch(n)))
         }
         ["r", lane] => {
             let lane = lane.parse().ok()?;
-            (Named::Route(disk.clone(), lane), names::route(&disk, lane))
+            (Named::Route(disk.clone(), lane), names::route(disk, lane))
         }
         _ => return None,
     })

@@ -185,3 +185,24 @@ async fn an_identity_of_another_vault_opens_nothing() {
     let error = Source::open(&vault.vault, &Identity::generate(), &catalog).unwrap_err();
     assert_eq!(error.fault(), Fault::Reject, "{error}");
 }
+
+#[tokio::test]
+async fn a_lost_last_batch_is_known_to_hide_newer_records_of_its_lane_only() {
+    let (disk, other) = (busy_disk("sda", 0), busy_disk("sdb", 5));
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&other], 60, 60).await;
+    let lane = crate::vault::lane::Lane::open(&vault.vault, "g1", &crate::flow::SystemClock::new()).await.unwrap();
+    (vault.lane, vault.next_batch) = (lane, 1);
+    vault.fill(&[&disk], 4, 3).await;
+    vault.end().await;
+    let last = crate::vault::names::batch(vault.lane.id(), vault.next_batch - 1);
+    let lost = async |disk: &ModelDisk| {
+        let catalog = source::load(&vault.vault, &Want::disk(&disk.id)).await.unwrap();
+        let history = source::history(&catalog, &disk.id, &vault.vault.epochs(&disk.id).await.unwrap());
+        source::lost_tail(&catalog, &history)
+    };
+    assert_eq!(lost(&disk).await, None);
+    vault.tamper(&last, |_| None).await;
+    assert!(lost(&disk).await.unwrap().contains(last.as_ref()));
+    assert_eq!(lost(&other).await, None);
+}
