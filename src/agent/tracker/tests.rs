@@ -16,7 +16,7 @@ const CHUNK_CELLS: usize = (CHUNK_BYTES / CELL_BYTES) as usize;
 const CELLS: usize = 5 * CHUNK_CELLS - 3;
 type Image = Vec<u8>;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Op {
     Write { cell: usize, cells: usize, value: u8 },
     Zero { cell: usize, cells: usize },
