@@ -121,6 +121,13 @@ pub fn route(disk: &DiskId, lane: Id128) -> Path {
     routes(disk).join(lane.to_string())
 }
 
+/// The lane in a route's name.
+#[must_use]
+pub fn lane_of_route(path: &Path) -> Option<Id128> {
+    let mut parts = path.parts().skip(2);
+    (parts.next()?.as_ref() == "r").then(|| parts.next()?.as_ref().parse().ok())?
+}
+
 /// The number at the end of a batch's or lane index's or epoch's name.
 #[must_use]
 pub fn number(path: &Path) -> Option<u64> {
@@ -144,6 +151,8 @@ mod tests {
         assert_eq!(route(&disk, lane).as_ref(), format!("d/web-1.sda/r/{hex}"));
         assert_eq!(number(&batch(lane, 41)), Some(41));
         assert_eq!(lane_of_batch(&batch(lane, 41)), Some(lane));
+        assert_eq!(lane_of_route(&route(&disk, lane)), Some(lane));
+        assert_eq!(lane_of_route(&super::disk(&disk)), None);
         assert_eq!(number(&lane_end(lane)), None);
     }
 }

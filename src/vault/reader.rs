@@ -28,7 +28,7 @@ use super::index::BatchIndex;
 use super::lane::ListedLane;
 use super::objects::LaneObject;
 use super::store::GetError;
-use super::{Vault, VaultError};
+use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::Budget;
 use crate::types::{DiskId, Id128};
@@ -219,21 +219,31 @@ fn task_error(error: &tokio::task::JoinError) -> GetError {
     super::fault::BlobError::new("load", "catalog", "the vault", &generic).into()
 }
 
-/// The lanes that may hold records of the wanted disks.
+/// The lanes that may hold records of the wanted disks. Routes and registrations are both asked, because either may have
+/// been deleted: a lane without its registration must be reported, not forgotten.
 async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<Vec<ListedLane>, VaultError> {
     let mut lanes = vault.lanes().await?;
-    let Some(disks) = &want.disks else { return Ok(lanes) };
-    let mut routed = BTreeSet::new();
-    for disk in disks {
-        routed.extend(vault.routes(disk).await?);
-    }
-    // A route may outlive its lane's registration; the lane's batches then still tell what was there.
+    let routed = match &want.disks {
+        Some(disks) => {
+            let mut routed = BTreeSet::new();
+            for disk in disks {
+                routed.extend(vault.routes(disk).await?);
+            }
+            routed
+        }
+        None => {
+            let all = vault.store().list(Some(&names::disks())).await?;
+            all.iter().filter_map(|listed| names::lane_of_route(&listed.path)).collect()
+        }
+    };
     for &lane in &routed {
         if lanes.iter().all(|known| known.lane != lane) {
             lanes.push(ListedLane { lane, registered: false, ended: false, sealed: false });
         }
     }
-    lanes.retain(|lane| routed.contains(&lane.lane));
+    if want.disks.is_some() {
+        lanes.retain(|lane| routed.contains(&lane.lane));
+    }
     Ok(lanes)
 }
 

@@ -167,8 +167,10 @@ async fn forged_missing_and_foreign_objects_are_named() {
     assert_eq!(catalog.findings.len(), 2, "{:?}", catalog.findings);
     assert!(catalog.lane(setup.lane.id()).is_none());
     setup.raw.delete(&names::lane(setup.lane.id())).await.expect("deleted");
-    let findings = setup.load(&Want::disk(&disk("d1"))).await.findings;
-    assert!(findings.iter().any(|finding| finding.problem == Problem::LaneKeyMissing), "{findings:?}");
+    for want in [Want::disk(&disk("d1")), Want::default()] {
+        let findings = setup.load(&want).await.findings;
+        assert!(findings.iter().any(|finding| finding.problem == Problem::LaneKeyMissing), "{findings:?}");
+    }
 }
 
 #[tokio::test]

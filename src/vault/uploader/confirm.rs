@@ -24,6 +24,9 @@ use crate::vault::{Vault, VaultError, names};
 
 /// Route objects written at the same time: a thousand disks must not wait for each other's round trips.
 const ROUTES_AT_ONCE: usize = 16;
+/// Sealed indexes held for the open lane index before it is closed: they count towards the gateway's memory, and busy
+/// batches have large ones.
+const OPEN_INDEX_BYTES_MAX: usize = 16 << 20;
 /// Pause before a control object or lane index is tried again for ever.
 const PAUSE_MS_MIN: u64 = 500;
 const PAUSE_MS_MAX: u64 = 10_000;
@@ -38,6 +41,7 @@ pub(super) struct Confirmer {
     routed: HashSet<DiskId>,
     seal_checked: Option<Duration>,
     index: LaneIndexBuilder,
+    index_bytes: usize,
     index_k: u64,
     index_writer: Option<JoinHandle<()>>,
 }
@@ -62,6 +66,7 @@ impl Confirmer {
             routed: HashSet::new(),
             seal_checked: None,
             index,
+            index_bytes: 0,
             index_k: 1,
             index_writer: None,
         }
@@ -98,10 +103,11 @@ impl Confirmer {
         metrics::histogram!(metric::VAULTED_DELAY_SECONDS).record(Duration::from_micros(delay_micros));
         metrics::counter!(metric::VAULTED_BYTES).increment(vaulted.record_bytes);
         metrics::counter!(metric::VAULTED_RECORDS).increment(vaulted.records);
+        self.index_bytes += sealed_index.bytes.len();
         let added = self.index.push(vaulted.n, vaulted.stored_bytes, sealed_index);
         debug_assert!(added, "batches are confirmed in order");
         let _ = self.events.send(UploadEvent::Vaulted(vaulted)).await;
-        if self.index.is_full() {
+        if self.index.is_full() || self.index_bytes >= OPEN_INDEX_BYTES_MAX {
             self.write_index().await;
         }
         Ok(())
@@ -154,6 +160,7 @@ impl Confirmer {
         let lane = self.lane.id();
         let next = LaneIndexBuilder::new(self.vault.id(), lane, self.index.next_n());
         let full = std::mem::replace(&mut self.index, next);
+        self.index_bytes = 0;
         if full.is_empty() {
             return;
         }
