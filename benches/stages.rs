@@ -5,7 +5,7 @@ use std::hint::black_box;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use tidegate::keys::LaneKey;
-use tidegate::pipeline::Codec;
+use tidegate::pipeline::codec::Codec;
 use tidegate::pipeline::message::{MessageContext, Scratch, open, seal};
 use tidegate::types::{
     Chain, DiskId, Epoch, Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, Seq, encode_extents, record_digest,
