@@ -40,7 +40,10 @@ fn payload(bytes: usize) -> Vec<u8> {
 #[divan::bench]
 fn agent_record_digest_1_mib(bencher: Bencher<'_, '_>) {
     let (payload, mut table) = (payload(RECORD_BYTES), Vec::new());
-    encode_extents(&[Extent { offset_bytes: 0, length_bytes: RECORD_BYTES as u32, kind: ExtentKind::Data }], &mut table);
+    encode_extents(
+        &[Extent { offset_bytes: 0, length_bytes: RECORD_BYTES as u32, kind: ExtentKind::Data }],
+        &mut table,
+    );
     bencher.counter(BytesCount::new(RECORD_BYTES)).bench(|| record_digest(&table, [black_box(payload.as_slice())]));
 }
 

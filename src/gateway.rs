@@ -58,6 +58,8 @@ use runs::{Mark, Span};
 
 /// Wait between two attempts to open the vault: long enough not to hammer, short enough not to be noticed.
 const VAULT_RETRY: Duration = Duration::from_secs(2);
+/// Bytes that one disk stream may have on its way: carries 800 Mbit/s over 10 ms, and bounds what a stalled disk holds.
+const QUIC_STREAM_WINDOW_BYTES: u64 = 1 << 20;
 /// How often the drain looks whether everything is vaulted.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -147,7 +149,8 @@ async fn serve(
 ) -> Result<(), GatewayError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
-    let stream_window_bytes = config.window_bytes as u32;
+    // What is not read yet waits with the agent rather than here: windows of QUIC stay below those of credit.
+    let stream_window_bytes = config.window_bytes.min(QUIC_STREAM_WINDOW_BYTES) as u32;
     // One agent may hold a quarter of the sessions' memory in unread bytes, and at least what one disk needs.
     let agent_bytes = (config.memory_quarter_bytes() / 4).min(1 << 30) as u32;
     let connection_window_bytes = agent_bytes.max(stream_window_bytes * 2);

@@ -20,7 +20,6 @@ use crate::fault::chain_text;
 use crate::flow::{Clock, Drain, DrainTrigger};
 use crate::journal::{Commit, CommitReader, Damage, Journal, ReadError};
 use crate::pipeline::{BatcherLimits, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
-use crate::telemetry::names;
 use crate::vault::lane::Lane;
 use crate::vault::upload_queue::QueueLimits;
 use crate::vault::uploader::{UploadEvent, Uploader, UploaderConfig, Vaulted};
@@ -34,6 +33,11 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 64;
 /// How long a stop, when the drain's grace is over, waits for the store to take what is on its way.
 const LANE_END_WAIT: Duration = Duration::from_secs(5);
+
+/// What an agent is told whose records were damaged here.
+const DAMAGED: &str = "records of this epoch were damaged in the gateway's journal";
+/// How often a wait for the store shows that the feeder is alive.
+const WAIT_LOOK: Duration = Duration::from_secs(1);
 
 /// The running feeder.
 pub struct Feeder {
@@ -178,7 +182,7 @@ impl Feeding {
             queue_bytes_max: (quarter_bytes / 2) as usize,
         };
         let sink_uploader = Arc::clone(&uploader);
-        let (runtime, stopped) = (self.runtime.clone(), self.stopped.clone());
+        let (runtime, stopped, health) = (self.runtime.clone(), self.stopped.clone(), Arc::clone(&self.health));
         let pipeline = Pipeline::start(&pipeline_config, context, move |batch| {
             // While the store is away a full queue waits for ever; a stop must not wait with it.
             let mut stopped = stopped.clone();
@@ -186,10 +190,18 @@ impl Feeding {
                 stopped.wait().await;
                 tokio::time::sleep(LANE_END_WAIT).await;
             };
+            // Waiting for the store is an ordinary state, not a hang.
+            let alive = async {
+                loop {
+                    health.feeder_turned();
+                    tokio::time::sleep(WAIT_LOOK).await;
+                }
+            };
             runtime.block_on(async {
                 tokio::select! {
                     submitted = sink_uploader.submit(batch) => submitted.map_err(|_| SinkClosed),
                     () = given_up => Err(SinkClosed),
+                    () = alive => Err(SinkClosed),
                 }
             })
         });
@@ -202,6 +214,9 @@ impl Feeding {
             self.health.feeder_turned();
             if self.stopped.started() {
                 return Ok(End::Stopped);
+            }
+            if way.uploader.has_ended() {
+                return Err(SinkClosed.into());
             }
             if way.lane.is_due(self.clock.as_ref()) {
                 return Ok(End::LaneDue);
@@ -256,7 +271,7 @@ impl Feeding {
                 Err(error @ PushError::Record { .. }) => {
                     let (disk, point) = (&entry.disk, entry.head.point());
                     tracing::error!(%disk, %point, error = chain_text(&error), "a journaled record is unusable");
-                    run.break_off();
+                    self.disks.slot(disk).break_off(point.epoch, DAMAGED);
                 }
             }
         }
@@ -267,8 +282,14 @@ impl Feeding {
     fn note_damage(&self, damage: &Damage) {
         tracing::error!(%damage, "journal damage: skipped, the agents concerned fork and send again");
         for (disk, point) in &damage.records {
-            if let Some(run) = self.disks.run(disk, point.epoch) {
-                run.break_off();
+            self.disks.slot(disk).break_off(point.epoch, DAMAGED);
+        }
+        if damage.records.is_empty() {
+            // Whose records they were can no longer be read: nobody with records on the way can be sure.
+            for slot in self.disks.all() {
+                for run in slot.runs().into_iter().filter(|run| !run.is_settled()) {
+                    slot.break_off(run.epoch, DAMAGED);
+                }
             }
         }
     }
@@ -280,14 +301,22 @@ impl Feeding {
         let Some(uploader) = Arc::into_inner(uploader) else {
             return Err("the pipeline still holds its uploader".into());
         };
-        let ended = self.runtime.block_on(async {
-            let finish = uploader.finish();
-            if !self.stopped.started() {
-                return finish.await.map_err(|stop| chain_text(stop.as_ref()));
+        let mut stopped = self.stopped.clone();
+        let given_up = async {
+            stopped.wait().await;
+            tokio::time::sleep(LANE_END_WAIT).await;
+        };
+        let alive = async {
+            loop {
+                self.health.feeder_turned();
+                tokio::time::sleep(WAIT_LOOK).await;
             }
-            match tokio::time::timeout(LANE_END_WAIT, finish).await {
-                Ok(ended) => ended.map_err(|stop| chain_text(stop.as_ref())),
-                Err(_) => Err("the store does not answer; the rest stays in the journal".into()),
+        };
+        let ended = self.runtime.block_on(async {
+            tokio::select! {
+                ended = uploader.finish() => ended.map_err(|stop| chain_text(stop.as_ref())),
+                () = given_up => Err("the store does not answer; the rest stays in the journal".into()),
+                () = alive => Err("unreachable: the signs of life never end".into()),
             }
         });
         finished.map_err(|error| chain_text(&error))?;
@@ -321,8 +350,6 @@ impl Events {
     }
 
     fn note_vaulted(&self, vaulted: &Vaulted) {
-        metrics::counter!(names::VAULTED_BYTES).increment(vaulted.record_bytes);
-        metrics::counter!(names::VAULTED_RECORDS).increment(vaulted.records);
         for part in &vaulted.parts {
             let Some(run) = self.disks.run(&part.disk, part.epoch) else { continue };
             let span = Span { first: part.first, last: part.last, chain_last: part.chain_last };

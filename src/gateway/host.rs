@@ -145,6 +145,10 @@ impl GatewayHost {
         let Some(newest) = epochs.last() else {
             return must_fork(format!("the vault holds no epoch of disk {}", open.disk));
         };
+        // What another gateway forked away counts above the fork no more, and is vaulted below it.
+        for retired in slot.retire_below(newest.epoch) {
+            self.journal.forget(&slot.disk, retired);
+        }
         if newest.epoch > epoch {
             return Err(DiskRefusal::Fenced { newest: newest.epoch });
         }
@@ -159,7 +163,18 @@ impl GatewayHost {
         if run.is_broken() {
             return must_fork(format!("records of epoch {epoch} were damaged in this gateway's journal"));
         }
+        if run.vaulted_mark().is_none_or(|mark| mark.seq < floor.seq) {
+            // Not carried here, or not lately. An agent that was rolled back names a floor below the vault's head, and
+            // would write records again that are vaulted with other content.
+            let head = self.vault_head(slot, newest).await?;
+            if head.seq > floor.seq {
+                run.set_base(head);
+            }
+        }
         let reached = run.resume_from(floor);
+        if let Some(Mark { seq, chain: Some(chain) }) = run.vaulted_mark() {
+            self.journal.vaulted(&slot.disk, epoch, seq, chain);
+        }
         if first_held > reached.seq.next() {
             return must_fork(format!(
                 "records {} to {} are neither here nor with the agent",
@@ -182,6 +197,7 @@ impl GatewayHost {
             vaulted: Arc::clone(&run.vaulted),
             window: self.window.clone(),
             fenced: session.fenced.subscribe(),
+            must_fork: session.must_fork.subscribe(),
             sink: JournalSink {
                 disk: slot.disk.clone(),
                 journal: self.journal.clone(),
@@ -201,6 +217,12 @@ impl GatewayHost {
         floor: Option<(PointId, Chain)>,
     ) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
         slot.stop_session();
+        // The floor may join what was journaled here to what was vaulted by way of another gateway.
+        if let Some((point, chain)) = floor
+            && let Some(run) = slot.run(point.epoch)
+        {
+            run.set_base(Mark { seq: point.seq, chain: Some(chain) });
+        }
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
             let epochs = self.epochs(&open.disk).await?;
@@ -208,7 +230,14 @@ impl GatewayHost {
                 None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }),
                 Some(newest) => {
                     check_size(open, newest.size_bytes)?;
-                    (Some(newest.epoch), self.fork_point(slot, newest, floor).await?)
+                    let at = self.fork_point(slot, newest, floor).await?;
+                    let unused = slot.run(newest.epoch).and_then(|run| run.appended_mark());
+                    let unused = at.seq == Seq::NONE && unused.is_none_or(|mark| mark.seq == Seq::NONE);
+                    if newest.nonce == open.nonce && unused {
+                        // The answer to the same request was lost on the way: the epoch is there and empty.
+                        return Ok(self.start_epoch(slot, newest));
+                    }
+                    (Some(newest.epoch), at)
                 }
             };
             let Some(chain_at_fork) = at.chain else {
@@ -300,12 +329,9 @@ impl GatewayHost {
         let agents = floor
             .filter(|(point, _)| point.epoch == newest.epoch)
             .map(|(point, chain)| Mark { seq: point.seq, chain: Some(chain) });
-        let known = match here {
-            Some(here) => here,
-            // The agent's floor alone could lie below what is vaulted: its last acks may not have been persisted.
-            None => self.vault_head(slot, newest).await?,
-        };
-        Ok(agents.filter(|floor| floor.seq > known.seq).unwrap_or(known))
+        // Marks of this gateway and the agent's floor may both lie below what another gateway vaulted: the vault knows.
+        let head = self.vault_head(slot, newest).await?;
+        Ok(here.into_iter().chain(agents).fold(head, |best, mark| if mark.seq > best.seq { mark } else { best }))
     }
 
     /// How far the newest epoch is contiguous in the vault, by the vault's own indexes.

@@ -134,8 +134,7 @@ impl Run {
         run
     }
 
-    /// Some of its records are unusable here: it cannot go on, the agent must fork.
-    pub fn break_off(&self) {
+    fn break_off(&self) {
         self.broken.store(true, Ordering::Release);
     }
 
@@ -143,6 +142,14 @@ impl Run {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
+    }
+
+    /// Whether everything that was handed to the journal is known to be vaulted.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let levels = self.levels.lock();
+        let (appended, vaulted) = (&levels.appended, &levels.vaulted);
+        appended.waiting.is_empty() && appended.reached.map(|mark| mark.seq) == vaulted.reached.map(|mark| mark.seq)
     }
 
     /// Learns what is vaulted from elsewhere: a journal mark or the agent's floor.
@@ -212,6 +219,8 @@ impl Run {
 pub struct Session {
     /// Set to the newest epoch when another one took over.
     pub fenced: watch::Sender<Option<Epoch>>,
+    /// Set to the reason when the epoch cannot go on here.
+    pub must_fork: watch::Sender<Option<String>>,
     /// Set when another stream of the same epoch took the disk.
     pub superseded: Arc<AtomicBool>,
 }
@@ -220,7 +229,7 @@ impl Session {
     /// A session that carries its disk.
     #[must_use]
     pub fn new() -> Self {
-        Self { fenced: watch::channel(None).0, superseded: Arc::default() }
+        Self { fenced: watch::channel(None).0, must_fork: watch::channel(None).0, superseded: Arc::default() }
     }
 }
 
@@ -275,6 +284,30 @@ impl DiskSlot {
         }
         state.runs.insert(run.epoch, run);
         older.into_keys().collect()
+    }
+
+    /// Forgets runs of epochs before `epoch`, which another gateway began: returns their epochs. A session that still
+    /// carries one of them is fenced.
+    pub fn retire_below(&self, epoch: Epoch) -> Vec<Epoch> {
+        let mut state = self.state.lock();
+        let newer = state.runs.split_off(&epoch);
+        let older = std::mem::replace(&mut state.runs, newer);
+        if !older.is_empty()
+            && let Some(session) = &state.session
+        {
+            session.fenced.send_replace(Some(epoch));
+        }
+        older.into_keys().collect()
+    }
+
+    /// Records of `epoch` are unusable here: its run cannot go on, the agent is told to fork.
+    pub fn break_off(&self, epoch: Epoch, reason: &str) {
+        let state = self.state.lock();
+        let Some(run) = state.runs.get(&epoch) else { return };
+        run.break_off();
+        if let Some(session) = &state.session {
+            session.must_fork.send_replace(Some(reason.to_owned()));
+        }
     }
 
     /// Takes the disk for a new session; the one before, if any, is told to stop.

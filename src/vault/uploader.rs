@@ -203,6 +203,7 @@ pub struct Uploader {
     stop: Arc<OnceLock<Arc<UploadStop>>>,
     driver: JoinHandle<()>,
     confirmer: JoinHandle<Result<u64, Arc<UploadStop>>>,
+    events: mpsc::Sender<UploadEvent>,
     handle: Handle,
 }
 
@@ -217,6 +218,7 @@ impl Uploader {
         handle: &Handle,
         events: mpsc::Sender<UploadEvent>,
     ) -> Self {
+        let kept_events = events.clone();
         let places = Arc::new(Semaphore::new(config.queue_batches_max.max(1)));
         let bodies = Budget::new(config.queue_bytes_max);
         let confirmed = Arc::new(Watermark::new(0));
@@ -251,13 +253,22 @@ impl Uploader {
         };
         let driver = handle.spawn(driver.run());
         let confirmer = handle.spawn(confirmer.run(done_receiver));
-        Self { jobs, places, bodies, confirmed, stop, driver, confirmer, handle: handle.clone() }
+        Self { jobs, places, bodies, confirmed, stop, driver, confirmer, events: kept_events, handle: handle.clone() }
     }
 
     /// The number up to which every batch of the lane is stored: what the next batch's index states.
     #[must_use]
     pub fn confirmed_through(&self) -> &Arc<Watermark> {
         &self.confirmed
+    }
+
+    /// Whether the lane is over or a part of the uploader is gone, so that nothing more will be reported as vaulted.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.stop.get().is_some()
+            || self.driver.is_finished()
+            || self.confirmer.is_finished()
+            || self.events.is_closed()
     }
 
     /// Hands a batch of this lane over, waiting for room. Batches come with n = 1, 2, 3, … and without gap.
@@ -301,8 +312,8 @@ impl Uploader {
     /// # Errors
     /// [`UploadStop`] if the lane was over early.
     pub async fn finish(self) -> Result<u64, Arc<UploadStop>> {
-        let Self { jobs, driver, confirmer, .. } = self;
-        drop(jobs);
+        let Self { jobs, driver, confirmer, events, .. } = self;
+        drop((jobs, events));
         let ended = |error: &JoinError| Arc::new(UploadStop::Task { lane: Id128::NONE, text: error.to_string() });
         driver.await.map_err(|error| ended(&error))?;
         confirmer.await.map_err(|error| ended(&error))?

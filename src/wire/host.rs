@@ -58,6 +58,8 @@ pub struct OpenedDisk<S> {
     pub window: watch::Receiver<u64>,
     /// Set to the newest epoch when another one took over.
     pub fenced: watch::Receiver<Option<Epoch>>,
+    /// Set to the reason when the epoch cannot go on here, whether or not the agent sends anything.
+    pub must_fork: watch::Receiver<Option<String>>,
     /// Takes the records. Dropped when the stream ends, however it ends.
     pub sink: S,
 }

@@ -233,6 +233,7 @@ impl Host for FakeGateway {
             vaulted: Arc::clone(&newest.vaulted),
             window: self.window.subscribe(),
             fenced: newest.fenced.subscribe(),
+            must_fork: watch::channel(None).1,
             sink: FakeSink { disk: Arc::clone(&disk), epoch: newest.epoch, vaults: Arc::clone(&self.vaults) },
         })
     }

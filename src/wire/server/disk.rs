@@ -124,13 +124,14 @@ async fn carry<H: Host>(
         Err(refusal) => return refusal.into(),
     };
     let _gauge = Gauged::new(names::DISK_STREAMS);
-    let OpenedDisk { epoch, next_seq, chain, journaled, vaulted, window, fenced, sink } = opened;
+    let OpenedDisk { epoch, next_seq, chain, journaled, vaulted, window, fenced, must_fork, sink } = opened;
     let mut outlet = Outlet {
         epoch,
         journaled,
         vaulted,
         window,
         fenced,
+        must_fork,
         grants: Grants::default(),
         sent: Ack { journaled: Seq::NONE, vaulted: Seq::NONE },
     };
@@ -274,6 +275,7 @@ struct Outlet {
     vaulted: Arc<Watermark>,
     window: watch::Receiver<u64>,
     fenced: watch::Receiver<Option<Epoch>>,
+    must_fork: watch::Receiver<Option<String>>,
     grants: Grants,
     sent: Ack,
 }
@@ -322,6 +324,10 @@ impl Outlet {
             if let Some(newest) = newest.filter(|newest| *newest > self.epoch) {
                 return DiskRefusal::Fenced { newest }.into();
             }
+            let must_fork = self.must_fork.borrow_and_update().clone();
+            if let Some(text) = must_fork {
+                return DiskRefusal::MustFork { text }.into();
+            }
             match *stop.borrow_and_update() {
                 Some(Stop::Drain(last)) if self.sent.journaled >= last => return End::Quiet,
                 Some(Stop::Closed(last)) if self.sent.vaulted >= last => return End::Quiet,
@@ -333,6 +339,7 @@ impl Outlet {
                 _ = flow.taken_bytes.beyond(taken_bytes) => {}
                 () = changed(&mut self.window) => {}
                 () = changed(&mut self.fenced) => {}
+                () = changed(&mut self.must_fork) => {}
                 () = changed(&mut stop) => {}
             }
         }

@@ -133,7 +133,9 @@ async fn open<H>(server: &Server<H>, connection: &quinn::Connection) -> Result<(
         }
         Err(Close(code, text)) => {
             let refused = Message::Refused(Refused { code, text: text.clone() });
-            if write_message(&mut control.send, &refused).await.is_ok() && control.send.finish().is_ok() {
+            // A peer that opens no window for the answer must not keep this connection, and a drain, for ever.
+            let sent = timeout(REFUSAL_PATIENCE, write_message(&mut control.send, &refused)).await;
+            if matches!(sent, Ok(Ok(()))) && control.send.finish().is_ok() {
                 let _ = timeout(REFUSAL_PATIENCE, connection.closed()).await;
             }
             Err(Close(code, text))

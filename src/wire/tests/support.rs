@@ -171,6 +171,7 @@ impl Host for MemoryHost {
             vaulted: Arc::clone(&disk.vaulted),
             window: disk.window.subscribe(),
             fenced: disk.fenced.subscribe(),
+            must_fork: watch::channel(None).1,
             sink: MemorySink(disk),
         })
     }
