@@ -255,6 +255,16 @@ impl Scene {
     }
 }
 
+impl Drop for Scene {
+    /// With `TIDEGATE_TEST_KEEP` a failed test leaves its installation, logs and all, for whoever looks for the reason.
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("TIDEGATE_TEST_KEEP").is_some() {
+            self.folder.disable_cleanup(true);
+            eprintln!("kept: {}", self.folder.path().display());
+        }
+    }
+}
+
 pub fn assert_same(expected: &Path, found: &Path, what: &str) {
     if let Some(at) = copies::first_difference(expected, found).unwrap() {
         panic!("{what}: {} differs from {} at byte {at}", found.display(), expected.display());

@@ -36,10 +36,9 @@ fn nbdinfo_nbdcopy_qemu_and_fio_work_with_the_agents_export_and_what_they_wrote_
     assert_same(scene.image("disk1"), &out, "nbdcopy from the export");
     succeed("qemu-img", &["compare", "-f", "raw", "-F", "raw", out.to_str().unwrap(), &uri]);
 
-    let verify =
-        ["--ioengine=nbd", "--rw=randrw", "--bs=4k", "--size=32m", "--iodepth=16", "--io_size=24m", "--verify=crc32c"];
+    let verify = ["--rw=randrw", "--bs=4k", "--size=32m", "--iodepth=16", "--io_size=24m", "--verify=crc32c"];
     let target = format!("--uri={uri}");
-    succeed("fio", &[&["--name=mixed", &target, "--fsync=64"], &verify[..]].concat());
+    succeed("fio", &[&["--name=mixed", "--ioengine=nbd", &target, "--fsync=64"], &verify[..]].concat());
     succeed(
         "qemu-io",
         &[

@@ -74,7 +74,10 @@ impl Two {
 
         let target = self.scene.dir().join("target.img");
         let restore = |disk: &str, point: &str| {
-            let _ = std::fs::remove_file(&target);
+            // A restore that failed leaves what it had, to be resumed.
+            for left in [&target, &target.with_extension("img.tidegate-resume")] {
+                let _ = std::fs::remove_file(left);
+            }
             let to = ["--disk", disk, "--point", point, "--to", target.to_str().unwrap()];
             tidegate(&[&["restore"], &from[..], &to].concat())
         };

@@ -44,7 +44,7 @@ fn a_restore_refuses_wrong_keys_points_disks_and_targets_and_says_what_to_do() {
     restore(&["--identity", &path("nowhere")], "disk1", &point, &target, &[1, 2], &["nowhere"]);
     restore(&identity, "disk7", &point, &target, &[1, 2], &["disk7"]);
     restore(&identity, "disk1", &["--point", "e9-s9"], &target, &[1, 2], &["e9-s9"]);
-    restore(&identity, "disk1", &["--point", "monday"], &target, &[2], &["monday"]);
+    restore(&identity, "disk1", &["--point", "monday"], &target, &[1, 2], &["monday"]);
     restore(&identity, "disk1", &["--at", "2001-01-01T00:00:00Z"], &target, &[1, 2], &["2001"]);
     assert!(!Path::new(&target).exists(), "a refused restore leaves no target");
     std::fs::write(&target, "precious").unwrap();
