@@ -43,7 +43,7 @@ use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Budget, BudgetGuard, Clock, Watermark};
 use crate::pipeline::BatchObject;
-use crate::telemetry::names as metric;
+use crate::telemetry;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
 
 /// The bounds of an uploader.
@@ -418,7 +418,7 @@ impl Driver {
     fn start(&mut self, n: u64) {
         let Some(held) = self.held.get(&n) else { return };
         if self.queue.failures(n) > 0 {
-            metrics::counter!(metric::BLOB_RETRIES, "operation" => "put").increment(1);
+            metrics::counter!(telemetry::names::BLOB_RETRIES, "operation" => "put").increment(1);
         }
         let store = self.vault.store().clone();
         let path = names::batch(self.lane, n);
@@ -450,7 +450,7 @@ impl Driver {
         }
         if turn == Turn::Resumed {
             tracing::info!(lane = %self.lane, "uploads go on");
-            metrics::gauge!(metric::UPLOAD_PARKED).set(0.0);
+            metrics::gauge!(telemetry::names::UPLOAD_PARKED).set(0.0);
             let _ = self.events.send(UploadEvent::Resumed).await;
         }
         Ok(())
@@ -463,7 +463,7 @@ impl Driver {
         if turn == Turn::Parked {
             let text = crate::fault::chain_text(error);
             tracing::error!(lane = %self.lane, batch = n, error = text, "uploads are parked; the journal keeps the records");
-            metrics::gauge!(metric::UPLOAD_PARKED).set(1.0);
+            metrics::gauge!(telemetry::names::UPLOAD_PARKED).set(1.0);
             let _ = self.events.send(UploadEvent::Parked(text)).await;
         } else {
             tracing::warn!(lane = %self.lane, batch = n, %error, "upload failed and is tried again");
@@ -484,9 +484,9 @@ impl Driver {
 
     fn gauges(&self) {
         let bytes: usize = self.held.values().map(|held| held.body.len()).sum();
-        metrics::gauge!(metric::UPLOAD_WINDOW_BATCHES).set(f64::from(self.queue.window()));
-        metrics::gauge!(metric::UPLOAD_QUEUE_BATCHES).set(self.queue.len() as f64);
-        metrics::gauge!(metric::UPLOAD_QUEUE_BYTES).set(bytes as f64);
+        metrics::gauge!(telemetry::names::UPLOAD_WINDOW_BATCHES).set(f64::from(self.queue.window()));
+        metrics::gauge!(telemetry::names::UPLOAD_QUEUE_BATCHES).set(self.queue.len() as f64);
+        metrics::gauge!(telemetry::names::UPLOAD_QUEUE_BYTES).set(bytes as f64);
     }
 }
 
