@@ -23,6 +23,7 @@ use crate::restore::plan::Plan;
 use crate::restore::points::{self, Ask, Point};
 use crate::restore::progress::Progress;
 use crate::restore::source::{self, Source};
+use crate::restore::target::Target;
 use crate::restore::write::{self, RestoreError, RestoreOptions, Restored};
 use crate::types::DiskId;
 use crate::vault::Vault;
@@ -152,6 +153,8 @@ fn choose(args: &Args, loaded: &DiskView, asked: &Ask) -> Result<Point, Failure>
 
 async fn restore(args: &Args, asked: &Ask) -> Outcome {
     let started = Instant::now();
+    // Before anything is read: most mistakes are here.
+    Target::check(&args.to, args.force).map_err(|error| Failure::of(&error))?;
     let (vault, identity) = open(args).await?;
     let loaded = view::load(&vault, &args.disk).await?;
     let point = choose(args, &loaded, asked)?;

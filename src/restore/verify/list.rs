@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::stream::{self, StreamExt};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
-use super::{Report, damage_words};
+use super::{Report, damage_words, tails};
 use crate::fault;
 use crate::keys::{self, Identity};
 use crate::limits;
@@ -23,6 +24,9 @@ const READS: usize = 16;
 /// A hole this far below a lane's newest batch is no longer an upload on its way: a gateway holds far fewer at a time.
 const BATCHES_IN_FLIGHT_MAX: u64 = 1024;
 
+/// Looks at single names, per hole: a gateway fills only its newest holes.
+const LOOKS_MAX: usize = 256;
+
 /// First and last line of a wrapped key.
 const ARMOR_BEGIN: &str = "-----BEGIN AGE ENCRYPTED FILE-----\n";
 const ARMOR_END: &str = "-----END AGE ENCRYPTED FILE-----\n";
@@ -33,6 +37,8 @@ pub(super) struct LaneNames {
     registered: bool,
     sealed: bool,
     end: Option<u64>,
+    /// What its newest batch says was confirmed when it was made.
+    confirmed_through: u64,
     /// Numbers and sizes.
     pub(super) batches: BTreeMap<u64, u64>,
     /// Numbers of its lane indexes.
@@ -162,6 +168,7 @@ pub(super) async fn check(
     }
     report.lanes = listing.lanes.len() as u64;
     report.batches = listing.lanes.values().map(|lane| lane.batches.len() as u64).sum();
+    ask_newest(vault, &mut listing).await?;
     check_lanes(&listing, report);
     check_disks(&mut listing, report);
     if !listing.keys.contains(&vault.head().catalog_kid.to_string()) {
@@ -275,6 +282,35 @@ async fn read_key(vault: &Vault, identity: Option<&Identity>, path: &Path, kid: 
     }
 }
 
+/// Where a lane has holes, asks its newest batch what was there once; needs the key. A batch that was uploaded while the
+/// listing ran fills its hole.
+async fn ask_newest(vault: &Vault, listing: &mut Listing) -> Result<(), VaultError> {
+    if vault.catalog_key().is_none() {
+        return Ok(());
+    }
+    for (lane, names_of) in &mut listing.lanes {
+        let Some((&newest, &size_bytes)) = names_of.batches.last_key_value() else { continue };
+        let holes = holes(names_of.batches.keys().copied(), newest);
+        if holes.is_empty() || names_of.end.is_some() {
+            continue;
+        }
+        if let Ok(index) = tails::tail(vault, *lane, newest, size_bytes).await? {
+            names_of.confirmed_through = index.confirmed_through;
+        }
+        for (first, last) in holes {
+            for n in (first..=last).take_while(|n| *n <= names_of.confirmed_through).take(LOOKS_MAX) {
+                let path = names::batch(*lane, n);
+                if vault.store().exists(&path).await?
+                    && let Ok(meta) = vault.store().inner().head(&path).await
+                {
+                    names_of.batches.insert(n, meta.size);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 fn check_lanes(listing: &Listing, report: &mut Report) {
     for (lane, names_of) in &listing.lanes {
         if !names_of.registered {
@@ -287,7 +323,8 @@ fn check_lanes(listing: &Listing, report: &mut Report) {
             let object = names::batch(*lane, first);
             let count = last - first + 1;
             let many = if count > 1 { format!(" with the {} that follow it", count - 1) } else { String::new() };
-            let proven = last <= end || newest.saturating_sub(last) >= BATCHES_IN_FLIGHT_MAX;
+            let proven =
+                first <= end.max(names_of.confirmed_through) || newest.saturating_sub(last) >= BATCHES_IN_FLIGHT_MAX;
             match (proven, names_of.sealed) {
                 (true, false) => report.damaged(Damage::object(object, format!("is missing{many}"))),
                 (true, true) => report.notes.push(format!("{object} is gone{many}; its lane is sealed for retention")),

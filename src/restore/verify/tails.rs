@@ -57,7 +57,12 @@ pub(super) async fn check(
 }
 
 /// The index at the end of a batch, or what is wrong with it.
-async fn tail(vault: &Vault, lane: Id128, n: u64, size_bytes: u64) -> Result<Result<BatchIndex, String>, VaultError> {
+pub(super) async fn tail(
+    vault: &Vault,
+    lane: Id128,
+    n: u64,
+    size_bytes: u64,
+) -> Result<Result<BatchIndex, String>, VaultError> {
     let path = names::batch(lane, n);
     let key = vault.need_key()?;
     let place = IndexPlace { vault: vault.id(), object: path.as_ref(), lane, n };

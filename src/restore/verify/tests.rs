@@ -209,6 +209,19 @@ async fn what_is_not_vaulted_yet_is_told_apart_from_damage() {
 }
 
 #[tokio::test]
+async fn with_a_key_the_names_and_one_index_prove_a_deleted_batch() {
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk("sda", 3)], 2, 1).await;
+    let path = names::batch(vault.lane.id(), 4);
+    vault.tamper(&path, |_| None).await;
+    let report = check(&vault, Level::List).await.unwrap();
+    assert!(names_it(&report, &path) && report.late.is_empty(), "{report:?}");
+    let blind = Vault::open_without_key(vault.vault.store().clone()).await.unwrap();
+    let report = verify(&blind, None, &options(Level::List), Arc::default()).await.unwrap();
+    assert_eq!((report.outcome, report.late.len()), ("ok", 1), "names alone do not tell");
+}
+
+#[tokio::test]
 async fn without_keys_the_names_are_still_checked() {
     let vault = filled().await;
     let blind = Vault::open_without_key(vault.vault.store().clone()).await.unwrap();
