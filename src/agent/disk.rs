@@ -141,6 +141,9 @@ pub struct Disk {
     /// The nonce of the fork that is being asked for: kept until it is answered, so that a gateway that has opened the
     /// epoch, and whose answer was lost, knows the second question as the first.
     fork_nonce: Mutex<Option<Id128>>,
+    /// A flush of the agent's own failed, and the guest does not know yet: the system tells such a failure once only.
+    /// Locked over the agent's flush, so that a flush of the guest beside it cannot pass as good.
+    lost_flush: Mutex<bool>,
     /// Wakes the sender.
     pub to_send: Notify,
     /// Wakes the copier.
@@ -250,6 +253,7 @@ impl Disk {
             plan: Mutex::new(plan),
             condition: Mutex::default(),
             fork_nonce: Mutex::default(),
+            lost_flush: Mutex::default(),
             to_send: Notify::new(),
             to_copy: Notify::new(),
             progress: watch::Sender::new(0),
@@ -301,12 +305,15 @@ impl Disk {
         }
     }
 
-    /// Marks the whole disk: its content has nothing to do with what the state says.
+    /// Marks the whole disk: its content has nothing to do with what the state says. Blocks.
+    ///
+    /// # Errors
+    /// If a crash would forget the mark; for this run it is made in any case.
     pub fn mark_all(&self) -> io::Result<()> {
         let size_bytes = self.source.size_bytes();
-        self.activity.ensure(0, size_bytes)?;
+        let remembered = self.activity.ensure(0, size_bytes);
         self.tracker().mark(0, size_bytes, self.shared.clock.stamp());
-        Ok(())
+        remembered
     }
 
     /// A change has reached the real disk. The caller holds the range.
@@ -332,12 +339,39 @@ impl Disk {
     }
 
     /// The real disk lost a flush: writes since the last good one may be gone. They all lie in active regions, because a
-    /// region is cleared only after a good flush.
+    /// region is cleared only after a good flush. The caller holds no range.
     pub fn flush_failed(&self) {
         tracing::error!(disk = %self.id, path = %self.path.display(), "flush of the disk failed: active regions are compared");
+        // A copy that has read already would take the mark for its own and remove it.
+        let held = self.ranges.lock(0, self.source.size_bytes());
         self.mark_active();
+        drop(held);
         self.to_send.notify_one();
         self.to_copy.notify_one();
+    }
+
+    /// The outcome of the guest's flush, or of a change that was to be durable at once. The caller holds no range.
+    ///
+    /// # Errors
+    /// If it failed, or if a flush of the agent's own did since the last call.
+    pub fn guest_flushed(&self, outcome: io::Result<()>) -> io::Result<()> {
+        if outcome.is_err() {
+            self.flush_failed();
+        }
+        let lost = std::mem::take(&mut *self.lost_flush.lock());
+        if lost { outcome.and(Err(io::Error::from_raw_os_error(libc::EIO))) } else { outcome }
+    }
+
+    /// The agent's own flush. Returns whether it was good.
+    fn own_flush(&self) -> bool {
+        let mut lost = self.lost_flush.lock();
+        let good = self.source.flush().is_ok();
+        *lost |= !good;
+        drop(lost);
+        if !good {
+            self.flush_failed();
+        }
+        good
     }
 
     /// What to send next.
@@ -479,7 +513,7 @@ impl Disk {
     }
 
     /// Writes the state file, if `change` or the tracker's progress make a difference. Blocks.
-    fn persist(&self, change: impl FnOnce(&mut DiskState)) -> Result<(), StateError> {
+    fn persist(&self, change: impl Fn(&mut DiskState)) -> Result<(), StateError> {
         let mut stored = self.stored.lock();
         let mut next = self.refresh();
         change(&mut next);
@@ -487,7 +521,8 @@ impl Disk {
             self.shared.dir.store(&next)?;
             stored.clone_from(&next);
         }
-        *self.state.lock() = next;
+        // Not `next`: an epoch given up while the file was written has left a newer floor here.
+        change(&mut self.state.lock());
         Ok(())
     }
 
@@ -553,8 +588,7 @@ impl Disk {
     pub fn settle(&self) -> Result<(), StateError> {
         self.activity.watch();
         let candidates = self.clear_candidates();
-        if !candidates.is_empty() && self.source.flush().is_err() {
-            self.flush_failed();
+        if !candidates.is_empty() && !self.own_flush() {
             return Ok(());
         }
         // Now, not before: the floor must cover everything that made a region a candidate.
@@ -599,13 +633,14 @@ impl Disk {
         self.settle()?;
         let clean = self.all_vaulted() && self.activity.active_regions() == 0;
         if clean {
-            self.persist(|state| {
-                state.clean = true;
-                state.modified_nanos = modified_nanos(&self.path);
-            })?;
+            let modified_nanos = modified_nanos(&self.path);
+            self.persist(|state| (state.clean, state.modified_nanos) = (true, modified_nanos))?;
         }
         Ok(clean)
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 const _: () = assert!(REGION_BYTES.is_multiple_of(CHUNK_BYTES), "a region holds whole chunks");

@@ -98,9 +98,14 @@ pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
             }
             End::Diverged(text) => {
                 tracing::error!(disk = %disk.id, error = text, "the vault's history is not this agent's: whole disk is compared");
-                disk.abandon(ForkReason::DiskChanged);
-                mark_all(&disk).await;
-                text
+                // Remembered first: after a crash in between, this would look like any unclean stop.
+                match mark_all(&disk).await {
+                    Ok(()) => {
+                        disk.abandon(ForkReason::DiskChanged);
+                        text
+                    }
+                    Err(error) => format!("{text}; {error}"),
+                }
             }
             End::Fenced(newest) => {
                 fence(&disk, newest).await;
@@ -134,11 +139,9 @@ async fn fence(disk: &Arc<Disk>, newest: Epoch) {
     }
 }
 
-async fn mark_all(disk: &Arc<Disk>) {
+async fn mark_all(disk: &Arc<Disk>) -> std::io::Result<()> {
     let shared = Arc::clone(disk);
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || shared.mark_all()).await {
-        tracing::error!(disk = %disk.id, %error, "activity map cannot be written");
-    }
+    tokio::task::spawn_blocking(move || shared.mark_all()).await.unwrap_or_else(|stopped| Err(stopped.into()))
 }
 
 /// Opens the disk's stream as planned and runs a session on it.
@@ -245,7 +248,7 @@ async fn fork(disk: &Arc<Disk>, info: OpenedInfo, nonce: Id128) -> Result<(), En
     }
     if let Some(known) = known.filter(|known| info.epoch.0 != known.0 + 1) {
         tracing::warn!(disk = %disk.id, %known, opened = %info.epoch, "there were other epochs in between: whole disk is compared");
-        mark_all(disk).await;
+        mark_all(disk).await.map_err(|error| End::Refused(error.to_string()))?;
     }
     let start = EpochStart { epoch: info.epoch, next_seq: info.next_seq, chain, from_zero: info.epoch == Epoch(1) };
     let shared = Arc::clone(disk);

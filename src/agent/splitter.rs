@@ -10,7 +10,8 @@
 //!
 //! Whatever fails at 3 may have changed the range in part: it is marked and read back later. TRIM is carried out as
 //! "zero, if that is cheap": a device may return anything for a discarded range, which no replica could match; where
-//! zeroing is not cheap, TRIM changes nothing, as it may. FLUSH and FUA are the real disk's own.
+//! zeroing is not cheap, TRIM changes nothing, as it may. FLUSH and FUA are the real disk's own; one that succeeds still
+//! fails for the guest if the agent's own flush took the error.
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +21,15 @@ use bytes::Bytes;
 use super::disk::Disk;
 use super::queue::Content;
 use crate::nbd::{Export, StatusExtent, ZeroFlags};
+
+/// How a change is made.
+#[derive(Clone, Copy, Default)]
+struct Manner {
+    /// It is to be durable.
+    fua: bool,
+    /// It may be refused before anything was touched.
+    refusable: bool,
+}
 
 /// A protected disk as an NBD export.
 pub struct Splitter {
@@ -34,22 +44,24 @@ impl Splitter {
     }
 
     /// One change: `apply` makes it on the real disk.
-    fn change(&self, offset: u64, content: Content, apply: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn change(
+        &self,
+        offset: u64,
+        content: Content,
+        manner: Manner,
+        apply: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         let length = content.length_bytes();
-        let _held = self.disk.ranges.lock(offset, length);
+        let held = self.disk.ranges.lock(offset, length);
         self.disk.activity.ensure(offset, length)?;
-        match apply() {
-            Ok(()) => {
-                self.disk.changed(offset, content);
-                Ok(())
-            }
-            // Refused before anything was touched.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
-            Err(error) => {
-                self.disk.uncertain(offset, length);
-                Err(error)
-            }
+        let outcome = apply();
+        match &outcome {
+            Ok(()) => self.disk.changed(offset, content),
+            Err(error) if manner.refusable && error.kind() == io::ErrorKind::Unsupported => return outcome,
+            Err(_) => self.disk.uncertain(offset, length),
         }
+        drop(held);
+        if manner.fua { self.disk.guest_flushed(outcome) } else { outcome }
     }
 }
 
@@ -79,11 +91,13 @@ impl Export for Splitter {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
-        self.change(offset, Content::Data(data.clone()), || self.disk.source.write(offset, data, fua))
+        let manner = Manner { fua, refusable: false };
+        self.change(offset, Content::Data(data.clone()), manner, || self.disk.source.write(offset, data, fua))
     }
 
     fn zero(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()> {
-        self.change(offset, Content::Zero(length), || self.disk.source.zero(offset, length, flags))
+        let manner = Manner { fua: flags.fua, refusable: flags.fast };
+        self.change(offset, Content::Zero(length), manner, || self.disk.source.zero(offset, length, flags))
     }
 
     fn trim(&self, offset: u64, length: u64, fua: bool) -> io::Result<()> {
@@ -95,7 +109,7 @@ impl Export for Splitter {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.disk.source.flush().inspect_err(|_| self.disk.flush_failed())
+        self.disk.guest_flushed(self.disk.source.flush())
     }
 
     fn block_status(&self, offset: u64, length: u64) -> io::Result<Vec<StatusExtent>> {

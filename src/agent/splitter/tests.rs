@@ -135,6 +135,51 @@ fn a_failed_flush_compares_what_was_active() {
 }
 
 #[test]
+fn the_guest_is_told_of_a_flush_that_failed_for_the_agent() {
+    let (_folder, source, disk, splitter, mut replica) = protected(MemSource::new("d1", DISK_BYTES));
+    for fua in [false, true] {
+        splitter.write(0, vec![1; 512].into(), false).expect("write");
+        replica.take(&disk);
+        source.fail_flush.store(true, Ordering::SeqCst);
+        disk.settle().expect("nothing is cleared");
+        // The system tells it once.
+        source.fail_flush.store(false, Ordering::SeqCst);
+        let durable = || if fua { splitter.write(4096, vec![2; 512].into(), true) } else { splitter.flush() };
+        durable().expect_err("what was written before may be lost");
+        durable().expect("told once");
+        assert!(disk.tracker().dirty().must_send().contains(0), "it is read back");
+        replica.settle(&disk);
+        assert!(replica.image == *source.bytes.lock(), "images differ");
+    }
+}
+
+#[test]
+fn a_write_through_that_cannot_flush_compares_all_that_was_active() {
+    let (_folder, source, disk, splitter, mut replica) = protected(MemSource::new("d1", DISK_BYTES));
+    disk.settle().expect("settled");
+    splitter.write(0, vec![1; 512].into(), false).expect("write");
+    replica.take(&disk);
+    source.fail_flush.store(true, Ordering::SeqCst);
+    splitter.write(3 * REGION_BYTES, vec![1; 512].into(), true).expect_err("the guest is told");
+    // The older write was in the same cache.
+    source.bytes.lock()[..512].fill(0);
+    source.fail_flush.store(false, Ordering::SeqCst);
+    replica.settle(&disk);
+    assert!(replica.image == *source.bytes.lock(), "images differ");
+}
+
+#[test]
+fn a_zeroing_that_is_not_supported_half_way_is_read_back() {
+    let (_folder, source, disk, splitter, mut replica) = protected(MemSource::new("d1", DISK_BYTES));
+    splitter.write(0, vec![5; 8192].into(), false).expect("write");
+    source.fail_zero.store(true, Ordering::SeqCst);
+    splitter.zero(0, 8192, ZeroFlags::default()).expect_err("the guest is told");
+    replica.settle(&disk);
+    assert_eq!(replica.image[..8192], [[0; 4096], [5; 4096]].concat());
+    assert!(replica.image == *source.bytes.lock(), "images differ");
+}
+
+#[test]
 fn trim_changes_nothing_where_zeroing_is_not_cheap() {
     let (_folder, source, disk, splitter, mut replica) =
         protected(MemSource { slow_zero: true, ..MemSource::new("d1", DISK_BYTES) });

@@ -28,6 +28,8 @@ pub struct MemSource {
     /// The next write stops half-way with an error.
     pub fail_write: AtomicBool,
     pub fail_flush: AtomicBool,
+    /// The next zeroing stops half-way and says that it is not supported.
+    pub fail_zero: AtomicBool,
     /// Zeroing is no faster than writing.
     pub slow_zero: bool,
     pub before_write: Mutex<Option<Watch>>,
@@ -40,6 +42,7 @@ impl MemSource {
             bytes: Mutex::new(vec![0; size_bytes]),
             fail_write: AtomicBool::new(false),
             fail_flush: AtomicBool::new(false),
+            fail_zero: AtomicBool::new(false),
             slow_zero: false,
             before_write: Mutex::new(None),
         }
@@ -69,7 +72,7 @@ impl Export for MemSource {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: Bytes, _fua: bool) -> io::Result<()> {
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> io::Result<()> {
         if let Some(watch) = self.before_write.lock().as_ref() {
             watch(offset);
         }
@@ -82,15 +85,17 @@ impl Export for MemSource {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         self.bytes.lock()[middle..middle + back.len()].copy_from_slice(back);
-        Ok(())
+        if fua { self.flush() } else { Ok(()) }
     }
 
     fn zero(&self, offset: u64, length: u64, flags: ZeroFlags) -> io::Result<()> {
         if flags.fast && self.slow_zero {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        self.bytes.lock()[offset as usize..(offset + length) as usize].fill(0);
-        Ok(())
+        let whole = !self.fail_zero.swap(false, Ordering::SeqCst);
+        let filled = if whole { length } else { length / 2 };
+        self.bytes.lock()[offset as usize..(offset + filled) as usize].fill(0);
+        if whole { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 
     fn trim(&self, offset: u64, length: u64, _fua: bool) -> io::Result<()> {

@@ -1,0 +1,64 @@
+//! What is remembered of a disk, and what becomes of failures of its own files.
+
+use std::cell::Cell;
+
+use super::*;
+use crate::agent::activity::MapFile;
+use crate::agent::splitter::Splitter;
+use crate::agent::tests::support::{MemSource, Replica, open};
+
+const DISK_BYTES: usize = 16 << 20;
+
+fn protected() -> (tempfile::TempDir, Arc<Disk>, Replica) {
+    let folder = tempfile::tempdir().expect("folder");
+    let disk = open(&Arc::new(MemSource::new("d1", DISK_BYTES)), folder.path());
+    let mut replica = Replica::begin(&disk);
+    replica.settle(&disk);
+    (folder, disk, replica)
+}
+
+#[test]
+fn a_floor_that_came_while_the_state_was_written_stays() {
+    let (_folder, disk, replica) = protected();
+    let replica = Cell::new(Some(replica));
+    let newest = Cell::new(Seq::NONE);
+    disk.persist(|_| {
+        if let Some(mut replica) = replica.take() {
+            Splitter::new(Arc::clone(&disk)).write(0, vec![1; 512].into(), false).expect("write");
+            replica.take(&disk);
+            disk.abandon(ForkReason::GatewayLost);
+            newest.set(replica.last);
+        }
+    })
+    .expect("stored");
+    let (_, floor) = disk.floor().expect("an epoch");
+    assert_eq!(floor.seq, newest.get(), "the vault has it, and the next fork must not go back behind it");
+    disk.persist(|_| {}).expect("stored");
+    assert_eq!(disk.shared.dir.load(&disk.id).expect("state").floor_seq, newest.get());
+}
+
+struct Broken;
+
+impl MapFile for Broken {
+    fn write_at(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+
+    fn discard(&self) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+#[test]
+fn the_whole_disk_is_marked_even_if_that_cannot_be_remembered() {
+    let (_folder, mut disk, mut replica) = protected();
+    let regions = ChunkSet::new(DISK_BYTES as u64 / REGION_BYTES);
+    Arc::get_mut(&mut disk).expect("not shared").activity = ActivityMap::new(Box::new(Broken), regions);
+    disk.mark_all().expect_err("a crash would forget it");
+    assert_eq!(disk.tracker().dirty().must_send().len(), DISK_BYTES as u64 / CHUNK_BYTES);
+    replica.settle(&disk);
+}
