@@ -1,15 +1,19 @@
 //! The note beside a half-restored target: which plan, and which of its messages are already durable in the target.
 //!
 //! ```text
-//! tidegate-resume 1 <plan id> <disk> <point> <disk bytes> <crc>\n
+//! tidegate-resume 1 <plan id> <disk> <point> <disk bytes> <target> <crc>\n
 //! done <first>-<last> <crc>\n                                         numbers of messages in the plan's order
 //! ```
 //!
 //! Its presence marks the target as not yet an image. A line is appended only after the target's bytes were made durable
 //! with fdatasync, and every line carries a CRC-32C: a torn last line costs reading a few messages again, never a hole.
+//! What it says holds for the very file or device that it names: one removed and made anew has nothing of it. Therefore
+//! it is emptied, durably, before a target is emptied, and gets its first line after that. It is locked from the first
+//! look to the end.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::fault::{Classify, Fault};
@@ -71,9 +75,18 @@ pub struct ResumeHead {
 }
 
 impl ResumeHead {
-    fn line(&self) -> String {
-        with_crc(&format!("tidegate-resume 1 {} {} {} {}", self.plan, self.disk, self.point, self.disk_bytes))
+    fn text(&self) -> String {
+        format!("tidegate-resume 1 {} {} {} {}", self.plan, self.disk, self.point, self.disk_bytes)
     }
+}
+
+/// What an earlier run left.
+#[derive(Debug)]
+pub struct Earlier {
+    /// Its note, locked.
+    pub note: ResumeFile,
+    /// Which messages of the plan are in the target; none if this is not the target that it wrote, or not this plan.
+    pub done: Option<Vec<bool>>,
 }
 
 /// An open note.
@@ -102,41 +115,33 @@ fn checked(line: &str) -> Option<&str> {
 }
 
 impl ResumeFile {
-    /// Starts a new note, replacing any old one.
+    /// Opens the note of an earlier run, if there is one. `target_id` is that of the target that stands there, if one
+    /// does. With `force` the note of another plan is none to go on from; without, it is an error.
     ///
     /// # Errors
-    /// [`ResumeError::Io`].
-    pub fn create(target: &Path, head: &ResumeHead) -> Result<Self, ResumeError> {
-        let path = path_of(target);
-        let wrap = |source| ResumeError::Io { path: path.clone(), source };
-        // Locked before it is emptied: it may be another's.
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(wrap)?;
-        lock(&file, &path)?;
-        file.set_len(0).map_err(wrap)?;
-        file.write_all(head.line().as_bytes()).and_then(|()| file.sync_all()).map_err(wrap)?;
-        Ok(Self { path, file })
-    }
-
-    /// Opens the note of an earlier run, if there is one, and returns which messages of the plan are done.
-    ///
-    /// # Errors
-    /// [`ResumeError`] if it belongs to another plan, or is none.
-    pub fn open(target: &Path, head: &ResumeHead, messages: usize) -> Result<Option<(Self, Vec<bool>)>, ResumeError> {
-        let path = path_of(target);
-        let wrap = |source| ResumeError::Io { path: path.clone(), source };
-        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(wrap(error)),
-        };
-        lock(&file, &path)?;
+    /// [`ResumeError`] if it belongs to another plan, or is none, or is in use.
+    pub fn open(
+        target: &Path,
+        head: &ResumeHead,
+        target_id: Option<&str>,
+        messages: usize,
+        force: bool,
+    ) -> Result<Option<Earlier>, ResumeError> {
+        let Some(mut note) = Self::locked(target, false)? else { return Ok(None) };
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(wrap)?;
+        note.file.read_to_end(&mut bytes).map_err(|source| note.failed(source))?;
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.split_inclusive('\n');
-        let first = lines.next().unwrap_or_default();
-        if first != head.line() {
-            return Err(other_plan(&path, first));
+        let Some(first) = lines.next() else {
+            // A run that was stopped before it wrote anything.
+            return Ok(Some(Earlier { note, done: None }));
+        };
+        let written = checked(first).and_then(|line| line.rsplit_once(' ')).filter(|(plan, _)| *plan == head.text());
+        let Some((_, written_to)) = written else {
+            return if force { Ok(Some(Earlier { note, done: None })) } else { Err(other_plan(&note.path, first)) };
+        };
+        if target_id != Some(written_to) {
+            return Ok(Some(Earlier { note, done: None }));
         }
         let mut done = vec![false; messages];
         let mut valid_bytes = first.len();
@@ -145,8 +150,63 @@ impl ResumeFile {
             done[from..=to].fill(true);
             valid_bytes += line.len();
         }
-        file.set_len(valid_bytes as u64).and_then(|()| file.seek(SeekFrom::End(0))).map_err(wrap)?;
-        Ok(Some((Self { path, file }, done)))
+        let cut = note.file.set_len(valid_bytes as u64).and_then(|()| note.file.seek(SeekFrom::End(0)));
+        cut.map_err(|source| note.failed(source))?;
+        Ok(Some(Earlier { note, done: Some(done) }))
+    }
+
+    /// A new note, which says nothing yet but that the target is not an image.
+    ///
+    /// # Errors
+    /// [`ResumeError`].
+    pub fn create(target: &Path) -> Result<Self, ResumeError> {
+        let Some(note) = Self::locked(target, true)? else { unreachable!("it is created if it is not there") };
+        sync_folder(&note.path).map_err(|source| note.failed(source))?;
+        note.emptied()
+    }
+
+    /// Forgets, durably, what the note says: its target is about to lose it.
+    ///
+    /// # Errors
+    /// [`ResumeError::Io`].
+    pub fn emptied(mut self) -> Result<Self, ResumeError> {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| self.file.sync_all());
+        emptied.map_err(|source| self.failed(source))?;
+        Ok(self)
+    }
+
+    /// Names plan and target in an emptied note; from now on messages can be noted.
+    ///
+    /// # Errors
+    /// [`ResumeError::Io`].
+    pub fn start(&mut self, head: &ResumeHead, target_id: &str) -> Result<(), ResumeError> {
+        let line = with_crc(&format!("{} {target_id}", head.text()));
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_all());
+        written.map_err(|source| self.failed(source))
+    }
+
+    fn locked(target: &Path, create: bool) -> Result<Option<Self>, ResumeError> {
+        let path = path_of(target);
+        let wrap = |source| ResumeError::Io { path: path.clone(), source };
+        let file = match OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(wrap(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(ResumeError::Busy { path }),
+            Err(TryLockError::Error(source)) => return Err(wrap(source)),
+        }
+        // Its owner has finished and removed it between the opening and the locking.
+        if file.metadata().map_err(wrap)?.nlink() == 0 {
+            return Err(ResumeError::Busy { path });
+        }
+        Ok(Some(Self { path, file }))
+    }
+
+    fn failed(&self, source: io::Error) -> ResumeError {
+        ResumeError::Io { path: self.path.clone(), source }
     }
 
     /// Notes that these messages are durable in the target. `numbers` need not be sorted.
@@ -160,23 +220,21 @@ impl ResumeFile {
             text.push_str(&with_crc(&format!("done {}-{}", run[0], run[run.len() - 1])));
         }
         let result = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
-        result.map_err(|source| ResumeError::Io { path: self.path.clone(), source })
+        result.map_err(|source| self.failed(source))
     }
 
-    /// Removes the note: the target is an image now.
+    /// Removes the note, durably: the target is an image now.
     ///
     /// # Errors
     /// [`ResumeError::Io`].
     pub fn finish(self) -> Result<(), ResumeError> {
-        std::fs::remove_file(&self.path).map_err(|source| ResumeError::Io { path: self.path, source })
+        std::fs::remove_file(&self.path).and_then(|()| sync_folder(&self.path)).map_err(|source| self.failed(source))
     }
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), ResumeError> {
-    file.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => ResumeError::Busy { path: path.to_owned() },
-        TryLockError::Error(source) => ResumeError::Io { path: path.to_owned(), source },
-    })
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
 }
 
 fn done_range(text: &str) -> Option<(usize, usize)> {
@@ -209,16 +267,31 @@ mod tests {
         }
     }
 
+    fn create(target: &Path) -> ResumeFile {
+        let mut file = ResumeFile::create(target).unwrap();
+        file.start(&head("e1-s9"), "file-1").unwrap();
+        file
+    }
+
+    fn open(target: &Path, messages: usize) -> Result<Option<Earlier>, ResumeError> {
+        ResumeFile::open(target, &head("e1-s9"), Some("file-1"), messages, false)
+    }
+
+    fn done(target: &Path, messages: usize) -> (ResumeFile, Vec<bool>) {
+        let earlier = open(target, messages).unwrap().unwrap();
+        (earlier.note, earlier.done.unwrap())
+    }
+
     #[test]
     fn a_second_run_knows_what_the_first_finished() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("image");
-        assert!(ResumeFile::open(&target, &head("e1-s9"), 8).unwrap().is_none());
-        let mut file = ResumeFile::create(&target, &head("e1-s9")).unwrap();
+        assert!(open(&target, 8).unwrap().is_none());
+        let mut file = create(&target);
         file.done(vec![3, 1, 2, 6]).unwrap();
-        assert!(matches!(ResumeFile::open(&target, &head("e1-s9"), 8), Err(ResumeError::Busy { .. })));
+        assert!(matches!(open(&target, 8), Err(ResumeError::Busy { .. })));
         drop(file);
-        let (file, done) = ResumeFile::open(&target, &head("e1-s9"), 8).unwrap().unwrap();
+        let (file, done) = done(&target, 8);
         assert_eq!(done, [false, true, true, true, false, false, true, false]);
         file.finish().unwrap();
         assert!(!path_of(&target).exists());
@@ -228,33 +301,59 @@ mod tests {
     fn a_torn_or_altered_line_is_dropped_with_what_follows() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("image");
-        let mut file = ResumeFile::create(&target, &head("e1-s9")).unwrap();
+        let mut file = create(&target);
         file.done(vec![0]).unwrap();
         file.done(vec![2, 5]).unwrap();
         drop(file);
         let mut bytes = std::fs::read(path_of(&target)).unwrap();
         bytes.truncate(bytes.len() - 3);
         std::fs::write(path_of(&target), &bytes).unwrap();
-        let (mut file, done) = ResumeFile::open(&target, &head("e1-s9"), 6).unwrap().unwrap();
-        assert_eq!(done, [true, false, true, false, false, false]);
+        let (mut file, known) = done(&target, 6);
+        assert_eq!(known, [true, false, true, false, false, false]);
         file.done(vec![5]).unwrap();
         drop(file);
-        let (_, done) = ResumeFile::open(&target, &head("e1-s9"), 6).unwrap().unwrap();
-        assert_eq!(done, [true, false, true, false, false, true], "appended behind what was valid");
+        let (_, known) = done(&target, 6);
+        assert_eq!(known, [true, false, true, false, false, true], "appended behind what was valid");
         let text = std::fs::read_to_string(path_of(&target)).unwrap().replace("done 2-2", "done 2-3");
         std::fs::write(path_of(&target), text).unwrap();
-        let (_, done) = ResumeFile::open(&target, &head("e1-s9"), 6).unwrap().unwrap();
-        assert_eq!(done, [true, false, false, false, false, false]);
+        let (_, known) = done(&target, 6);
+        assert_eq!(known, [true, false, false, false, false, false]);
     }
 
     #[test]
     fn another_plan_is_refused_and_named() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("image");
-        ResumeFile::create(&target, &head("e1-s9")).unwrap();
-        let error = ResumeFile::open(&target, &head("e1-s8"), 8).unwrap_err();
+        drop(create(&target));
+        let other = |force| ResumeFile::open(&target, &head("e1-s8"), Some("file-1"), 8, force);
+        let error = other(false).unwrap_err();
         assert!(error.to_string().contains("disk sda to point e1-s9"), "{error}");
+        assert_eq!(other(true).unwrap().unwrap().done, None);
         std::fs::write(path_of(&target), b"something else\n").unwrap();
-        assert!(matches!(ResumeFile::open(&target, &head("e1-s9"), 8), Err(ResumeError::Format { .. })));
+        assert!(matches!(open(&target, 8), Err(ResumeError::Format { .. })));
+    }
+
+    #[test]
+    fn a_note_holds_for_the_very_target_that_it_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("image");
+        create(&target).done(vec![0, 1]).unwrap();
+        for other in [None, Some("file-12"), Some("device-1")] {
+            let earlier = ResumeFile::open(&target, &head("e1-s9"), other, 2, false).unwrap().unwrap();
+            assert_eq!(earlier.done, None, "{other:?}");
+        }
+        assert_eq!(done(&target, 2).1, [true, true], "looking changed nothing");
+    }
+
+    #[test]
+    fn a_note_is_void_before_its_target_is_emptied() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("image");
+        create(&target).done(vec![0, 1]).unwrap();
+        let forced = ResumeFile::open(&target, &head("e1-s8"), Some("file-1"), 2, true).unwrap().unwrap();
+        // Killed before the new plan is named.
+        drop(forced.note.emptied().unwrap());
+        assert_eq!(open(&target, 2).unwrap().unwrap().done, None);
+        assert!(path_of(&target).exists(), "the target is still not an image");
     }
 }

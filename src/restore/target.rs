@@ -6,8 +6,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use crate::fault::{Classify, Fault};
 
@@ -108,7 +109,7 @@ fn look(path: &Path) -> Result<Found, TargetError> {
 }
 
 impl Target {
-    /// Refuses at once a target that [`Target::open`] would refuse, so that nothing is read for nothing.
+    /// Refuses a file that has content and that may not be overwritten.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -119,33 +120,45 @@ impl Target {
         }
     }
 
-    /// Opens the target for an image of `disk_bytes`. With `go_on` what an earlier run wrote is kept.
+    /// Opens what stands there without a change to it: a device, or the file of an earlier run that had this size.
     ///
     /// # Errors
-    /// [`TargetError`] if it is not empty and not forced, too small, or not usable.
-    pub fn open(path: &Path, disk_bytes: u64, force: bool, go_on: bool) -> Result<Self, TargetError> {
-        Self::check(path, force)?;
-        match look(path)? {
-            Found::Device => Self::open_device(path, disk_bytes, force || go_on),
-            found => Self::open_file(path, disk_bytes, found, go_on),
+    /// [`TargetError`] if it is too small or not usable.
+    pub fn standing(path: &Path, disk_bytes: u64) -> Result<Option<Self>, TargetError> {
+        if look(path)? == Found::Device {
+            return Self::open_device(path, disk_bytes).map(Some);
         }
+        let wrap = |source| TargetError::Io { operation: "opening the unfinished", path: path.to_owned(), source };
+        let partial = partial_of(path);
+        let file = match OpenOptions::new().read(true).write(true).open(&partial) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(wrap(error)),
+        };
+        let meta = file.metadata().map_err(wrap)?;
+        let usable = meta.is_file() && meta.len() == disk_bytes;
+        Ok(usable.then(|| Self { file, path: path.to_owned(), partial: Some(partial) }))
     }
 
-    fn open_file(path: &Path, disk_bytes: u64, found: Found, go_on: bool) -> Result<Self, TargetError> {
+    /// A new file for an image of `disk_bytes`; an old image, and what an earlier run wrote, are gone.
+    ///
+    /// # Errors
+    /// [`TargetError`] if it is not usable.
+    pub fn create(path: &Path, disk_bytes: u64) -> Result<Self, TargetError> {
         let partial = partial_of(path);
         let wrap = |operation| move |source| TargetError::Io { operation, path: path.to_owned(), source };
         // What is overwritten goes first, or both images would have to fit.
-        if matches!(found, Found::File { .. }) {
+        if matches!(look(path)?, Found::File { .. }) {
             std::fs::remove_file(path).map_err(wrap("removing the old"))?;
         }
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(!go_on);
+        options.read(true).write(true).create(true).truncate(true);
         let file = options.open(&partial).map_err(wrap("creating"))?;
         file.set_len(disk_bytes).map_err(wrap("sizing"))?;
         Ok(Self { file, path: path.to_owned(), partial: Some(partial) })
     }
 
-    fn open_device(path: &Path, disk_bytes: u64, overwrite: bool) -> Result<Self, TargetError> {
+    fn open_device(path: &Path, disk_bytes: u64) -> Result<Self, TargetError> {
         let wrap = |operation| move |source| TargetError::Io { operation, path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         // Exclusive on a block device means: not while it is mounted.
@@ -155,10 +168,33 @@ impl Target {
         if have_bytes < disk_bytes {
             return Err(TargetError::TooSmall { path: path.to_owned(), have_bytes, need_bytes: disk_bytes });
         }
-        if !overwrite && !is_blank(&mut file, have_bytes).map_err(wrap("reading"))? {
-            return Err(TargetError::NotEmpty { path: path.to_owned() });
-        }
         Ok(Self { file, path: path.to_owned(), partial: None })
+    }
+
+    /// Refuses a device that has content.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn must_be_blank(&mut self) -> Result<(), TargetError> {
+        match is_blank(&mut self.file) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(TargetError::NotEmpty { path: self.path.clone() }),
+            Err(source) => Err(self.failed("reading", source)),
+        }
+    }
+
+    /// Tells this target from another one of the same name: the device's number, or the file's with its birth, because
+    /// a file that is made anew often gets the number of one just removed.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn id(&self) -> Result<String, TargetError> {
+        let meta = self.file.metadata().map_err(|source| self.failed("looking at", source))?;
+        if self.partial.is_none() {
+            return Ok(format!("device-{}", meta.rdev()));
+        }
+        let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Ok(format!("file-{}-{}-{}", meta.dev(), meta.ino(), born.unwrap_or_default().as_nanos()))
     }
 
     /// Whether earlier content may show where nothing is written.
@@ -242,7 +278,8 @@ impl Target {
     }
 }
 
-fn is_blank(file: &mut File, bytes: u64) -> io::Result<bool> {
+fn is_blank(file: &mut File) -> io::Result<bool> {
+    let bytes = file.seek(SeekFrom::End(0))?;
     let look_bytes = DEVICE_LOOK_BYTES.min(bytes);
     let mut buffer = vec![0; look_bytes as usize];
     for at in [0, bytes - look_bytes] {
@@ -288,7 +325,7 @@ mod tests {
     fn zero_blocks_of_a_new_file_stay_holes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
-        let target = Target::open(&path, 64 << 20, false, false).unwrap();
+        let target = Target::create(&path, 64 << 20).unwrap();
         let mut data = vec![0; 1 << 20];
         data[5000] = 1;
         target.write(8 << 20, &data).unwrap();
@@ -312,12 +349,16 @@ mod tests {
     fn a_file_has_its_name_only_when_it_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
-        let target = Target::open(&path, 4096, false, false).unwrap();
+        let target = Target::create(&path, 4096).unwrap();
         target.write(0, &[1; 4096]).unwrap();
         assert!(!path.exists());
+        let id = target.id().unwrap();
         drop(target);
-        let target = Target::open(&path, 4096, false, true).unwrap();
+        assert!(Target::standing(&path, 8192).unwrap().is_none(), "another size");
+        let target = Target::standing(&path, 4096).unwrap().unwrap();
+        assert_eq!(target.id().unwrap(), id);
         target.finish().unwrap();
+        assert!(Target::standing(&path, 4096).unwrap().is_none(), "an image is not gone on with");
         assert_eq!(std::fs::read(&path).unwrap(), [1; 4096], "what the first run wrote was kept");
         assert!(!partial_of(&path).exists());
     }
@@ -327,11 +368,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         std::fs::write(&path, b"precious").unwrap();
-        assert!(matches!(Target::open(&path, 4096, false, false), Err(TargetError::NotEmpty { .. })));
+        assert!(matches!(Target::check(&path, false), Err(TargetError::NotEmpty { .. })));
+        Target::check(&path, true).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-        Target::open(&path, 4096, true, false).unwrap().finish().unwrap();
+        Target::create(&path, 4096).unwrap().finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
-        assert!(matches!(Target::open(folder.path(), 4096, true, false), Err(TargetError::Kind { .. })));
+        assert!(matches!(Target::check(folder.path(), true), Err(TargetError::Kind { .. })));
     }
 
     #[test]
@@ -339,7 +381,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         std::fs::write(&path, b"").unwrap();
-        Target::open(&path, 4096, false, false).unwrap().finish().unwrap();
+        Target::check(&path, false).unwrap();
+        Target::create(&path, 4096).unwrap().finish().unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
     }
 }

@@ -16,7 +16,7 @@ use super::history::History;
 use super::open::Opened;
 use super::plan::{MessageUse, Plan, RangedRead};
 use super::progress::Progress;
-use super::resume::{ResumeError, ResumeFile, ResumeHead};
+use super::resume::{Earlier, ResumeError, ResumeFile, ResumeHead};
 use super::source::Source;
 use super::target::{Target, TargetError};
 use crate::fault::{Classify, Fault};
@@ -107,16 +107,7 @@ pub async fn restore(
         point: plan.target,
         disk_bytes: plan.disk_bytes,
     };
-    Target::check(path, options.force)?;
-    let earlier = match ResumeFile::open(path, &head, total) {
-        Err(ResumeError::OtherPlan { .. } | ResumeError::Format { .. }) if options.force => None,
-        earlier => earlier?,
-    };
-    let target = Target::open(path, plan.disk_bytes, options.force, earlier.is_some())?;
-    let (resume, done) = match earlier {
-        Some((file, done)) => (file, done),
-        None => (ResumeFile::create(path, &head)?, vec![false; total]),
-    };
+    let (target, resume, done) = prepare(path, &head, total, options.force)?;
     for &(offset_bytes, length_bytes) in &plan.zeroes {
         target.zero(offset_bytes, length_bytes)?;
     }
@@ -141,6 +132,38 @@ pub async fn restore(
     let resumed_messages = done.iter().filter(|done| **done).count() as u64;
     let (disk_bytes, data_bytes) = (plan.disk_bytes, plan.data_bytes());
     Ok(Restored { disk_bytes, data_bytes, read_bytes, messages: total as u64, resumed_messages })
+}
+
+/// Opens target and note: those of an earlier run as they stand, if the note is about this plan and this very target;
+/// else both anew.
+fn prepare(
+    path: &Path,
+    head: &ResumeHead,
+    messages: usize,
+    force: bool,
+) -> Result<(Target, ResumeFile, Vec<bool>), RestoreError> {
+    Target::check(path, force)?;
+    let standing = Target::standing(path, head.disk_bytes)?;
+    let standing_id = standing.as_ref().map(Target::id).transpose()?;
+    let (note, standing) = match (ResumeFile::open(path, head, standing_id.as_deref(), messages, force)?, standing) {
+        (Some(Earlier { note, done: Some(done) }), Some(target)) => return Ok((target, note, done)),
+        (earlier, standing) => (earlier.map(|earlier| earlier.note), standing),
+    };
+    let mut device = standing.filter(Target::reused);
+    if let Some(device) = device.as_mut().filter(|_| !force) {
+        device.must_be_blank()?;
+    }
+    // First nothing is promised of the target any more, then it is emptied, then the note is about it.
+    let mut note = match note {
+        Some(note) => note.emptied()?,
+        None => ResumeFile::create(path)?,
+    };
+    let target = match device {
+        Some(device) => device,
+        None => Target::create(path, head.disk_bytes)?,
+    };
+    note.start(head, &target.id()?)?;
+    Ok((target, note, vec![false; messages]))
 }
 
 /// The number of each row's message in the plan's order; rows that the plan does not use have none.

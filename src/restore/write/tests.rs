@@ -146,6 +146,109 @@ async fn a_restore_goes_on_where_it_was_stopped() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no resume file is left");
 }
 
+/// A disk in a vault that lacks one object at first, so that a restore of it is interrupted.
+struct Interrupted {
+    folder: tempfile::TempDir,
+    disk: ModelDisk,
+    vault: TestVault,
+    source: Source,
+    history: Arc<History>,
+    object: ObjectPath,
+    kept: Vec<u8>,
+}
+
+impl Interrupted {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = busy_disk("sda", 0);
+        let mut vault = TestVault::in_memory().await;
+        vault.fill(&[&disk], 1, 1).await;
+        let (source, history) = vault.open(&disk.id).await;
+        let plan = Plan::build(&history, disk.head()).unwrap();
+        let object = source.path(plan.reads[3].object).clone();
+        let mut kept = Vec::new();
+        vault
+            .tamper(&object, |bytes| {
+                kept = bytes;
+                None
+            })
+            .await;
+        let this = Self { folder, disk, vault, source, history, object, kept };
+        assert_eq!(this.run(this.disk.head(), false).await.unwrap_err().fault(), Fault::Corrupt);
+        this
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("image")
+    }
+
+    async fn mend(&self) {
+        let bytes = self.kept.clone().into();
+        object_store::ObjectStoreExt::put(self.vault.vault.store().inner(), &self.object, bytes).await.unwrap();
+    }
+
+    async fn run(&self, point: PointId, force: bool) -> Result<Restored, RestoreError> {
+        let plan = Plan::build(&self.history, point).unwrap();
+        let options = RestoreOptions { force, ..small() };
+        let history = Arc::clone(&self.history);
+        restore(&self.source, &self.disk.id, history, &plan, &self.path(), &options, Arc::default()).await
+    }
+
+    fn compare(&self) {
+        assert!(std::fs::read(self.path()).unwrap() == self.disk.image_at(self.disk.head()));
+        assert_eq!(std::fs::read_dir(self.folder.path()).unwrap().count(), 1, "no resume file is left");
+    }
+}
+
+#[tokio::test]
+async fn a_partial_file_that_was_deleted_is_not_gone_on_with() {
+    let world = Interrupted::new().await;
+    std::fs::remove_file(partial_of(&world.path())).unwrap();
+    world.mend().await;
+    let restored = world.run(world.disk.head(), false).await.unwrap();
+    assert_eq!(restored.resumed_messages, 0);
+    world.compare();
+}
+
+#[tokio::test]
+async fn a_partial_file_that_was_replaced_is_not_gone_on_with() {
+    let world = Interrupted::new().await;
+    let other = world.folder.path().join("other");
+    std::fs::File::create(&other).unwrap().set_len(DISK_BYTES).unwrap();
+    std::fs::rename(&other, partial_of(&world.path())).unwrap();
+    world.mend().await;
+    let restored = world.run(world.disk.head(), false).await.unwrap();
+    assert_eq!(restored.resumed_messages, 0);
+    world.compare();
+}
+
+#[tokio::test]
+async fn a_note_left_beside_a_finished_image_does_not_make_an_empty_one() {
+    let world = Interrupted::new().await;
+    world.mend().await;
+    let path = crate::restore::resume::path_of(&world.path());
+    // As if it was killed after the image got its name.
+    let note = std::fs::read(&path).unwrap();
+    world.run(world.disk.head(), false).await.unwrap();
+    std::fs::write(&path, note).unwrap();
+    let refused = world.run(world.disk.head(), false).await;
+    assert!(matches!(refused, Err(RestoreError::Target(TargetError::NotEmpty { .. }))), "{refused:?}");
+    let restored = world.run(world.disk.head(), true).await.unwrap();
+    assert_eq!(restored.resumed_messages, 0);
+    world.compare();
+}
+
+#[tokio::test]
+async fn another_plan_that_is_forced_leaves_nothing_to_go_on_with() {
+    let world = Interrupted::new().await;
+    let other = PointId { epoch: Epoch(1), seq: Seq(10) };
+    let _ = world.run(other, true).await;
+    world.mend().await;
+    let restored = world.run(world.disk.head(), true).await.unwrap();
+    assert_eq!(restored.resumed_messages, 0);
+    world.compare();
+}
+
 #[tokio::test]
 async fn a_run_dropped_in_the_middle_leaves_no_image_and_can_be_repeated() {
     let folder = tempfile::tempdir().unwrap();
