@@ -2,7 +2,7 @@
 
 use tidegate::cli::quickstart::load::Numbers;
 
-use crate::common::{Scene, Setting, assert_file_system, ext4, turn};
+use crate::common::{Scene, Setting, assert_file_system, ext4, succeed, turn};
 
 /// Kills at random moments under load; the agent each fifth time, the gateway else. Before most kills a point is made
 /// and its copy taken: acked but not yet vaulted, it must be there in the end.
@@ -46,4 +46,38 @@ fn kill_again_and_again(gateway_kills: u32, agent_kills: u32, setting: Setting) 
 fn twenty_gateways_and_five_agents_killed_under_load_lose_nothing() {
     let _turn = turn();
     kill_again_and_again(20, 5, Setting::default());
+}
+
+/// Stops or continues a process, as an operator's hand or a frozen virtual machine does.
+fn signal(pid: u32, name: &str) {
+    succeed("sh", &["-c", &format!("kill -{name} {pid}")]);
+}
+
+#[test]
+fn a_gateway_that_dies_again_and_again_before_its_agent_comes_back_loses_nothing() {
+    let _turn = turn();
+    let mut scene = Scene::new(Setting::default(), &["disk1"], ext4(128 << 20));
+    let load = scene.load("disk1", 6, 40);
+    scene.wait_copied("disk1");
+    for life in 0..4 {
+        scene.write_more(&load, 12 << 20);
+        scene.keep("disk1", &format!("life-{life}"), Some(&load));
+        let agent = scene.agent.as_ref().unwrap().id();
+        signal(agent, "STOP");
+        // What the first life journaled is vaulted by the second, of which the agent hears nothing; the third has an
+        // empty journal and must know all the same.
+        scene.kill_gateway();
+        if life % 2 == 0 {
+            scene.wait_vaulted();
+        }
+        scene.kill_gateway();
+        scene.kill_gateway();
+        signal(agent, "CONT");
+    }
+    scene.write_more(&load, 12 << 20);
+    scene.keep("disk1", "end", Some(&load));
+    drop(load);
+    scene.wait_vaulted();
+    scene.stop();
+    scene.assert_all_restore();
 }
