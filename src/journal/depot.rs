@@ -2,7 +2,8 @@
 //!
 //! A segment file is made once, filled with zeroes and used again and again: blocks that were written once take half
 //! the time to sync. Its name is its number, `seg-<number>`; used again it gets a new, higher name, durably, before
-//! the shard sees it. So what an earlier life left in it never looks like a commit of the present one.
+//! the shard sees it. So what an earlier life left in it never looks like a commit of the present one. The numbers are
+//! those of the whole journal: a file that went to another shard keeps its old number from being given out again.
 //!
 //! A shard that wants a segment gets, in this order: a free file of its own, a new file if the capacity allows one, a
 //! free file of another shard. If there is none it is starved, which is an ordinary state: the journal is full.
@@ -37,13 +38,13 @@ const RETRY: Duration = Duration::from_millis(500);
 struct ShardStock {
     dir: PathBuf,
     free: Vec<PathBuf>,
-    next_segment: u64,
     wants: bool,
 }
 
 #[derive(Debug)]
 struct Stock {
     shards: Vec<ShardStock>,
+    next_segment: u64,
     /// Files that exist, in use or free.
     files: u64,
     /// Whose turn it is, so that shards are served in turn.
@@ -104,11 +105,10 @@ impl Depot {
     #[must_use]
     pub fn new(segment_bytes: u64, files_max: u64, shards: Vec<ShardFiles>) -> Self {
         let files = shards.iter().map(|shard| shard.held + shard.free.len() as u64).sum();
-        let shards = shards
-            .into_iter()
-            .map(|shard| ShardStock { dir: shard.dir, free: shard.free, next_segment: shard.next_segment, wants: true })
-            .collect();
-        let stock = Stock { shards, files, turn: 0, stopped: false };
+        let next_segment = shards.iter().map(|shard| shard.next_segment).max().unwrap_or(1);
+        let shards =
+            shards.into_iter().map(|shard| ShardStock { dir: shard.dir, free: shard.free, wants: true }).collect();
+        let stock = Stock { shards, next_segment, files, turn: 0, stopped: false };
         Self { stock: Mutex::new(stock), changed: Condvar::new(), segment_bytes, files_max }
     }
 
@@ -150,9 +150,9 @@ impl Depot {
                 space.set_starved(shard as u16, true);
                 continue;
             };
+            let segment = stock.next_segment;
+            stock.next_segment += 1;
             let own = &mut stock.shards[shard];
-            let segment = own.next_segment;
-            own.next_segment += 1;
             own.wants = false;
             let to = own.dir.join(segment_name(segment));
             stock.turn = (shard + 1) % count;

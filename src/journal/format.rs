@@ -76,15 +76,27 @@ pub enum RowKind {
     /// "That segment ends there, whatever stands behind": no disk, no bytes; the segment stands in place of the epoch,
     /// its end in place of the seq.
     Cut,
+    /// "That segment is held up to there": as [`Self::Cut`].
+    Held,
+    /// "That segment is held no more": as [`Self::Cut`], without an end.
+    Released,
 }
 
 impl RowKind {
+    /// Whether the row speaks of a segment, not of a disk.
+    #[must_use]
+    pub const fn is_of_segment(self) -> bool {
+        matches!(self, Self::Cut | Self::Held | Self::Released)
+    }
+
     const fn byte(self) -> u8 {
         match self {
             Self::Record => 1,
             Self::Vaulted => 2,
             Self::Forgotten => 3,
             Self::Cut => 4,
+            Self::Held => 5,
+            Self::Released => 6,
         }
     }
 }
@@ -207,6 +219,8 @@ impl Header {
                 2 => RowKind::Vaulted,
                 3 => RowKind::Forgotten,
                 4 => RowKind::Cut,
+                5 => RowKind::Held,
+                6 => RowKind::Released,
                 _ => return None,
             };
             let name_bytes = usize::from(row[1]);
@@ -328,12 +342,12 @@ impl CommitBuilder {
         self.push_row(&row, disk.as_str());
     }
 
-    /// Puts in that a segment ends at `end_bytes`, if it fits.
-    pub fn push_cut(&mut self, segment: u64, end_bytes: u64) -> bool {
-        let fits = self.bytes_with(0, ROW_BYTES) <= self.buf.len();
+    /// Puts in a note of a segment if it fits while `reserve_bytes` stay free.
+    pub fn push_note(&mut self, kind: RowKind, segment: u64, end_bytes: u64, reserve_bytes: usize) -> bool {
+        let fits = self.bytes_with(0, ROW_BYTES) + reserve_bytes <= self.buf.len();
         if fits {
             let (epoch, seq, body) = (Epoch(segment), Seq(end_bytes), self.body_end..self.body_end);
-            let row = Row { kind: RowKind::Cut, crc: crc32c(&[]), body, epoch, seq, received: Micros(0), disk: 0..0 };
+            let row = Row { kind, crc: crc32c(&[]), body, epoch, seq, received: Micros(0), disk: 0..0 };
             self.push_row(&row, "");
         }
         fits

@@ -6,17 +6,22 @@
 //!   are vaulted, and the agent would have to fork.
 //! - A segment whose last commit was given up (its sync failed, or it was torn) is *cut*: its end is written into every
 //!   later segment, as long as the file keeps its name. What stands behind the end never counts again.
+//! - Each segment starts with a list of the others that are held and where they end, and a release is noted before it
+//!   happens: replay can tell a segment that was lost from one that was released.
 //! - Every mark is written again into each new segment, so marks outlive the segment in which they stood first.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 
+use super::format::RowKind;
 use super::model::CommitAt;
 use crate::types::{Chain, DiskId, Epoch, Seq};
 
 /// A segment that nothing needs any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Freed {
+    /// The number it had.
+    pub segment: u64,
     /// Its file.
     pub path: PathBuf,
     /// The file's length.
@@ -84,9 +89,12 @@ pub struct Ledger {
     releasing: Vec<Freed>,
     /// How many of `releasing` the commit under way will justify.
     justified: usize,
-    /// Ends of cut segments, and whether they are to be written.
+    /// Ends of cut segments.
     cuts: BTreeMap<u64, u64>,
-    cuts_due: bool,
+    /// What is to be written about segments: kind, segment, end.
+    notes: VecDeque<(RowKind, u64, u64)>,
+    /// Segments were released before their notes were written.
+    notes_late: bool,
 }
 
 impl Run {
@@ -101,7 +109,7 @@ impl Ledger {
         self.close_all();
         self.prune();
         self.add_segment(segment, path, file_bytes);
-        self.cuts_due = !self.cuts.is_empty();
+        self.note_all(segment);
         self.dirty.clear();
         for (disk, epochs) in &mut self.runs {
             for (epoch, run) in epochs {
@@ -134,7 +142,6 @@ impl Ledger {
             held.poisoned = true;
             held.closed = true;
             self.cuts.insert(segment, held.end_bytes);
-            self.cuts_due = true;
         }
         self.sweep();
     }
@@ -144,12 +151,24 @@ impl Ledger {
         self.cuts.insert(segment, end_bytes);
     }
 
-    /// Hands the ends of cut segments to `put`, if they are to be written. Until it has taken them all, it gets them
-    /// again.
-    pub fn write_cuts(&mut self, mut put: impl FnMut(u64, u64) -> bool) {
-        if self.cuts_due {
-            self.cuts_due = !self.cuts.iter().all(|(segment, end_bytes)| put(*segment, *end_bytes));
+    /// Everything about segments is due again: what a new segment starts with.
+    fn note_all(&mut self, active: u64) {
+        let cuts = self.cuts.iter().map(|(segment, end_bytes)| (RowKind::Cut, *segment, *end_bytes));
+        let held = self.segments.iter().filter(|(segment, held)| **segment != active && held.numbers.is_some());
+        let held = held.map(|(segment, held)| (RowKind::Held, *segment, held.end_bytes));
+        // A commit that is written for the second time may still say that these are held.
+        let releasing = self.releasing.iter().map(|freed| (RowKind::Released, freed.segment, 0));
+        self.notes = cuts.chain(held).chain(releasing).collect();
+    }
+
+    /// Hands what is due about segments to `put` until it refuses one.
+    pub fn write_notes(&mut self, mut put: impl FnMut(RowKind, u64, u64) -> bool) {
+        while let Some((kind, segment, end_bytes)) = self.notes.front().copied()
+            && put(kind, segment, end_bytes)
+        {
+            self.notes.pop_front();
         }
+        self.notes_late &= !self.notes.is_empty();
     }
 
     /// Enters a durable commit with the last seq of each run in it.
@@ -221,8 +240,11 @@ impl Ledger {
     fn sweep(&mut self) {
         let gone: Vec<u64> =
             self.segments.iter().filter(|(_, s)| s.closed && s.waits_for == 0).map(|(number, _)| *number).collect();
-        for segment in gone.iter().filter_map(|number| self.segments.remove(number)) {
+        for number in gone {
+            let Some(segment) = self.segments.remove(&number) else { continue };
+            self.notes.push_back((RowKind::Released, number, 0));
             self.releasing.push(Freed {
+                segment: number,
                 path: segment.path,
                 file_bytes: segment.file_bytes,
                 held_bytes: segment.end_bytes,
@@ -253,7 +275,9 @@ impl Ledger {
                 return;
             }
         }
-        self.justified = self.releasing.len();
+        if self.notes.is_empty() {
+            self.justified = self.releasing.len();
+        }
     }
 
     /// The marks handed out last are durable: what they justify is released.
@@ -265,22 +289,17 @@ impl Ledger {
     /// Gives up waiting for the marks: see the writer, which does this only where they have no room.
     pub fn release_unmarked(&mut self) -> Vec<Freed> {
         self.justified = 0;
+        self.notes_late = true;
         std::mem::take(&mut self.releasing)
     }
 
-    /// After replay: the marks came from the disk, so all but those in the newest segment stand there once more.
-    /// What is covered is released at once, except the newest segment, until its marks stand in the next one.
-    pub fn replayed(&mut self) -> Vec<Freed> {
-        let newest = self.segments.iter().rev().find(|(_, s)| s.numbers.is_some()).map(|(_, s)| s.path.clone());
+    /// After replay: nothing is written to the segments found, and their marks stand on the disk already.
+    pub fn replayed(&mut self) {
         self.close_all();
         self.dirty.clear();
         for run in self.runs.values_mut().flat_map(BTreeMap::values_mut) {
             run.dirty = false;
         }
-        let (keep, freed) =
-            std::mem::take(&mut self.releasing).into_iter().partition(|freed| Some(&freed.path) == newest.as_ref());
-        self.releasing = keep;
-        freed
     }
 
     /// Whether nothing waits to be vaulted.
@@ -303,10 +322,10 @@ impl Ledger {
         runs.filter(|(_, _, run)| run.forgotten).map(|(disk, epoch, _)| (disk, epoch))
     }
 
-    /// Whether segments wait only for their marks to be written.
+    /// Whether a commit of marks alone is called for: segments wait for nothing else, or went before their notes.
     #[must_use]
     pub fn has_releasing(&self) -> bool {
-        !self.releasing.is_empty()
+        !self.releasing.is_empty() || self.notes_late
     }
 
     /// Whether marks wait to be written.

@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::depot::segment_number;
+use super::depot::{segment_name, segment_number};
 use super::disk::{BufPool, Files};
 use super::error::OpenError;
 use super::format::{Owner, Row, RowKind};
@@ -97,6 +97,10 @@ impl Scan {
 
     /// Takes a commit in; the one before counts unless this one has its number.
     fn found(&mut self, found: Found) {
+        // Numbers only grow: a lower one can only be left from earlier, and says nothing about what is here.
+        if self.pending.as_ref().is_some_and(|(before, ..)| before.header.number > found.header.number) {
+            return;
+        }
         if let Some((before, segment, file)) = self.pending.take()
             && before.header.number < found.header.number
         {
@@ -137,7 +141,7 @@ impl Scan {
         self.out.bytes += u64::from(header.commit_bytes);
         let mut lasts: HashMap<(DiskId, Epoch), Seq> = HashMap::new();
         let mut marks = Vec::new();
-        for row in found.rows.iter().filter(|row| row.kind != RowKind::Cut) {
+        for row in found.rows.iter().filter(|row| !row.kind.is_of_segment()) {
             let disk = row.disk_name(commit).and_then(|name| self.names.get(name));
             let Some(disk) = disk else {
                 self.row_damage(header.offset_bytes, row, None);
@@ -160,7 +164,7 @@ impl Scan {
                     self.row_damage(header.offset_bytes, row, Some(disk));
                 }
                 RowKind::Vaulted | RowKind::Forgotten => marks.push((disk, row)),
-                RowKind::Cut => {}
+                RowKind::Cut | RowKind::Held | RowKind::Released => {}
             }
         }
         let at = CommitAt { segment, offset_bytes: header.offset_bytes, number: header.number };
@@ -213,9 +217,8 @@ pub fn replay_shard(
     };
     let mut scan =
         Scan { out, names: Names::default(), file: dir.to_owned(), segment: 0, last_number: 0, pending: None };
-    let cuts = find_cuts(files, &segments, owner, pool)?;
-    // The segment before, if the next file is its direct successor: (number, last commit, end, length).
-    let mut before: Option<(u64, u64, u64, u64)> = None;
+    let (cuts, held) = find_notes(files, &segments, owner, pool)?;
+    let mut ends = HashMap::new();
     for (segment, path, file_bytes) in &segments {
         scan.segment = *segment;
         let owner = Owner { journal: owner.0, shard: owner.1, segment: *segment };
@@ -223,8 +226,10 @@ pub fn replay_shard(
         if let Some(end_bytes) = cut {
             scan.out.ledger.cut(*segment, end_bytes);
         }
-        before = replay_segment(&mut scan, files, owner, pool, (path, *file_bytes, cut), before)?;
+        let end_bytes = replay_segment(&mut scan, files, owner, pool, (path, *file_bytes, cut))?;
+        ends.insert(*segment, end_bytes);
     }
+    note_lost(&mut scan, dir, &held, &ends);
     scan.finish();
     let mut out = scan.out;
     out.next_number = scan.last_number + 1;
@@ -232,14 +237,17 @@ pub fn replay_shard(
     Ok(out)
 }
 
-/// The ends of cut segments, from the newest segment that has a commit: each segment starts with all of them.
-fn find_cuts(
+/// Ends of cut and of held segments, by segment.
+type Notes = (HashMap<u64, u64>, HashMap<u64, u64>);
+
+/// What the newest segment that has a commit says about the others: each segment starts with all of it.
+fn find_notes(
     files: &dyn Files,
     segments: &[(u64, PathBuf, u64)],
     owner: (Id128, u16),
     pool: &BufPool,
-) -> Result<HashMap<u64, u64>, OpenError> {
-    let mut cuts = HashMap::new();
+) -> Result<Notes, OpenError> {
+    let (mut cuts, mut held) = (HashMap::new(), HashMap::new());
     for (segment, path, file_bytes) in segments.iter().rev() {
         let owner = Owner { journal: owner.0, shard: owner.1, segment: *segment };
         let file = files.open(path).map_err(OpenError::io("open", path))?;
@@ -249,8 +257,15 @@ fn find_cuts(
             match walk.step(&*file).map_err(OpenError::io("read", path))? {
                 Step::Commit(found) => {
                     empty = false;
-                    let rows = found.rows.iter().filter(|row| row.kind == RowKind::Cut);
-                    cuts.extend(rows.map(|row| (row.epoch.0, row.seq.0)));
+                    for row in &found.rows {
+                        let (segment, end_bytes) = (row.epoch.0, row.seq.0);
+                        match row.kind {
+                            RowKind::Cut => cuts.insert(segment, end_bytes),
+                            RowKind::Held => held.insert(segment, end_bytes),
+                            RowKind::Released => held.remove(&segment),
+                            RowKind::Record | RowKind::Vaulted | RowKind::Forgotten => None,
+                        };
+                    }
                 }
                 Step::Damaged { .. } => {}
                 Step::End { .. } => break,
@@ -262,30 +277,29 @@ fn find_cuts(
     }
     // Of a file that has another name by now nothing has to be remembered.
     cuts.retain(|cut, _| segments.iter().any(|(segment, ..)| segment == cut));
-    Ok(cuts)
+    Ok((cuts, held))
 }
 
+/// Takes the commits of one segment in; returns where they end.
 fn replay_segment(
     scan: &mut Scan,
     files: &dyn Files,
     owner: Owner,
     pool: &BufPool,
     (path, file_bytes, cut): (&Path, u64, Option<u64>),
-    before: Option<(u64, u64, u64, u64)>,
-) -> Result<Option<(u64, u64, u64, u64)>, OpenError> {
+) -> Result<u64, OpenError> {
     let file = files.open(path).map_err(OpenError::io("open", path))?;
     file.sync_data().map_err(OpenError::io("sync", path))?;
     let mut walk = Walk::new(owner, pool.clone(), 0, cut.unwrap_or(file_bytes));
-    let mut first_number = None;
-    let end = loop {
+    let mut empty = true;
+    loop {
         let step = walk.step(&*file).map_err(OpenError::io("read", path))?;
         scan.file = path.to_owned();
         match step {
             Step::Commit(found) => {
-                if first_number.is_none() {
-                    first_number = Some(found.header.number);
+                if empty {
+                    empty = false;
                     scan.out.ledger.add_segment(owner.segment, path.to_owned(), file_bytes);
-                    note_lost_tail(scan, before, owner.segment, found.header.number);
                 }
                 scan.found(found);
             }
@@ -296,22 +310,23 @@ fn replay_segment(
                 if begun && cut.is_none() {
                     scan.damaged(DamageKind::TornTail, offset_bytes, file_bytes - offset_bytes, Vec::new());
                 }
-                break offset_bytes;
+                return Ok(offset_bytes);
             }
         }
-    };
-    Ok(first_number.map(|_| (owner.segment, scan.last_number, end, file_bytes)))
+    }
 }
 
-/// Commits that are missing between two neighbouring segments were at the end of the first.
-fn note_lost_tail(scan: &mut Scan, before: Option<(u64, u64, u64, u64)>, segment: u64, first_number: u64) {
-    let Some((before, last_number, end_bytes, file_bytes)) = before else { return };
-    if before + 1 == segment && first_number > last_number + 1 {
-        let file = scan.file.with_file_name(super::depot::segment_name(before));
-        let length_bytes = file_bytes - end_bytes;
-        scan.out.damage.retain(|damage| damage.file != file || damage.kind != DamageKind::TornTail);
-        let kind = DamageKind::Commit;
-        scan.out.damage.push(Damage { kind, file, offset_bytes: end_bytes, length_bytes, records: Vec::new() });
+/// What the list of held segments says and the files do not: whole segments, or their ends, are lost.
+fn note_lost(scan: &mut Scan, dir: &Path, held: &HashMap<u64, u64>, ends: &HashMap<u64, u64>) {
+    for (segment, held_bytes) in held {
+        let end_bytes = ends.get(segment).copied().unwrap_or(0);
+        if end_bytes < *held_bytes {
+            let file = dir.join(segment_name(*segment));
+            // It was torn no more than anything else in a closed segment.
+            scan.out.damage.retain(|damage| damage.file != file || damage.kind != DamageKind::TornTail);
+            let (kind, length_bytes) = (DamageKind::Commit, held_bytes - end_bytes);
+            scan.out.damage.push(Damage { kind, file, offset_bytes: end_bytes, length_bytes, records: Vec::new() });
+        }
     }
 }
 
@@ -319,11 +334,11 @@ fn note_lost_tail(scan: &mut Scan, before: Option<(u64, u64, u64, u64)>, segment
 fn settle(out: &mut ShardReplay, segments: &[(u64, PathBuf, u64)]) {
     for (segment, path, file_bytes) in segments {
         if !out.ledger.holds(*segment) {
-            let (path, file_bytes) = (path.clone(), *file_bytes);
-            out.freed.push(Freed { path, file_bytes, held_bytes: 0, reusable: true });
+            let (segment, path, file_bytes) = (*segment, path.clone(), *file_bytes);
+            out.freed.push(Freed { segment, path, file_bytes, held_bytes: 0, reusable: true });
         }
     }
-    out.freed.extend(out.ledger.replayed());
+    out.ledger.replayed();
     out.held = segments.len() as u64 - out.freed.len() as u64;
     for (disk, epoch, mark) in out.ledger.marks() {
         if let Some(mark) = mark {

@@ -111,6 +111,8 @@ pub struct Shard {
     /// Those who wait, in the order in which they came.
     turnstile: Semaphore,
     waiting: AtomicUsize,
+    /// Segments released before their notes were durable.
+    pub unmarked: AtomicUsize,
 }
 
 impl Batch {
@@ -184,6 +186,7 @@ impl Shard {
             room: Notify::new(),
             turnstile: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
+            unmarked: AtomicUsize::new(0),
         };
         shard.space.set_used(shard.index, shard.book.lock().ledger.used_bytes());
         shard
@@ -287,7 +290,8 @@ impl Shard {
         let beyond_bytes = (self.sizes.commit_bytes as u64).saturating_sub(left_bytes) as usize;
         let mut book = self.book.lock();
         // First, so that they stand in the first commit of a segment.
-        book.ledger.write_cuts(|segment, end_bytes| batch.commit.push_cut(segment, end_bytes));
+        book.ledger
+            .write_notes(|kind, segment, end_bytes| batch.commit.push_note(kind, segment, end_bytes, beyond_bytes));
         book.ledger.write_marks(|mark| {
             let fits = batch.commit.fits(&mark.disk, 32, beyond_bytes);
             if fits {
@@ -297,12 +301,15 @@ impl Shard {
         });
     }
 
-    /// Releases what waits for its marks although they cannot be written.
+    /// Releases what waits for its marks although they cannot be written. A crash before the next commit then reports
+    /// these segments as lost, which costs a fork and no data.
     pub fn release_unmarked(&self) {
         let mut book = self.book.lock();
         let freed = book.ledger.release_unmarked();
         let used_bytes = book.ledger.used_bytes();
         drop(book);
+        self.unmarked.fetch_add(freed.len(), Ordering::Relaxed);
+        tracing::info!(shard = self.index, segments = freed.len(), "released without room to note it");
         self.release(freed);
         self.space.set_used(self.index, used_bytes);
     }

@@ -35,7 +35,7 @@ pub const POISONED_MAX: u32 = 3;
 /// How often a closing shard looks whether the segment that is being prepared is still to be expected.
 const CLOSE_LOOKS: u32 = 100;
 /// Time between two such looks.
-const CLOSE_LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(20);
 
 struct Active<F> {
     segment: u64,
@@ -90,7 +90,11 @@ impl<D: Disk> Writer<D> {
             };
             match work {
                 Work::Batch(batch) => held = self.commit_or_wait(batch).await?,
-                Work::Marks => self.write_marks_or_release().await?,
+                Work::Marks => {
+                    if !self.write_marks_or_release().await? {
+                        self.wait().await?;
+                    }
+                }
                 Work::Idle => self.shard.work.notified().await,
                 Work::Close => break,
             }
@@ -111,22 +115,28 @@ impl<D: Disk> Writer<D> {
         Ok(Some(batch))
     }
 
-    /// Writes the marks that let segments go. Where not even they have room, the segments go without: their records
-    /// are vaulted, and the marks are written with the next commit, which these segments make possible.
-    async fn write_marks_or_release(&mut self) -> Result<(), WriterError> {
+    /// Writes the marks that let segments go. In a full journal that has not even room for them, the segments go
+    /// without: their records are vaulted, and the marks are written with the next commit, which these segments make
+    /// possible. Returns false if there may be room soon.
+    async fn write_marks_or_release(&mut self) -> Result<bool, WriterError> {
         let batch = self.shard.empty_batch();
-        if self.commit(batch, 0).await?.is_some() {
+        let stuck = self.commit(batch, 0).await?.is_some();
+        let starved = self.shard.space.is_starved(self.shard.index);
+        if stuck && starved {
             self.shard.release_unmarked();
         }
-        Ok(())
+        Ok(!stuck || starved)
     }
 
     /// Waits for a segment or for other work. Nothing is in flight here, so either may be abandoned.
     async fn wait(&mut self) -> Result<(), WriterError> {
         let shard = Arc::clone(&self.shard);
+        // With segments to release, also for the news that no segment is to be had.
+        let releasing = shard.book.lock().ledger.has_releasing();
         tokio::select! {
             Some(prepared) = self.prepared.recv() => self.activate(prepared),
             () = shard.work.notified() => Ok(()),
+            () = tokio::time::sleep(LOOK), if releasing => Ok(()),
         }
     }
 
@@ -134,7 +144,7 @@ impl<D: Disk> Writer<D> {
     /// the records are dropped: they were never acked, so their agents send them again.
     async fn wait_while_closing(&mut self, batch: Batch) -> Result<Option<Batch>, WriterError> {
         for _ in 0..CLOSE_LOOKS {
-            if let Ok(Some(prepared)) = tokio::time::timeout(CLOSE_LOOK, self.prepared.recv()).await {
+            if let Ok(Some(prepared)) = tokio::time::timeout(LOOK, self.prepared.recv()).await {
                 self.activate(prepared)?;
                 return Ok(Some(batch));
             }

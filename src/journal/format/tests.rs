@@ -12,7 +12,7 @@ fn sample() -> (AlignedBuf, usize) {
     commit.push_record(&disk, (Epoch(2), Seq(5)), Micros(77), crc, &chunks);
     commit.push_mark(&disk, (Epoch(1), Seq(4)), Some(Chain([9; 32])));
     commit.push_mark(&disk, (Epoch(1), Seq(0)), None);
-    assert!(commit.push_cut(8, 12_288));
+    assert!(commit.push_note(RowKind::Cut, 8, 12_288, 0));
     let bytes = commit.seal(owner(), 8192, 41);
     (commit.lend(), bytes)
 }

@@ -13,8 +13,13 @@ fn vault(ledger: &mut Ledger, disk: &DiskId, seq: u64) {
     ledger.vaulted(disk, Epoch(1), Seq(seq), Chain([seq as u8; 32]));
 }
 
-fn release(ledger: &mut Ledger) -> Vec<String> {
+fn write(ledger: &mut Ledger) {
+    ledger.write_notes(|_, _, _| true);
     ledger.write_marks(|_| true);
+}
+
+fn release(ledger: &mut Ledger) -> Vec<String> {
+    write(ledger);
     ledger.marks_durable().iter().map(|freed| freed.path.display().to_string()).collect()
 }
 
@@ -36,7 +41,7 @@ fn a_segment_is_released_when_its_last_run_is_vaulted_and_the_mark_is_durable() 
     assert!(release(&mut ledger).is_empty(), "disk b still waits");
     vault(&mut ledger, &b, 1);
     assert!(ledger.marks_durable().is_empty(), "the mark is not durable yet");
-    ledger.write_marks(|_| true);
+    write(&mut ledger);
     vault(&mut ledger, &a, 6);
     let freed = ledger.marks_durable();
     assert_eq!(freed.len(), 1);
@@ -92,8 +97,32 @@ fn a_poisoned_segment_is_released_but_never_used_again() {
     ledger.poison(1);
     ledger.activate(2, "s2".into(), 1 << 16);
     vault(&mut ledger, &a, 1);
-    ledger.write_marks(|_| true);
+    write(&mut ledger);
     let freed = ledger.marks_durable();
     assert_eq!(freed.len(), 1);
     assert!(!freed[0].reusable);
+}
+
+#[test]
+fn a_new_segment_starts_with_what_is_held_and_a_release_is_noted_before_it_happens() {
+    let (a, b) = (disk("a"), disk("b"));
+    let mut ledger = two_segments(&a, &b);
+    ledger.activate(3, "s3".into(), 1 << 16);
+    let mut notes = Vec::new();
+    ledger.write_notes(|kind, segment, end_bytes| {
+        notes.push((kind, segment, end_bytes));
+        true
+    });
+    assert_eq!(notes, [(RowKind::Held, 1, 3 * 4096), (RowKind::Held, 2, 4 * 4096)]);
+    vault(&mut ledger, &a, 6);
+    ledger.write_notes(|_, _, _| false);
+    ledger.write_marks(|_| true);
+    assert!(ledger.marks_durable().is_empty(), "the note had no room");
+    notes.clear();
+    ledger.write_notes(|kind, segment, end_bytes| {
+        notes.push((kind, segment, end_bytes));
+        true
+    });
+    assert_eq!(notes, [(RowKind::Released, 2, 0)]);
+    assert_eq!(release(&mut ledger), ["s2"]);
 }

@@ -74,7 +74,7 @@ fn interior_damage_is_reported_and_the_rest_is_kept() {
 }
 
 #[test]
-fn damage_at_the_end_of_a_segment_is_seen_by_its_successor() {
+fn damage_at_the_end_of_a_segment_is_not_taken_for_its_end() {
     let disk = SimDisk::new(3);
     let config = small(1, 32);
     let source = filled(&disk, &config);
@@ -85,6 +85,42 @@ fn damage_at_the_end_of_a_segment_is_seen_by_its_successor() {
     assert_eq!((report.damage[0].kind, report.damage[0].offset_bytes), (DamageKind::Commit, at as u64));
     assert_eq!(read_all(&journal).0.len(), 19);
     assert_eq!(ranges(&report, &source)[0], (1, header.number - 1));
+}
+
+#[test]
+fn a_lost_segment_is_reported_but_a_released_one_is_not() {
+    let disk = SimDisk::new(7);
+    let config = small(1, 32);
+    let mut source = filled(&disk, &config);
+    source.journaled = Arc::new(Watermark::new(20));
+    let whole = disk.kill();
+    let disk = whole.kill();
+    disk.remove(&segment_file(0, 2)).expect("a file to lose");
+    let (journal, report) = open(&disk, &config);
+    assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+    assert_eq!((report.damage[0].kind, &report.damage[0].file), (DamageKind::Commit, &segment_file(0, 2)));
+    let lost = ranges(&report, &source);
+    assert_eq!(lost.len(), 2, "one gap: {lost:?}");
+    drop(journal);
+
+    let disk = whole.kill();
+    let (journal, report) = open(&disk, &config);
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
+    source.vault(&journal, 16);
+    runtime().block_on(async {
+        while journal.space().used_bytes > 2 * (64 << 10) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    // Without a farewell: what was released is known all the same.
+    let disk = disk.crash(disk::sim::Survival::None, 512);
+    drop(journal);
+    for _ in 0..3 {
+        let (journal, report) = open(&disk, &config);
+        assert!(report.damage.is_empty(), "{:?}", report.damage);
+        assert_eq!(ranges(&report, &source).last().map(|range| range.1), Some(20));
+        journal.close();
+    }
 }
 
 #[test]

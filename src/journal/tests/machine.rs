@@ -159,7 +159,9 @@ fn golden_segment() -> Vec<u8> {
         if number == 2 {
             commit.push_mark(&source.disk, (Epoch(1), Seq(1)), Some(source.chain_at(1)));
             commit.push_mark(&DiskId::new("web-2.sda").expect("a name"), (Epoch(4), Seq(0)), None);
-            assert!(commit.push_cut(7, 8192));
+            assert!(commit.push_note(format::RowKind::Cut, 7, 8192, 0));
+            assert!(commit.push_note(format::RowKind::Held, 6, 8192, 0));
+            assert!(commit.push_note(format::RowKind::Released, 6, 0, 0));
         }
         let bytes = commit.seal(owner, file.len() as u64, number);
         file.extend_from_slice(&commit.lend()[..bytes]);
