@@ -437,6 +437,12 @@ impl Disk {
         Ok(())
     }
 
+    /// Gives back the room of chunks that will not be read; they stay marked.
+    pub fn copy_dropped(&self, chunks: &Range<u64>) {
+        self.tracker().copy_failed(chunks);
+        self.to_copy.notify_one();
+    }
+
     fn read_pieces(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<Vec<(u64, Content)>> {
         let status = self.source.block_status(offset_bytes, length_bytes).unwrap_or_default();
         // A hole needs no reading; only the whole range, because mixed ones are as quick to read.
@@ -558,7 +564,8 @@ impl Disk {
             state.nonce = nonce;
             state.synced = false;
         })?;
-        self.tracker().start_epoch(start, self.shared.clock.stamp());
+        let label = self.state.lock().label;
+        self.tracker().start_epoch(start, label, self.shared.clock.stamp());
         *self.plan.lock() = Plan::Resume;
         *self.fork_nonce.lock() = None;
         self.to_send.notify_one();

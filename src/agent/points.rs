@@ -110,7 +110,7 @@ pub async fn make(disks: &[Arc<Disk>], request: &PointRequest) -> Result<Vec<Poi
     }
 }
 
-/// Makes the barriers as soon as every disk is outside of sync spans.
+/// Makes the barriers as soon as every disk is outside of sync spans and has room in its queue.
 async fn barrier_when_possible(
     disks: &[Arc<Disk>],
     request: &PointRequest,
@@ -132,7 +132,8 @@ async fn barrier_when_possible(
         };
         let changes = progress.iter_mut().map(|seen| Box::pin(seen.changed()));
         if tokio::time::timeout_at(deadline, futures_util::future::select_all(changes)).await.is_err() {
-            let reason = format!("disk {waiting} is being copied, or no gateway is there to start that");
+            let reason =
+                format!("disk {waiting} is being copied, or its queue is full, or no gateway is there to change that");
             return Err(PointError::NotMade { reason });
         }
     }

@@ -12,6 +12,7 @@
 //! way that matters: a record whose sending was dropped is sent again, because it is held until it is journaled; a copy
 //! that was read is queued even if the session is gone meanwhile.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::queue::Next;
 use super::state::StateError;
 use super::tracker::{CopyNext, EpochStart, Mode};
 use crate::fault::chain_text;
+use crate::flow::BudgetGuard;
 use crate::limits::CHUNK_BYTES;
 use crate::types::{Epoch, Id128, PointId};
 use crate::wire::{
@@ -296,6 +298,28 @@ async fn receive(disk: &Disk, mut events: DiskEvents, epoch: Epoch) -> End {
     }
 }
 
+/// A read for copying that may be dropped before it began, with its session: its room in the queue is given back then.
+struct CopyRead {
+    disk: Arc<Disk>,
+    chunks: Option<Range<u64>>,
+    guard: Option<BudgetGuard>,
+}
+
+impl CopyRead {
+    fn run(mut self) -> std::io::Result<()> {
+        let Some(chunks) = self.chunks.take() else { return Ok(()) };
+        self.disk.copy(chunks, self.guard.take())
+    }
+}
+
+impl Drop for CopyRead {
+    fn drop(&mut self) {
+        if let Some(chunks) = self.chunks.take() {
+            self.disk.copy_dropped(&chunks);
+        }
+    }
+}
+
 /// Copies marked chunks while a span is open, and closes the span.
 async fn copy(disk: &Arc<Disk>, pace: CopyPace) -> End {
     let mut reads: JoinSet<std::io::Result<()>> = JoinSet::new();
@@ -306,8 +330,8 @@ async fn copy(disk: &Arc<Disk>, pace: CopyPace) -> End {
         match next {
             (CopyNext::Chunks(chunks), guard) => {
                 from = chunks.end;
-                let shared = Arc::clone(disk);
-                reads.spawn_blocking(move || shared.copy(chunks, guard));
+                let read = CopyRead { disk: Arc::clone(disk), chunks: Some(chunks), guard };
+                reads.spawn_blocking(move || read.run());
                 if pace.rate_bytes > 0 {
                     let share = (COPY_CHUNKS * CHUNK_BYTES) as f64 / pace.rate_bytes as f64;
                     tokio::time::sleep(Duration::from_secs_f64(share)).await;
@@ -348,5 +372,45 @@ pub async fn all_vaulted(disk: &Disk) {
         if progress.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::tests::support::{MemSource, Replica, open};
+
+    #[test]
+    fn copies_that_never_ran_give_their_room_back() {
+        let folder = tempfile::tempdir().expect("folder");
+        let disk = open(&Arc::new(MemSource::new("d1", 64 << 20)), folder.path());
+        Replica::begin(&disk);
+        let take_all = || {
+            let mut reads = Vec::new();
+            let mut from = 0;
+            while let (CopyNext::Chunks(chunks), guard) = disk.next_copy(from) {
+                from = chunks.end;
+                reads.push(CopyRead { disk: Arc::clone(&disk), chunks: Some(chunks), guard });
+            }
+            assert_eq!(disk.next_copy(from).0, CopyNext::Wait, "no room, though there is more");
+            reads
+        };
+        let first = take_all();
+        assert!(first.len() > 1);
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().expect("runtime");
+        runtime.block_on(async {
+            // The only thread is busy, so that no read begins.
+            let (free, busy) = std::sync::mpsc::channel::<()>();
+            let holder = tokio::task::spawn_blocking(move || busy.recv());
+            let mut reads = JoinSet::new();
+            let count = first.len();
+            first.into_iter().for_each(|read| drop(reads.spawn_blocking(move || read.run())));
+            drop(reads);
+            drop(free);
+            holder.await.expect("joined").expect_err("freed");
+            // Runs after all that was queued.
+            tokio::task::spawn_blocking(|| {}).await.expect("joined");
+            assert_eq!(take_all().len(), count);
+        });
     }
 }

@@ -236,13 +236,15 @@ impl Tracker {
         BarrierAt { epoch: self.queue.epoch(), seq, label }
     }
 
-    /// Whether the present state can be a recovery point.
+    /// Whether the present state can be a recovery point, and the queue has room for it.
     #[must_use]
     pub fn offers_points(&self) -> bool {
-        self.mode == Mode::Recording && !self.span
+        let room = self.queue.bytes() + self.reserved_bytes < self.queue_bytes_max;
+        self.mode == Mode::Recording && !self.span && room
     }
 
-    /// Makes a recovery point, or none if the present state is no point: not recording, or inside a span.
+    /// Makes a recovery point, or none if the present state is no point (not recording, or inside a span) or the queue is
+    /// full.
     pub fn barrier(&mut self, kind: BarrierKind, group: Id128, name: &str, stamp: Stamp) -> Option<BarrierAt> {
         self.offers_points().then(|| self.push_barrier(kind, group, name, stamp))
     }
@@ -252,8 +254,7 @@ impl Tracker {
         let idle = self
             .last_barrier
             .is_some_and(|(seq, at)| seq == self.queue.last_seq() && stamp.at.saturating_sub(at) < idle_interval);
-        let room = self.queue.bytes() + self.reserved_bytes < self.queue_bytes_max;
-        if idle || !room { None } else { self.barrier(BarrierKind::Crash, Id128::NONE, "", stamp) }
+        if idle { None } else { self.barrier(BarrierKind::Crash, Id128::NONE, "", stamp) }
     }
 
     /// Gives up the epoch: its records are dropped and everything not vaulted must be sent anew.
@@ -266,12 +267,13 @@ impl Tracker {
         self.queue = RecordQueue::new(Epoch(0), Seq(1), Chain::GENESIS, self.queue.label());
     }
 
-    /// Starts a new epoch; whatever must be sent is announced by a sync-begin barrier at once.
-    pub fn start_epoch(&mut self, start: EpochStart, stamp: Stamp) {
+    /// Starts a new epoch; whatever must be sent is announced by a sync-begin barrier at once. No record gets a label
+    /// before `label`.
+    pub fn start_epoch(&mut self, start: EpochStart, label: Micros, stamp: Stamp) {
         self.abandon(stamp.at);
         let before = Seq(start.next_seq.0 - 1);
         self.dirty.start_epoch(Floor { seq: before, chain: start.chain }, stamp.at);
-        self.queue = RecordQueue::new(start.epoch, start.next_seq, start.chain, self.queue.label());
+        self.queue = RecordQueue::new(start.epoch, start.next_seq, start.chain, label.max(self.queue.label()));
         self.written = start.from_zero.then(|| ChunkSet::new(self.dirty.must_send().limit()));
         self.journaled = before;
         self.vaulted = before;

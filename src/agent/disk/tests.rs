@@ -6,6 +6,7 @@ use super::*;
 use crate::agent::activity::MapFile;
 use crate::agent::splitter::Splitter;
 use crate::agent::tests::support::{MemSource, Replica, open};
+use crate::types::{Chain, Micros};
 
 const DISK_BYTES: usize = 16 << 20;
 
@@ -61,4 +62,20 @@ fn the_whole_disk_is_marked_even_if_that_cannot_be_remembered() {
     disk.mark_all().expect_err("a crash would forget it");
     assert_eq!(disk.tracker().dirty().must_send().len(), DISK_BYTES as u64 / CHUNK_BYTES);
     replica.settle(&disk);
+}
+
+#[test]
+fn labels_do_not_go_back_over_an_unclean_start() {
+    let (folder, disk, _replica) = protected();
+    let late = Micros(disk.shared.clock.stamp().label.0 + 3_600_000_000);
+    disk.persist(|state| state.label = late).expect("stored");
+    drop(disk);
+    let disk = open(&Arc::new(MemSource::new("d1", DISK_BYTES)), folder.path());
+    assert_eq!(disk.plan(), Plan::Fork(ForkReason::UncleanStart));
+    let epoch = Epoch(2);
+    let start = EpochStart { epoch, next_seq: Seq(9), chain: Chain::GENESIS.fork(epoch), from_zero: false };
+    disk.start_epoch(start, Id128([2; 16])).expect("epoch");
+    assert!(disk.tracker().queue().label() >= late, "the clock was an hour ahead before");
+    let Next::Record(record) = disk.next_record() else { panic!("a sync-begin") };
+    assert!(record.head.label >= late);
 }

@@ -108,7 +108,7 @@ impl World {
             from_zero: self.epoch == 1,
         };
         let stamp = self.stamp();
-        self.tracker.start_epoch(start, stamp);
+        self.tracker.start_epoch(start, Micros(0), stamp);
     }
 
     fn deliver(&mut self, record: Outgoing) {
@@ -350,6 +350,22 @@ fn an_idle_disk_makes_a_barrier_a_minute_and_a_busy_one_each_time() {
     world.tracker.write(0, data(&[1]), claim, stamp(base + 67_000));
     assert!(world.tracker.periodic_barrier(idle, stamp(base + 70_000)).is_some());
     assert!(world.tracker.periodic_barrier(idle, stamp(base + 75_000)).is_none());
+}
+
+#[test]
+fn points_asked_for_stay_within_the_queue() {
+    let bound = 300 << 10;
+    let mut world = World::new(bound);
+    world.settle();
+    let mut made = 0;
+    while world.tracker.barrier(BarrierKind::App, Id128::NONE, "again", stamp(9_000_000)).is_some() {
+        made += 1;
+        assert!(made <= bound, "without end");
+    }
+    assert!(made > 0 && world.tracker.queue().bytes() <= bound + 1024);
+    assert!(!world.tracker.offers_points());
+    world.tracker.mark(0, 1, stamp(9_000_000));
+    assert!(world.tracker.in_span(), "a span needs no room: it is how a full queue is left");
 }
 
 #[test]
