@@ -400,7 +400,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().expect("runtime");
         runtime.block_on(async {
             // The only thread is busy, so that no read begins.
-            let (free, busy) = std::sync::mpsc::channel::<()>();
+            let (free, busy) = std::sync::mpsc::sync_channel::<()>(1);
             let holder = tokio::task::spawn_blocking(move || busy.recv());
             let mut reads = JoinSet::new();
             let count = first.len();

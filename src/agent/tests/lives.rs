@@ -1,6 +1,7 @@
 //! Lives of agents and gateways: copies, reconnects, forks, overflows, crashes.
 
 use super::*;
+use crate::agent::tracker::Mode;
 use crate::nbd::client::Client;
 use crate::types::BarrierKind;
 use crate::wire::{ForkReason, Want};
@@ -140,6 +141,8 @@ async fn a_clean_stop_is_resumed_in_the_same_epoch_without_copying() {
     assert!(agent.stop().await, "left clean");
     let agent = world.start_agent();
     assert!(agent.disks()[0].tracker().dirty().must_send().is_empty());
+    // What is written before is marked, and copied of course.
+    until("the epoch", || agent.disks()[0].tracker().mode() == Mode::Recording).await;
     let guest = Guest::start(&agent.disks()[0], 5);
     guest.goes_on(50).await;
     guest.stop().await;
