@@ -479,7 +479,7 @@ mod tests {
         while load.done().operations == before {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert!(load.done().write_micros.len() > 0);
+        assert!(!load.done().write_micros.is_empty());
     }
 
     #[test]
