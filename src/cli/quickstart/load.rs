@@ -108,6 +108,8 @@ pub struct Pattern {
     ring_at: u64,
 }
 
+/// Longest write that is told apart: an hour.
+const WRITE_MICROS_MAX: u64 = 3_600_000_000;
 /// Contents of large files are written in such pieces, as a page cache does.
 const FILE_PIECE_BYTES: u64 = 256 << 10;
 /// Part of the first range that is used as a ring.
@@ -254,7 +256,8 @@ impl Load {
         if pattern.is_empty() {
             return Err(LoadError::NoRoom);
         }
-        let write_micros = Histogram::new(2).map_err(|error| LoadError::Start(io::Error::other(error)))?;
+        let write_micros =
+            Histogram::new_with_max(WRITE_MICROS_MAX, 2).map_err(|error| LoadError::Start(io::Error::other(error)))?;
         let done = Done { operations: 0, written_bytes: 0, interruptions: 0, write_micros };
         let state = State { wanted: Wanted::Run, paused: false, done };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -465,7 +468,8 @@ mod tests {
         let disk = Arc::new(Mutex::new(vec![0; 16 << 20]));
         let shared = Arc::clone(&disk);
         let open = move || Ok(Box::new(Flaky { disk: Arc::clone(&shared), left: 100 }) as Box<dyn Target>);
-        let load = Load::start(Pattern::new(3, vec![0..16 << 20]), Box::new(open), 1 << 40).unwrap();
+        let load =
+            Load::start(Pattern::new(3, std::iter::once(0..16 << 20).collect()), Box::new(open), 1 << 40).unwrap();
         let patience = Duration::from_secs(30);
         while load.done().interruptions < 3 {
             std::thread::sleep(Duration::from_millis(1));
@@ -480,6 +484,41 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(!load.done().write_micros.is_empty());
+    }
+
+    /// A disk on which every write takes its time.
+    struct Slow;
+
+    impl Target for Slow {
+        fn write(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(())
+        }
+        fn zero(&mut self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn trim(&mut self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_slow_write_is_seen_as_slow_as_it_was() {
+        let load = Load::start(
+            Pattern::new(1, std::iter::once(0..16 << 20).collect()),
+            Box::new(|| Ok(Box::new(Slow))),
+            1 << 40,
+        )
+        .unwrap();
+        while load.done().write_micros.len() < 10 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let micros = load.done().write_micros;
+        // Two digits of precision may round the value down.
+        assert!(micros.value_at_quantile(0.5) >= 4_900 && micros.max() >= 4_900, "{}", micros.max());
     }
 
     #[test]

@@ -179,6 +179,12 @@ impl Site {
         std::fs::write(&path, text).map_err(|source| SiteError::File { path, source })
     }
 
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.plan.dir
+    }
+
     /// A path in the directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

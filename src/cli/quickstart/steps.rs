@@ -329,7 +329,7 @@ impl Run<'_> {
             journal_backend,
             seconds: self.progress.elapsed().as_secs_f64(),
             paths: Paths {
-                dir: self.site.path(""),
+                dir: self.site.dir().to_owned(),
                 vault: self.site.vault_url().to_owned(),
                 identity: self.site.identity(),
                 disk: self.image,
