@@ -160,7 +160,9 @@ impl ResumeFile {
     /// # Errors
     /// [`ResumeError`].
     pub fn create(target: &Path) -> Result<Self, ResumeError> {
-        let Some(note) = Self::locked(target, true)? else { unreachable!("it is created if it is not there") };
+        let note = Self::locked(target, true)?;
+        let note =
+            note.ok_or_else(|| ResumeError::Io { path: path_of(target), source: io::ErrorKind::NotFound.into() })?;
         sync_folder(&note.path).map_err(|source| note.failed(source))?;
         note.emptied()
     }
@@ -190,7 +192,8 @@ impl ResumeFile {
         let wrap = |source| ResumeError::Io { path: path.clone(), source };
         let file = match OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // With `create` it is the folder that is missing, and that is the user's mistake.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !create => return Ok(None),
             Err(error) => return Err(wrap(error)),
         };
         match file.try_lock() {
