@@ -52,17 +52,7 @@ impl Failure {
             Fault::Reject | Fault::Fatal => exit::ERROR,
             Fault::Corrupt => exit::DAMAGE,
         };
-        // `Classify` is an error by definition; its sources make the line whole.
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.ends_with(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self { text, code }
+        Self { text: fault::chain_text(error), code }
     }
 }
 

@@ -184,26 +184,8 @@ impl Feeding {
         let sink_uploader = Arc::clone(&uploader);
         let (runtime, stopped, health) = (self.runtime.clone(), self.stopped.clone(), Arc::clone(&self.health));
         let pipeline = Pipeline::start(&pipeline_config, context, move |batch| {
-            // While the store is away a full queue waits for ever; a stop must not wait with it.
-            let mut stopped = stopped.clone();
-            let given_up = async {
-                stopped.wait().await;
-                tokio::time::sleep(LANE_END_WAIT).await;
-            };
-            // Waiting for the store is an ordinary state, not a hang.
-            let alive = async {
-                loop {
-                    health.feeder_turned();
-                    tokio::time::sleep(WAIT_LOOK).await;
-                }
-            };
-            runtime.block_on(async {
-                tokio::select! {
-                    submitted = sink_uploader.submit(batch) => submitted.map_err(|_| SinkClosed),
-                    () = given_up => Err(SinkClosed),
-                    () = alive => Err(SinkClosed),
-                }
-            })
+            let submitted = runtime.block_on(wait_on_store(sink_uploader.submit(batch), stopped.clone(), &health));
+            submitted.and_then(Result::ok).ok_or(SinkClosed)
         });
         let pipeline = pipeline.map_err(|error| chain_text(&error))?;
         Ok(Way { pipeline, uploader, lane })
@@ -301,26 +283,31 @@ impl Feeding {
         let Some(uploader) = Arc::into_inner(uploader) else {
             return Err("the pipeline still holds its uploader".into());
         };
-        let mut stopped = self.stopped.clone();
-        let given_up = async {
-            stopped.wait().await;
-            tokio::time::sleep(LANE_END_WAIT).await;
+        let ended = wait_on_store(uploader.finish(), self.stopped.clone(), &self.health);
+        let ended = match self.runtime.block_on(ended) {
+            Some(ended) => ended.map_err(|stop| chain_text(stop.as_ref())),
+            None => Err("the store does not answer; the rest stays in the journal".into()),
         };
-        let alive = async {
-            loop {
-                self.health.feeder_turned();
-                tokio::time::sleep(WAIT_LOOK).await;
-            }
-        };
-        let ended = self.runtime.block_on(async {
-            tokio::select! {
-                ended = uploader.finish() => ended.map_err(|stop| chain_text(stop.as_ref())),
-                () = given_up => Err("the store does not answer; the rest stays in the journal".into()),
-                () = alive => Err("unreachable: the signs of life never end".into()),
-            }
-        });
         finished.map_err(|error| chain_text(&error))?;
         ended.map(|_| ())
+    }
+}
+
+/// Waits for what depends on the store, as long as it takes: an ordinary state, in which the feeder counts as alive. A
+/// stop does not wait with it for ever: `None` when its patience is over.
+async fn wait_on_store<T>(work: impl Future<Output = T>, mut stopped: Drain, health: &Health) -> Option<T> {
+    let given_up = async {
+        stopped.wait().await;
+        tokio::time::sleep(LANE_END_WAIT).await;
+    };
+    tokio::pin!(work, given_up);
+    loop {
+        health.feeder_turned();
+        tokio::select! {
+            done = &mut work => return Some(done),
+            () = &mut given_up => return None,
+            () = tokio::time::sleep(WAIT_LOOK) => {}
+        }
     }
 }
 

@@ -29,11 +29,6 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the long forms of the tests were asked for.
-pub fn long() -> bool {
-    std::env::var_os("TIDEGATE_TEST_LONG").is_some()
-}
-
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_tidegate"))
 }

@@ -1,7 +1,6 @@
 //! The whole system as real processes: gateway, agent, vault and commands, killed, cut off, damaged and restored.
 //!
-//! Each test is named after what it proves. They take turns ([`common::turn`]), so that their sum is known; the long
-//! forms run with `TIDEGATE_TEST_LONG=1`.
+//! Each test is named after what it proves. They take turns ([`common::turn`]), so that their sum is known.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
