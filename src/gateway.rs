@@ -43,13 +43,13 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock};
+use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
 use crate::journal::{Journal, ReplayReport};
 use crate::keys::CatalogKey;
 use crate::telemetry::names;
 use crate::types::Seq;
 use crate::vault::{self, Vault};
-use crate::wire::{self, HelloInfo, Listener, ServerLimits, Tuning};
+use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
 use admin::Health;
 use config::GatewayConfig;
 use feeder::Feeder;
@@ -155,8 +155,8 @@ async fn serve(
     let agent_bytes = (config.memory_quarter_bytes() / 4).min(1 << 30) as u32;
     let connection_window_bytes = agent_bytes.max(stream_window_bytes * 2);
     let tuning = Tuning { stream_window_bytes, connection_window_bytes, ..Tuning::default() };
-    let listener =
-        Listener::bind(config.listen, &config.tls, &tuning, &clock).map_err(|error| GatewayError::of(&error))?;
+    let listener = Listener::bind(config.listen, &config.tls, &tuning, &clock, &Net::system())
+        .map_err(|error| GatewayError::of(&error))?;
     if listener.identity().gateway != config.id {
         let (named, id) = (&listener.identity().gateway, &config.id);
         let cert = config.tls.cert.display();
@@ -265,7 +265,7 @@ impl Gateway {
     async fn open_journal(&self) -> Result<(Journal, ReplayReport), GatewayError> {
         self.health.set_waiting("replaying the journal".into());
         let (config, id) = (self.config.journal.clone(), self.config.id.clone());
-        let opened = tokio::task::spawn_blocking(move || Journal::open(&config, &id)).await;
+        let opened = blocking(move || Journal::open(&config, &id)).await;
         let (journal, report) = opened
             .map_err(|error| GatewayError::config(format!("opening the journal panicked: {error}")))?
             .map_err(|error| GatewayError::of(&error))?;
@@ -311,7 +311,7 @@ impl Gateway {
 }
 
 async fn close_journal(journal: Journal) {
-    if let Err(error) = tokio::task::spawn_blocking(move || journal.close()).await {
+    if let Err(error) = blocking(move || journal.close()).await {
         tracing::error!(%error, "closing the journal panicked");
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::clock::AgentClock;
 use crate::fault::chain_text;
-use crate::wire::{Client, TlsFiles};
+use crate::wire::{Client, Net, TlsFiles};
 
 /// First pause after a failure: a gateway that restarts is back within a second.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -72,12 +72,18 @@ pub async fn connected(link: &mut Link) -> Option<Arc<Client>> {
 }
 
 /// Keeps a connection published in `state`. Ends only by being dropped.
-pub async fn run(gateways: Vec<String>, tls: TlsFiles, clock: Arc<AgentClock>, state: watch::Sender<LinkState>) {
+pub async fn run(
+    gateways: Vec<String>,
+    tls: TlsFiles,
+    clock: Arc<AgentClock>,
+    net: Net,
+    state: watch::Sender<LinkState>,
+) {
     let mut backoff = Backoff::default();
     let mut reported = String::new();
     loop {
         for gateway in &gateways {
-            match Client::connect(gateway, &tls, clock.machine()).await {
+            match Client::connect(gateway, &tls, clock.machine(), &net).await {
                 Ok(client) => {
                     let (id, vault) = (client.gateway().gateway.clone(), client.gateway().vault);
                     tracing::info!(%gateway, id, %vault, "connected");

@@ -72,10 +72,11 @@ use self::replicator::CopyPace;
 use self::splitter::Splitter;
 use self::state::{StateDir, StateError};
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::{Budget, Clock, Drain, DrainTrigger};
+use crate::flow::{Budget, Clock, Drain, DrainTrigger, blocking};
 use crate::nbd::file::SourceError;
 use crate::nbd::{Export, FileExport, Listen, Server, ServerLimits};
 use crate::types::DiskId;
+use crate::wire::Net;
 
 /// How often the floor is persisted and the map cleared. A crash resyncs about what was active in this time and what was
 /// not vaulted; each round costs two small syncs and a flush of the disk.
@@ -203,7 +204,13 @@ impl Agent {
         }
         let mut tasks = JoinSet::new();
         let (publish, link) = watch::channel(LinkState::default());
-        tasks.spawn(link::run(config.gateways.clone(), config.tls.clone(), Arc::clone(&shared.clock), publish));
+        tasks.spawn(link::run(
+            config.gateways.clone(),
+            config.tls.clone(),
+            Arc::clone(&shared.clock),
+            Net::system(),
+            publish,
+        ));
         let pace = CopyPace { parallel: config.copy_parallel, rate_bytes: config.copy_rate_bytes };
         for disk in &disks {
             tasks.spawn(replicator::run(Arc::clone(disk), link.clone(), pace));
@@ -255,7 +262,7 @@ impl Agent {
         let mut clean = true;
         for disk in std::mem::take(&mut self.disks) {
             let id = disk.id.clone();
-            let closed = tokio::task::spawn_blocking(move || disk.close()).await;
+            let closed = blocking(move || disk.close()).await;
             match closed {
                 Ok(Ok(left_clean)) => clean &= left_clean,
                 Ok(Err(error)) => {
@@ -287,7 +294,7 @@ async fn settle(disk: Arc<Disk>) {
     loop {
         ticks.tick().await;
         let shared = Arc::clone(&disk);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || shared.settle()).await {
+        if let Ok(Err(error)) = blocking(move || shared.settle()).await {
             tracing::error!(disk = %disk.id, error = chain_text(&error), "state cannot be written; a crash now costs a longer resync");
         }
     }

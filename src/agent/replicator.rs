@@ -24,7 +24,7 @@ use super::queue::Next;
 use super::state::StateError;
 use super::tracker::{CopyNext, EpochStart, Mode};
 use crate::fault::chain_text;
-use crate::flow::BudgetGuard;
+use crate::flow::{BudgetGuard, blocking, blocking_in};
 use crate::limits::CHUNK_BYTES;
 use crate::types::{Epoch, Id128, PointId};
 use crate::wire::{
@@ -135,7 +135,7 @@ fn alarm_fenced(disk: &Disk, newest: Epoch) {
 
 async fn fence(disk: &Arc<Disk>, newest: Epoch) {
     let shared = Arc::clone(disk);
-    let stored = tokio::task::spawn_blocking(move || shared.fence(newest)).await;
+    let stored = blocking(move || shared.fence(newest)).await;
     if let Ok(Err(error)) = stored {
         tracing::error!(disk = %disk.id, error = chain_text(&error), "the fence could not be remembered");
     }
@@ -143,7 +143,7 @@ async fn fence(disk: &Arc<Disk>, newest: Epoch) {
 
 async fn mark_all(disk: &Arc<Disk>) -> std::io::Result<()> {
     let shared = Arc::clone(disk);
-    tokio::task::spawn_blocking(move || shared.mark_all()).await.unwrap_or_else(|stopped| Err(stopped.into()))
+    blocking(move || shared.mark_all()).await.unwrap_or_else(|stopped| Err(stopped.into()))
 }
 
 /// Opens the disk's stream as planned and runs a session on it.
@@ -254,7 +254,7 @@ async fn fork(disk: &Arc<Disk>, info: OpenedInfo, nonce: Id128) -> Result<(), En
     }
     let start = EpochStart { epoch: info.epoch, next_seq: info.next_seq, chain, from_zero: info.epoch == Epoch(1) };
     let shared = Arc::clone(disk);
-    match tokio::task::spawn_blocking(move || shared.start_epoch(start, nonce)).await {
+    match blocking(move || shared.start_epoch(start, nonce)).await {
         Ok(outcome) => Ok(outcome?),
         Err(_) => Err(End::Stopped),
     }
@@ -331,7 +331,7 @@ async fn copy(disk: &Arc<Disk>, pace: CopyPace) -> End {
             (CopyNext::Chunks(chunks), guard) => {
                 from = chunks.end;
                 let read = CopyRead { disk: Arc::clone(disk), chunks: Some(chunks), guard };
-                reads.spawn_blocking(move || read.run());
+                blocking_in(&mut reads, move || read.run());
                 if pace.rate_bytes > 0 {
                     let share = (COPY_CHUNKS * CHUNK_BYTES) as f64 / pace.rate_bytes as f64;
                     tokio::time::sleep(Duration::from_secs_f64(share)).await;

@@ -1,11 +1,17 @@
-//! What every stage shares: the clock, watermarks, byte budgets and the drain signal.
+//! What every stage shares: the clock, chance, blocking work, watermarks, byte budgets and the drain signal.
 
+mod blocking;
 mod budget;
+mod chance;
 mod clock;
 mod drain;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod watermark;
 
+pub(crate) use blocking::{blocking, blocking_in};
 pub use budget::{Budget, BudgetGuard};
+pub(crate) use chance::fill_random;
 pub use clock::{Clock, SystemClock};
 pub use drain::{Drain, DrainTrigger};
 pub use watermark::Watermark;

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use ring::rand::SecureRandom;
 use serde::{Deserialize, Serialize};
 
 use super::disk::Files;
@@ -108,9 +107,8 @@ fn create_identity(path: &Path, gateway: &str, shards: u16) -> Result<Identity, 
         let what = "it is missing, but segments are here".to_owned();
         return Err(OpenError::Identity { dir: text(path), file: IDENTITY_FILE, what });
     }
-    let mut journal = Id128::NONE;
-    let random = ring::rand::SystemRandom::new().fill(&mut journal.0);
-    random.map_err(|_| OpenError::io("draw random bytes for", path)(io::Error::other("the system gives none")))?;
+    let random = crate::keys::random().map_err(io::Error::other);
+    let journal = Id128(random.map_err(OpenError::io("draw random bytes for", path))?);
     let identity = Identity { format: FORMAT.into(), version: VERSION, journal, gateway: gateway.to_owned(), shards };
     write_identity(path, &identity)?;
     Ok(identity)

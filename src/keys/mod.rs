@@ -26,7 +26,6 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use ring::rand::SecureRandom;
 use ring::{hkdf, hmac};
 use zeroize::Zeroizing;
 
@@ -56,7 +55,7 @@ impl Classify for RandomError {
 /// [`RandomError`] if it has none.
 pub fn random<const N: usize>() -> Result<[u8; N], RandomError> {
     let mut bytes = [0; N];
-    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_| RandomError)?;
+    crate::flow::fill_random(&mut bytes).map_err(|_| RandomError)?;
     Ok(bytes)
 }
 

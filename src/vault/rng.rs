@@ -14,10 +14,9 @@ impl Rng {
     /// A sequence of its own for this process and moment, so that many gateways do not beat in time.
     #[must_use]
     pub fn from_entropy() -> Self {
-        use ring::rand::SecureRandom;
         let mut seed = [0; 8];
         // Without entropy the jitter is the same everywhere, which is bearable.
-        let _ = ring::rand::SystemRandom::new().fill(&mut seed);
+        let _ = crate::flow::fill_random(&mut seed);
         Self(u64::from_le_bytes(seed))
     }
 

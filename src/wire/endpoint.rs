@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Runtime, UdpPoller, VarInt};
+use quinn::{AsyncUdpSocket, UdpPoller, VarInt};
 
 use super::identity::GatewayIdentity;
+use super::net::{Net, TokioTime};
 use super::tls::{Explanation, Material, TlsError, TlsFiles};
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
-use crate::limits;
+use crate::{keys, limits};
 
 /// Default of [`Tuning::idle_timeout`]: longer than a route change, shorter than an operator's patience.
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -107,42 +108,14 @@ fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
     config
 }
 
-/// Opens a UDP socket with large buffers; smaller ones than wanted are used, and logged.
-fn open_socket(listen: SocketAddr, tuning: &Tuning) -> io::Result<std::net::UdpSocket> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
-    if listen.is_ipv6() && listen.ip().is_unspecified() {
-        // `[::]` means every address, those of IPv4 too. A host that forbids it still serves IPv6.
-        let _ = socket.set_only_v6(false);
-    }
-    let wanted_bytes = tuning.socket_buffer_bytes as usize;
-    // The kernel cuts a size above its limit silently, so what counts is what is read back.
-    let _ = socket.set_recv_buffer_size(wanted_bytes);
-    let _ = socket.set_send_buffer_size(wanted_bytes);
-    let (receive_bytes, send_bytes) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
-    // Linux reports twice the usable size.
-    if receive_bytes.min(send_bytes) < 2 * wanted_bytes {
-        tracing::info!(
-            wanted_bytes,
-            receive_bytes = receive_bytes / 2,
-            send_bytes = send_bytes / 2,
-            "UDP socket buffers are smaller than wanted and may drop datagrams in bursts; raise net.core.rmem_max and \
-             net.core.wmem_max"
-        );
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&listen.into())?;
-    Ok(socket.into())
-}
-
 fn open_endpoint(
     listen: SocketAddr,
     tuning: &Tuning,
     server: Option<(quinn::ServerConfig, ring::hmac::Key)>,
+    net: &Net,
 ) -> Result<quinn::Endpoint, EndpointError> {
     let failed = |source| EndpointError::Bind { listen, source };
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let socket = runtime.wrap_udp_socket(open_socket(listen, tuning).map_err(failed)?).map_err(failed)?;
+    let socket = net.open(listen, tuning.socket_buffer_bytes).map_err(failed)?;
     let segments_max = (TRANSMIT_BYTES_MAX / usize::from(tuning.mtu_max_bytes.max(1200))).max(1);
     let socket = Arc::new(LimitedSocket { inner: socket, segments_max });
     let (server, mut config) = match server {
@@ -157,12 +130,14 @@ fn open_endpoint(
         }
         None => (None, quinn::EndpointConfig::default()),
     };
+    // Chance has one source here, which a simulation seeds; QUIC would use another one.
+    config.rng_seed(Some(keys::random().map_err(io::Error::other).map_err(failed)?));
     // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
     let payload_max = tuning.mtu_max_bytes.clamp(1472, 65_000);
     if config.max_udp_payload_size(payload_max).is_err() {
         return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
     }
-    quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(failed)
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioTime)).map_err(failed)
 }
 
 /// A gateway's endpoint, listening.
@@ -184,13 +159,14 @@ impl Listener {
         tls: &TlsFiles,
         tuning: &Tuning,
         clock: &Arc<dyn Clock>,
+        net: &Net,
     ) -> Result<Self, EndpointError> {
         let material = Material::load(tls, clock)?;
         let identity = material.gateway()?;
         // One stream more than disks: the control stream.
         let transport = Arc::new(transport(tuning, limits::DISKS_PER_AGENT_MAX as u32 + 1));
         let config = server_config(&material, &transport, &Explanation::default())?;
-        let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())))?;
+        let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), net)?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
         Ok(Self { endpoint, material, transport, local, identity })
     }
@@ -242,13 +218,14 @@ pub(super) fn client_endpoint(
     material: &Material,
     tuning: &Tuning,
     explanation: &Explanation,
+    net: &Net,
 ) -> Result<(quinn::Endpoint, quinn::ClientConfig), EndpointError> {
     let any: SocketAddr = if remote.is_ipv6() {
         (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
     } else {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     };
-    let endpoint = open_endpoint(any, tuning, None)?;
+    let endpoint = open_endpoint(any, tuning, None, net)?;
     let crypto = QuicClientConfig::try_from(material.client_config(explanation)?)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     // A gateway opens no streams.

@@ -47,6 +47,7 @@ mod host;
 pub mod identity;
 pub mod inbound;
 pub mod messages;
+pub mod net;
 pub mod pki;
 pub mod server;
 mod stream;
@@ -59,6 +60,7 @@ pub use endpoint::{EndpointError, Listener, Tuning};
 pub use host::{DiskRefusal, HelloInfo, Host, OpenedDisk, RecordSink};
 pub use identity::{AgentIdentity, GatewayIdentity, Identity};
 pub use messages::{ForkReason, OpenDisk, Want};
+pub use net::Net;
 pub use server::{ServerLimits, serve};
 pub use tls::{TlsError, TlsFiles};
 

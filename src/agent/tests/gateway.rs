@@ -16,6 +16,7 @@ use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark};
 use crate::types::{
     BarrierKind, Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
 };
+use crate::wire::Net;
 use crate::wire::endpoint::{Listener, Tuning};
 use crate::wire::pki::{self, IssueOptions, Issued};
 use crate::wire::{
@@ -289,7 +290,7 @@ impl Serving {
         // The socket of the one that was killed goes with its last task.
         until("a free address", || {
             let _inside = runtime.enter();
-            listener = Listener::bind(address, tls, &Tuning::default(), &clock).ok();
+            listener = Listener::bind(address, tls, &Tuning::default(), &clock, &Net::system()).ok();
             listener.is_some()
         })
         .await;

@@ -26,6 +26,7 @@ use super::code::Code;
 use super::endpoint::{Tuning, client_endpoint};
 use super::identity::{AgentIdentity, Identity};
 use super::messages::{Hello, HelloOk, Message, OpenDisk, Ping, Pong};
+use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles, peer_identity};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
@@ -56,8 +57,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ConnectError`] names what was wrong on which side, and the next step.
-    pub async fn connect(addr: &str, tls: &TlsFiles, clock: Arc<dyn Clock>) -> Result<Self, ConnectError> {
-        Self::connect_with(addr, tls, &Tuning::default(), clock).await
+    pub async fn connect(addr: &str, tls: &TlsFiles, clock: Arc<dyn Clock>, net: &Net) -> Result<Self, ConnectError> {
+        Self::connect_with(addr, tls, &Tuning::default(), clock, net).await
     }
 
     /// As [`Client::connect`], with tuning.
@@ -69,10 +70,11 @@ impl Client {
         tls: &TlsFiles,
         tuning: &Tuning,
         clock: Arc<dyn Clock>,
+        net: &Net,
     ) -> Result<Self, ConnectError> {
         let material = Material::load(tls, &clock)?;
         let identity = material.agent()?;
-        let (endpoint, connection) = reach(addr, &material, tuning).await?;
+        let (endpoint, connection) = reach(addr, &material, tuning, net).await?;
         // From here on an early return drops the last handle, which closes the connection.
         let opened = open(addr, &connection, &identity, &material, &*clock).await;
         let (gateway, control, sync) = match opened {
@@ -146,14 +148,15 @@ async fn reach(
     addr: &str,
     material: &Material,
     tuning: &Tuning,
+    net: &Net,
 ) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
     let unusable = |text: String| ConnectError::Address { addr: addr.to_owned(), text };
     let (host, _) = addr.rsplit_once(':').ok_or_else(|| unusable("expected host:port".to_owned()))?;
     let name = host.trim_start_matches('[').trim_end_matches(']');
-    let remotes = tokio::net::lookup_host(addr).await.map_err(|error| unusable(error.to_string()))?;
+    let remotes = net.resolve(addr).await.map_err(|error| unusable(error.to_string()))?;
     let mut failure = unusable("the name has no address".to_owned());
     for remote in remotes {
-        match reach_one(addr, name, remote, material, tuning).await {
+        match reach_one(addr, name, remote, material, tuning, net).await {
             Ok(reached) => return Ok(reached),
             // Another address may answer where one was silent; a refusal is an answer.
             Err(error @ ConnectError::Unreachable { .. }) => failure = error,
@@ -169,10 +172,11 @@ async fn reach_one(
     remote: SocketAddr,
     material: &Material,
     tuning: &Tuning,
+    net: &Net,
 ) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
     let unreachable = |text: String| ConnectError::Unreachable { addr: addr.to_owned(), text };
     let explanation = Explanation::default();
-    let (endpoint, config) = client_endpoint(remote, material, tuning, &explanation)?;
+    let (endpoint, config) = client_endpoint(remote, material, tuning, &explanation, net)?;
     let connecting = endpoint
         .connect_with(config, remote, name)
         .map_err(|error| ConnectError::Address { addr: addr.to_owned(), text: error.to_string() })?;

@@ -8,7 +8,7 @@ use crate::wire::*;
 use crate::fault::chain_text;
 
 async fn refused(addr: &str, files: &TlsFiles, moved: i64) -> ConnectError {
-    let attempt = tokio::time::timeout(PATIENCE, Client::connect(addr, files, clock(moved))).await;
+    let attempt = tokio::time::timeout(PATIENCE, Client::connect(addr, files, clock(moved), &Net::system())).await;
     attempt.expect("answered in time").err().expect("refused")
 }
 
@@ -84,7 +84,7 @@ async fn certificates_of_the_other_role_are_refused_on_this_side_already() {
     assert!(text.contains("gateway-g1.crt") && text.contains("an agent needs its own"), "{text}");
     let agent = pki.agent("a1", &["d1"]);
     let any = "127.0.0.1:0".parse().expect("address");
-    let error = Listener::bind(any, &agent, &Tuning::default(), &clock(0)).err().expect("refused");
+    let error = Listener::bind(any, &agent, &Tuning::default(), &clock(0), &Net::system()).err().expect("refused");
     assert!(error.to_string().contains("a gateway needs its own"), "{error}");
 }
 

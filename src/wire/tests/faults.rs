@@ -146,7 +146,10 @@ async fn more_connections_than_allowed_are_refused_as_busy() {
     let server = start_with(&pki.gateway(), &MemoryHost::with([]), 0, &Tuning::default(), limits);
     // No handshake is free at once, so this one goes through a stateless retry.
     let first = connect(&server, &pki.agent("a1", &["d1"])).await;
-    let error = Client::connect(&server.addr, &pki.agent("a2", &["d1"]), clock(0)).await.err().expect("refused");
+    let error = Client::connect(&server.addr, &pki.agent("a2", &["d1"]), clock(0), &Net::system())
+        .await
+        .err()
+        .expect("refused");
     assert!(matches!(error, ConnectError::Refused { code: Code::Busy, .. }), "{error:?}");
     first.close().await;
 }
@@ -177,7 +180,7 @@ async fn a_gateway_that_vanishes_is_noticed_as_one_clear_event() {
     let addr = addr.await.expect("listening");
     let tuning = Tuning { idle_timeout: Duration::from_millis(500), ..Tuning::default() };
     let files = pki.agent("a1", &["d1"]);
-    let client = Client::connect_with(&addr, &files, &tuning, clock(0)).await.expect("connected");
+    let client = Client::connect_with(&addr, &files, &tuning, clock(0), &Net::system()).await.expect("connected");
     let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
     let mut source = Source::new(&opened);
     sender.send(source.record(10)).await.expect("sent");
@@ -197,7 +200,7 @@ async fn nobody_there_is_told_as_that() {
     let pki = Pki::new();
     let files = pki.agent("a1", &["d1"]);
     for (addr, word) in [("no-port", "host:port"), ("name.invalid:9443", "name.invalid")] {
-        let error = Client::connect(addr, &files, clock(0)).await.err().expect("no such address");
+        let error = Client::connect(addr, &files, clock(0), &Net::system()).await.err().expect("no such address");
         assert!(matches!(error, ConnectError::Address { .. }) && error.to_string().contains(word), "{error}");
     }
 }

@@ -323,7 +323,7 @@ async fn jumbo_datagrams_are_found_and_carry_records() {
     let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
     let tuning = Tuning { mtu_max_bytes: 8952, ..Tuning::default() };
     let server = start_with(&pki.gateway(), &host, 0, &tuning, ServerLimits::default());
-    let client = Client::connect_with(&server.addr, &pki.agent("a1", &["d1"]), &tuning, clock(0)).await;
+    let client = Client::connect_with(&server.addr, &pki.agent("a1", &["d1"]), &tuning, clock(0), &Net::system()).await;
     let client = client.expect("connected");
     let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
     let mut source = Source::new(&opened);

@@ -215,7 +215,7 @@ pub fn start_with(
 ) -> TestServer {
     let clock = clock(moved);
     let any = "127.0.0.1:0".parse().expect("address");
-    let listener = Listener::bind(any, files, tuning, &clock).expect("listening");
+    let listener = Listener::bind(any, files, tuning, &clock, &Net::system()).expect("listening");
     let addr = listener.local_addr().to_string();
     let (drain, signal): (_, Drain) = DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), limits, clock, signal));
@@ -223,7 +223,7 @@ pub fn start_with(
 }
 
 pub async fn connect(server: &TestServer, files: &TlsFiles) -> Client {
-    Client::connect(&server.addr, files, clock(0)).await.expect("connected")
+    Client::connect(&server.addr, files, clock(0), &Net::system()).await.expect("connected")
 }
 
 pub fn fork(name: &str) -> OpenDisk {
@@ -320,7 +320,8 @@ impl Raw {
         let material = Material::load(files, &clock(0)).expect("files");
         let remote = addr.parse().expect("address");
         let (endpoint, config) =
-            client_endpoint(remote, &material, &Tuning::default(), &Explanation::default()).expect("endpoint");
+            client_endpoint(remote, &material, &Tuning::default(), &Explanation::default(), &Net::system())
+                .expect("endpoint");
         let connection =
             endpoint.connect_with(config, remote, "127.0.0.1").expect("configured").await.expect("connected");
         Self { connection, _endpoint: endpoint }

@@ -1,0 +1,123 @@
+//! How the wire reaches the network: where UDP sockets come from, how names become addresses, whose time QUIC has.
+//!
+//! One QUIC runtime serves everywhere. Its timers and its clock are those of the tokio runtime that it runs in, so a
+//! runtime with paused time pauses the connections too, with their retransmissions and idle timeouts.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime};
+
+/// Where sockets and addresses come from. The system's is [`Net::system`]; a simulation brings its own.
+pub trait Network: Send + Sync + 'static {
+    /// Opens a UDP socket at `listen`; port 0 lets it choose. Its kernel buffers are wanted to hold
+    /// `socket_buffer_bytes` each.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn open(&self, listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+
+    /// The addresses of `addr` (`host:port`), in the order in which they are to be tried.
+    fn resolve<'a>(&'a self, addr: &'a str) -> Resolving<'a>;
+}
+
+/// The answer to [`Network::resolve`], when it comes.
+pub type Resolving<'a> = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>>;
+
+/// The network that endpoints are opened on. Cheap to clone.
+#[derive(Clone)]
+pub struct Net(Arc<dyn Network>);
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Net")
+    }
+}
+
+impl Net {
+    /// This machine's network.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(System)
+    }
+
+    /// Another network.
+    pub fn new(network: impl Network) -> Self {
+        Self(Arc::new(network))
+    }
+
+    pub(super) fn open(&self, listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        self.0.open(listen, socket_buffer_bytes)
+    }
+
+    pub(super) async fn resolve(&self, addr: &str) -> io::Result<Vec<SocketAddr>> {
+        self.0.resolve(addr).await
+    }
+}
+
+struct System;
+
+impl Network for System {
+    fn open(&self, listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        TokioTime.wrap_udp_socket(open_socket(listen, socket_buffer_bytes)?)
+    }
+
+    fn resolve<'a>(&'a self, addr: &'a str) -> Resolving<'a> {
+        Box::pin(async move { Ok(tokio::net::lookup_host(addr).await?.collect()) })
+    }
+}
+
+/// Opens a UDP socket with large buffers; smaller ones than wanted are used, and logged.
+fn open_socket(listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<std::net::UdpSocket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    if listen.is_ipv6() && listen.ip().is_unspecified() {
+        // `[::]` means every address, those of IPv4 too. A host that forbids it still serves IPv6.
+        let _ = socket.set_only_v6(false);
+    }
+    let wanted_bytes = socket_buffer_bytes as usize;
+    // The kernel cuts a size above its limit silently, so what counts is what is read back.
+    let _ = socket.set_recv_buffer_size(wanted_bytes);
+    let _ = socket.set_send_buffer_size(wanted_bytes);
+    let (receive_bytes, send_bytes) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    // Linux reports twice the usable size.
+    if receive_bytes.min(send_bytes) < 2 * wanted_bytes {
+        tracing::info!(
+            wanted_bytes,
+            receive_bytes = receive_bytes / 2,
+            send_bytes = send_bytes / 2,
+            "UDP socket buffers are smaller than wanted and may drop datagrams in bursts; raise net.core.rmem_max and \
+             net.core.wmem_max"
+        );
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+/// QUIC on tokio, with tokio's clock: quinn's own runtime reads the machine's.
+#[derive(Debug)]
+pub(super) struct TokioTime;
+
+impl Runtime for TokioTime {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        Box::pin(tokio::time::sleep_until(at.into()))
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        tokio::spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        quinn::TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+}
