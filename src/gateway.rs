@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::runtime::Handle;
 
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
@@ -142,11 +143,7 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
     Ok(handle)
 }
 
-async fn serve(
-    config: GatewayConfig,
-    vault_runtime: tokio::runtime::Handle,
-    metrics: PrometheusHandle,
-) -> Result<(), GatewayError> {
+async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: PrometheusHandle) -> Result<(), GatewayError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
     // What is not read yet waits with the agent rather than here: windows of QUIC stay below those of credit.
@@ -170,7 +167,8 @@ async fn serve(
     let (trigger, drain) = DrainTrigger::new();
     tokio::spawn(wait_for_signal(trigger.clone()));
 
-    let result = Gateway { config, clock, health, vault_runtime, trigger }.run(listener, key, drain).await;
+    let gateway = Opening { config, clock, health, vault_runtime, listener, trigger, drain };
+    let result = gateway.run(key).await;
     stop_admin.start();
     if let Err(error) = admin.await {
         tracing::warn!(%error, "the admin port did not stop cleanly");
@@ -203,6 +201,7 @@ async fn wait_for_signal(trigger: DrainTrigger) {
         return;
     };
     tokio::select! {
+        biased;
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -210,56 +209,27 @@ async fn wait_for_signal(trigger: DrainTrigger) {
     trigger.start();
 }
 
-/// The parts that live as long as the daemon.
-struct Gateway {
+/// A gateway whose journal and vault are still to be opened.
+struct Opening {
     config: GatewayConfig,
     clock: Arc<dyn Clock>,
     health: Arc<Health>,
-    vault_runtime: tokio::runtime::Handle,
+    vault_runtime: Handle,
+    listener: Listener,
     trigger: DrainTrigger,
+    drain: Drain,
 }
 
-impl Gateway {
-    async fn run(self, listener: Listener, key: CatalogKey, mut drain: Drain) -> Result<(), GatewayError> {
+impl Opening {
+    async fn run(mut self, key: CatalogKey) -> Result<(), GatewayError> {
         let (journal, report) = self.open_journal().await?;
-        let disks = Arc::new(Disks::default());
-        take_replayed(&disks, &report);
-        let Some(vault) = self.open_vault(&key, &mut drain).await? else {
-            close_journal(journal).await;
+        let Some(vault) = self.open_vault(&key).await? else {
+            journal.stop().await;
             return Ok(());
         };
-        if listener.identity().vault != vault.id() {
-            let (cert, named, id) = (self.config.tls.cert.display(), listener.identity().vault, vault.id());
-            return Err(GatewayError::config(format!(
-                "{cert} is for vault {named}, {} is vault {id}",
-                self.config.vault_url
-            )));
-        }
-        let feeder = Feeder::start(&self, &vault, &journal, &disks)?;
-        let window = window::start(&self.config, &journal, Arc::clone(&disks), drain.clone());
-        let host = Arc::new(GatewayHost {
-            hello: HelloInfo { gateway: self.config.id.clone(), vault: vault.id() },
-            journal: journal.clone(),
-            vault: Arc::clone(&vault),
-            disks: Arc::clone(&disks),
-            window,
-            clock: Arc::clone(&self.clock),
-        });
-        let limits = ServerLimits { connections_max: self.config.agents_max as usize, ..ServerLimits::default() };
-        self.health.set_ready();
-        tracing::info!(address = %listener.local_addr(), gateway = %self.config.id, vault = %vault.id(), "ready for agents");
-        let watch = tokio::spawn(watch_journal(journal.clone(), self.trigger.clone()));
-        wire::serve(listener, host, limits, Arc::clone(&self.clock), drain).await;
-        watch.abort();
-        self.health.set_draining();
-        self.wait_vaulted(&disks).await;
-        feeder.stop().await;
-        let failure = journal.failure();
-        close_journal(journal).await;
-        match failure {
-            None => Ok(()),
-            Some(text) => Err(GatewayError::Stage { text: format!("the journal failed: {text}"), fault: Fault::Fatal }),
-        }
+        let Self { config, clock, health, vault_runtime, listener, trigger, drain } = self;
+        let parts = Parts { config, clock, health, vault_runtime, vault, journal, report, listener, trigger, drain };
+        parts.run().await
     }
 
     async fn open_journal(&self) -> Result<(Journal, ReplayReport), GatewayError> {
@@ -278,7 +248,7 @@ impl Gateway {
     }
 
     /// Opens the vault, waiting for it as long as it takes; `None` if the drain came first.
-    async fn open_vault(&self, key: &CatalogKey, drain: &mut Drain) -> Result<Option<Arc<Vault>>, GatewayError> {
+    async fn open_vault(&mut self, key: &CatalogKey) -> Result<Option<Arc<Vault>>, GatewayError> {
         let store = vault::url::open_store(&self.config.vault_url).map_err(|error| GatewayError::of(&error))?;
         loop {
             let error = match Vault::open(store.clone(), key.clone()).await {
@@ -290,29 +260,95 @@ impl Gateway {
             tracing::warn!("{reason}");
             self.health.set_waiting(reason);
             tokio::select! {
-                () = drain.wait() => return Ok(None),
+                biased;
+                () = self.drain.wait() => return Ok(None),
                 () = tokio::time::sleep(VAULT_RETRY) => {}
             }
         }
     }
+}
 
-    /// Waits until everything journaled is vaulted, for the grace time at most.
-    async fn wait_vaulted(&self, disks: &Disks) {
-        let all_vaulted = async {
-            let behind = || disks.all().iter().flat_map(|slot| slot.runs()).any(|run| run.behind());
-            while behind() {
-                tokio::time::sleep(DRAIN_LOOK).await;
-            }
-        };
-        if tokio::time::timeout(self.config.drain_grace, all_vaulted).await.is_err() {
-            tracing::warn!("the drain's grace is over: the rest stays in the journal and goes out at the next start");
+/// Everything that a gateway is made of, opened. The daemon brings real parts, a simulation its own.
+pub struct Parts {
+    /// Sizes and times; addresses and paths in it are not looked at any more.
+    pub config: GatewayConfig,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What the admin port shows.
+    pub health: Arc<Health>,
+    /// Where requests to the store run.
+    pub vault_runtime: Handle,
+    /// The second durable home.
+    pub vault: Arc<Vault>,
+    /// The first durable home.
+    pub journal: Journal,
+    /// What was in it.
+    pub report: ReplayReport,
+    /// Where agents connect.
+    pub listener: Listener,
+    /// Asks for the drain; used here if the journal fails.
+    pub trigger: DrainTrigger,
+    /// Its signal.
+    pub drain: Drain,
+}
+
+impl Parts {
+    /// Runs the gateway until the drain and through it.
+    ///
+    /// # Errors
+    /// [`GatewayError`] if the parts do not belong together, or the journal failed.
+    pub async fn run(self) -> Result<(), GatewayError> {
+        let disks = Arc::new(Disks::default());
+        take_replayed(&disks, &self.report);
+        self.check_vault()?;
+        let feeder = Feeder::start(&self, &disks)?;
+        let Self { config, clock, health, vault, journal, listener, trigger, drain, .. } = self;
+        let window = window::start(&config, &journal, Arc::clone(&disks), drain.clone());
+        let host = Arc::new(GatewayHost {
+            hello: HelloInfo { gateway: config.id.clone(), vault: vault.id() },
+            journal: journal.clone(),
+            vault: Arc::clone(&vault),
+            disks: Arc::clone(&disks),
+            window,
+            clock: Arc::clone(&clock),
+        });
+        let limits = ServerLimits { connections_max: config.agents_max as usize, ..ServerLimits::default() };
+        health.set_ready();
+        tracing::info!(address = %listener.local_addr(), gateway = %config.id, vault = %vault.id(), "ready for agents");
+        let watch = tokio::spawn(watch_journal(journal.clone(), trigger));
+        wire::serve(listener, host, limits, clock, drain).await;
+        watch.abort();
+        health.set_draining();
+        wait_vaulted(&disks, config.drain_grace).await;
+        feeder.stop().await;
+        let failure = journal.failure();
+        journal.stop().await;
+        match failure {
+            None => Ok(()),
+            Some(text) => Err(GatewayError::Stage { text: format!("the journal failed: {text}"), fault: Fault::Fatal }),
         }
+    }
+
+    fn check_vault(&self) -> Result<(), GatewayError> {
+        let (named, id) = (self.listener.identity().vault, self.vault.id());
+        if named == id {
+            return Ok(());
+        }
+        let (cert, url) = (self.config.tls.cert.display(), &self.config.vault_url);
+        Err(GatewayError::config(format!("{cert} is for vault {named}, {url} is vault {id}")))
     }
 }
 
-async fn close_journal(journal: Journal) {
-    if let Err(error) = blocking(move || journal.close()).await {
-        tracing::error!(%error, "closing the journal panicked");
+/// Waits until everything journaled is vaulted, for the grace time at most.
+async fn wait_vaulted(disks: &Disks, grace: Duration) {
+    let all_vaulted = async {
+        let behind = || disks.all().iter().flat_map(|slot| slot.runs()).any(|run| run.behind());
+        while behind() {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(grace, all_vaulted).await.is_err() {
+        tracing::warn!("the drain's grace is over: the rest stays in the journal and goes out at the next start");
     }
 }
 

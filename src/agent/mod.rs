@@ -66,14 +66,13 @@ use tokio::time::MissedTickBehavior;
 use self::clock::AgentClock;
 use self::config::{Config, DiskConfig};
 use self::control::{Control, SocketError};
-use self::disk::{Disk, DiskError, Overrides, Shared};
+use self::disk::{Disk, Overrides, Shared};
 use self::link::LinkState;
 use self::replicator::CopyPace;
 use self::splitter::Splitter;
 use self::state::{StateDir, StateError};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Budget, Clock, Drain, DrainTrigger, blocking};
-use crate::nbd::file::SourceError;
 use crate::nbd::{Export, FileExport, Listen, Server, ServerLimits};
 use crate::types::DiskId;
 use crate::wire::Net;
@@ -130,15 +129,75 @@ pub struct Agent {
     drain_grace: Duration,
 }
 
-/// Why one disk is left out.
-fn open_disk(disk: &DiskConfig, shared: &Shared, overrides: Overrides) -> Result<Disk, String> {
-    let open = || -> Result<Disk, Box<dyn std::error::Error>> {
-        let source = FileExport::open(disk.id.as_str(), &disk.path, false).map_err(|error: SourceError| error)?;
-        let opened: Result<Disk, DiskError> =
-            Disk::open(Arc::new(source), &disk.path, disk.queue_bytes, shared.clone(), overrides);
-        Ok(opened?)
-    };
-    open().map_err(|error| chain_text(error.as_ref()))
+/// Everything that an agent is made of. The daemon brings the real disks, a simulation its own.
+pub struct Parts<'a> {
+    /// Sizes, times, gateways, certificates, and the disks.
+    pub config: &'a Config,
+    /// What the operator asked for.
+    pub overrides: &'a BTreeMap<DiskId, Overrides>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The way to gateways.
+    pub net: Net,
+    /// The real disk of each disk of the configuration, or why there is none.
+    pub sources: BTreeMap<DiskId, Result<Arc<dyn Export>, String>>,
+}
+
+/// Disks opened, and why others are not.
+struct Opened {
+    shared: Shared,
+    disks: Vec<Arc<Disk>>,
+    refused: BTreeMap<DiskId, String>,
+}
+
+impl Parts<'_> {
+    fn open(&self) -> Result<Opened, AgentError> {
+        let shared = Shared {
+            clock: Arc::new(AgentClock::new(Arc::clone(&self.clock))),
+            budget: Budget::new(self.config.memory_bytes),
+            dir: Arc::new(StateDir::open(&self.config.state_dir)?),
+        };
+        let (mut disks, mut refused) = (Vec::new(), BTreeMap::new());
+        for disk in &self.config.disks {
+            match self.open_disk(disk, &shared) {
+                Ok(opened) => disks.push(Arc::new(opened)),
+                Err(error) => {
+                    tracing::error!(disk = %disk.id, error, "disk is not protected");
+                    refused.insert(disk.id.clone(), error);
+                }
+            }
+        }
+        if disks.is_empty() {
+            let first = refused.into_values().next().unwrap_or_default();
+            return Err(AgentError::NoDisk { count: self.config.disks.len(), first });
+        }
+        disks.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(Opened { shared, disks, refused })
+    }
+
+    fn open_disk(&self, disk: &DiskConfig, shared: &Shared) -> Result<Disk, String> {
+        let source = self.sources.get(&disk.id).cloned().unwrap_or_else(|| Err("there is no such disk".into()))?;
+        let overrides = self.overrides.get(&disk.id).copied().unwrap_or_default();
+        Disk::open(source, &disk.path, disk.queue_bytes, shared.clone(), overrides).map_err(|error| chain_text(&error))
+    }
+
+    /// Starts replicating; nobody serves the disks yet.
+    fn replicate(self, opened: Opened) -> Agent {
+        let Opened { shared, disks, refused } = opened;
+        let config = self.config;
+        let mut tasks = JoinSet::new();
+        let (publish, link) = watch::channel(LinkState::default());
+        tasks.spawn(link::run(config.gateways.clone(), config.tls.clone(), shared.clock, self.net, publish));
+        let pace = CopyPace { parallel: config.copy_parallel, rate_bytes: config.copy_rate_bytes };
+        for disk in &disks {
+            tasks.spawn(replicator::run(Arc::clone(disk), link.clone(), pace));
+            tasks.spawn(barriers(Arc::clone(disk), config.barrier_interval));
+            tasks.spawn(settle(Arc::clone(disk)));
+        }
+        let control = Arc::new(Control { agent: config.id.clone(), disks: disks.clone(), refused, link });
+        let (nbd_stop, _) = DrainTrigger::new();
+        Agent { disks, control, nbd: JoinSet::new(), nbd_stop, tasks, drain_grace: config.drain_grace }
+    }
 }
 
 impl Agent {
@@ -152,74 +211,39 @@ impl Agent {
         overrides: &BTreeMap<DiskId, Overrides>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AgentError> {
-        let shared = Shared {
-            clock: Arc::new(AgentClock::new(clock)),
-            budget: Budget::new(config.memory_bytes),
-            dir: Arc::new(StateDir::open(&config.state_dir)?),
+        let open = |disk: &DiskConfig| match FileExport::open(disk.id.as_str(), &disk.path, false) {
+            Ok(source) => Ok(Arc::new(source) as Arc<dyn Export>),
+            Err(error) => Err(chain_text(&error)),
         };
-        let (mut disks, mut refused) = (Vec::new(), BTreeMap::new());
-        let mut served: Vec<(Listen, Vec<Arc<dyn Export>>)> = Vec::new();
-        for disk in &config.disks {
-            match open_disk(disk, &shared, overrides.get(&disk.id).copied().unwrap_or_default()) {
-                Ok(opened) => {
-                    let opened = Arc::new(opened);
-                    let export: Arc<dyn Export> = Arc::new(Splitter::new(Arc::clone(&opened)));
-                    match served.iter_mut().find(|(listen, _)| *listen == disk.listen) {
-                        Some((_, exports)) => exports.push(export),
-                        None => served.push((disk.listen.clone(), vec![export])),
-                    }
-                    disks.push(opened);
-                }
-                Err(error) => {
-                    tracing::error!(disk = %disk.id, error, "disk is not protected");
-                    refused.insert(disk.id.clone(), error);
-                }
-            }
+        let sources = config.disks.iter().map(|disk| (disk.id.clone(), open(disk))).collect();
+        let parts = Parts { config, overrides, clock, net: Net::system(), sources };
+        let opened = parts.open()?;
+        let socket = control::bind(&config.state_dir)?;
+        let servers = nbd_servers(config, &opened.disks)?;
+        let mut agent = parts.replicate(opened);
+        for server in servers {
+            // The accept loop has a thread of its own: no storm of connections delays replication.
+            let (runtime, drain) = (tokio::runtime::Handle::current(), agent.nbd_stop.drain());
+            agent.nbd.spawn_blocking(move || runtime.block_on(server.run(drain)));
         }
-        if disks.is_empty() {
-            let first = refused.into_values().next().unwrap_or_default();
-            return Err(AgentError::NoDisk { count: config.disks.len(), first });
-        }
-        disks.sort_by(|a, b| a.id.cmp(&b.id));
-        Self::serve(config, &shared, disks, refused, served)
+        agent.tasks.spawn(control::serve(socket, Arc::clone(&agent.control)));
+        Ok(agent)
     }
 
-    fn serve(
-        config: &Config,
-        shared: &Shared,
-        disks: Vec<Arc<Disk>>,
-        refused: BTreeMap<DiskId, String>,
-        served: Vec<(Listen, Vec<Arc<dyn Export>>)>,
-    ) -> Result<Self, AgentError> {
-        let socket = control::bind(&config.state_dir)?;
-        let (nbd_stop, nbd_drain) = DrainTrigger::new();
-        let mut nbd = JoinSet::new();
-        for (listen, exports) in served {
-            let shown = listen.clone();
-            let server = Server::bind(listen, exports, ServerLimits::default())
-                .map_err(|source| AgentError::Listen { listen: shown, source })?;
-            // The accept loop has a thread of its own: no storm of connections delays replication.
-            let (runtime, drain) = (tokio::runtime::Handle::current(), nbd_drain.clone());
-            nbd.spawn_blocking(move || runtime.block_on(server.run(drain)));
-        }
-        let mut tasks = JoinSet::new();
-        let (publish, link) = watch::channel(LinkState::default());
-        tasks.spawn(link::run(
-            config.gateways.clone(),
-            config.tls.clone(),
-            Arc::clone(&shared.clock),
-            Net::system(),
-            publish,
-        ));
-        let pace = CopyPace { parallel: config.copy_parallel, rate_bytes: config.copy_rate_bytes };
-        for disk in &disks {
-            tasks.spawn(replicator::run(Arc::clone(disk), link.clone(), pace));
-            tasks.spawn(barriers(Arc::clone(disk), config.barrier_interval));
-            tasks.spawn(settle(Arc::clone(disk)));
-        }
-        let control = Arc::new(Control { agent: config.id.clone(), disks: disks.clone(), refused, link });
-        tasks.spawn(control::serve(socket, Arc::clone(&control)));
-        Ok(Self { disks, control, nbd, nbd_stop, tasks, drain_grace: config.drain_grace })
+    /// Opens the disks and starts replicating, without serving anybody: whoever has the agent writes to its disks by
+    /// [`Agent::splitters`].
+    ///
+    /// # Errors
+    /// [`AgentError`] if nothing can be protected.
+    pub fn from_parts(parts: Parts<'_>) -> Result<Self, AgentError> {
+        let opened = parts.open()?;
+        Ok(parts.replicate(opened))
+    }
+
+    /// The guest's door to each disk, sorted by id.
+    #[must_use]
+    pub fn splitters(&self) -> Vec<Splitter> {
+        self.disks.iter().map(|disk| Splitter::new(Arc::clone(disk))).collect()
     }
 
     /// What the control socket answers from.
@@ -276,6 +300,25 @@ impl Agent {
     }
 }
 
+/// The servers of the disks' addresses; one address may serve several disks.
+fn nbd_servers(config: &Config, disks: &[Arc<Disk>]) -> Result<Vec<Server>, AgentError> {
+    let mut served: Vec<(Listen, Vec<Arc<dyn Export>>)> = Vec::new();
+    for known in &config.disks {
+        let Some(disk) = disks.iter().find(|disk| disk.id == known.id) else { continue };
+        let export: Arc<dyn Export> = Arc::new(Splitter::new(Arc::clone(disk)));
+        match served.iter_mut().find(|(listen, _)| *listen == known.listen) {
+            Some((_, exports)) => exports.push(export),
+            None => served.push((known.listen.clone(), vec![export])),
+        }
+    }
+    let bind = |(listen, exports): (Listen, _)| {
+        let shown = listen.clone();
+        let bound = Server::bind(listen, exports, ServerLimits::default());
+        bound.map_err(|source| AgentError::Listen { listen: shown, source })
+    };
+    served.into_iter().map(bind).collect()
+}
+
 /// The barriers of the interval.
 async fn barriers(disk: Arc<Disk>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
@@ -313,6 +356,7 @@ pub async fn run(
     let mut agent = Agent::start(config, overrides, clock)?;
     tracing::info!(agent = config.id, disks = agent.disks().len(), "agent is up");
     let failed = tokio::select! {
+        biased;
         () = drain.wait() => None,
         error = agent.nbd_failed() => Some(error),
     };

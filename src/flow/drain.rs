@@ -20,6 +20,12 @@ impl DrainTrigger {
         (Self(Arc::new(sender)), Drain(receiver))
     }
 
+    /// One more signal of this trigger.
+    #[must_use]
+    pub fn drain(&self) -> Drain {
+        Drain(self.0.subscribe())
+    }
+
     /// Asks for the drain. Asking twice is harmless.
     pub fn start(&self) {
         self.0.send_replace(true);

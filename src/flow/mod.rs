@@ -7,11 +7,13 @@ mod clock;
 mod drain;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod strand;
 mod watermark;
 
-pub(crate) use blocking::{blocking, blocking_in};
+pub(crate) use blocking::{blocking, blocking_in, simulated};
 pub use budget::{Budget, BudgetGuard};
 pub(crate) use chance::fill_random;
 pub use clock::{Clock, SystemClock};
 pub use drain::{Drain, DrainTrigger};
+pub(crate) use strand::Strand;
 pub use watermark::Watermark;

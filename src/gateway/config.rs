@@ -42,7 +42,7 @@ pub struct GatewayConfig {
     pub request_timeout: Duration,
     /// The journal.
     pub journal: JournalConfig,
-    /// Compress and seal threads.
+    /// Compress and seal threads; 0 lets the feeder do their work, which a configuration file cannot ask for.
     pub pipeline_threads: u16,
     /// Most agents connected.
     pub agents_max: u32,

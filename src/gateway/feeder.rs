@@ -1,9 +1,10 @@
-//! From the journal to the vault: one thread reads commits in order and feeds the pipeline; finished batches go to the
+//! From the journal to the vault: the feeder reads commits in order and feeds the pipeline; finished batches go to the
 //! uploader; what is vaulted is noted in the runs and released from the journal.
 //!
-//! The thread works in *lives*, each with a lane of its own. A life ends when the lane's key has served its time, when
-//! somebody sealed the lane, or when a part of the way failed. The next life reads everything unreleased from the
-//! journal again if the one before did not bring it all to the vault: so nothing depends on how a life ended.
+//! It has a thread of its own, where reading the journal and waiting for the pipeline may block. It works in *lives*,
+//! each with a lane of its own. A life ends when the lane's key has served its time, when somebody sealed the lane, or
+//! when a part of the way failed. The next life reads everything unreleased from the journal again if the one before
+//! did not bring it all to the vault: so nothing depends on how a life ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,9 @@ use super::admin::Health;
 use super::config::GatewayConfig;
 use super::host::Disks;
 use super::runs::Span;
-use super::{Gateway, GatewayError};
+use super::{GatewayError, Parts};
 use crate::fault::chain_text;
-use crate::flow::{Clock, Drain, DrainTrigger};
+use crate::flow::{Clock, Drain, DrainTrigger, Strand};
 use crate::journal::{Commit, CommitReader, Damage, Journal, ReadError};
 use crate::pipeline::{BatcherLimits, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
 use crate::vault::lane::Lane;
@@ -33,7 +34,6 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 const EVENTS_MAX: usize = 64;
 /// How long a stop, when the drain's grace is over, waits for the store to take what is on its way.
 const LANE_END_WAIT: Duration = Duration::from_secs(5);
-
 /// What an agent is told whose records were damaged here.
 const DAMAGED: &str = "records of this epoch were damaged in the gateway's journal";
 /// How often a wait for the store shows that the feeder is alive.
@@ -42,43 +42,35 @@ const WAIT_LOOK: Duration = Duration::from_secs(1);
 /// The running feeder.
 pub struct Feeder {
     stop: DrainTrigger,
-    thread: std::thread::JoinHandle<()>,
+    strand: Strand,
 }
 
 impl Feeder {
-    /// Starts the thread.
+    /// Starts it.
     ///
     /// # Errors
     /// [`GatewayError::System`] if there is no thread to be had.
-    pub fn start(
-        gateway: &Gateway,
-        vault: &Arc<Vault>,
-        journal: &Journal,
-        disks: &Arc<Disks>,
-    ) -> Result<Self, GatewayError> {
+    pub fn start(parts: &Parts, disks: &Arc<Disks>) -> Result<Self, GatewayError> {
         let (stop, stopped) = DrainTrigger::new();
         let feeding = Feeding {
-            config: gateway.config.clone(),
-            clock: Arc::clone(&gateway.clock),
-            health: Arc::clone(&gateway.health),
-            runtime: gateway.vault_runtime.clone(),
-            vault: Arc::clone(vault),
-            journal: journal.clone(),
+            config: parts.config.clone(),
+            clock: Arc::clone(&parts.clock),
+            health: Arc::clone(&parts.health),
+            runtime: parts.vault_runtime.clone(),
+            vault: Arc::clone(&parts.vault),
+            journal: parts.journal.clone(),
             disks: Arc::clone(disks),
             stopped,
         };
-        let thread = std::thread::Builder::new()
-            .name("tg-feed".into())
-            .spawn(move || feeding.run())
+        let strand = Strand::start("tg-feed", move || feeding.run())
             .map_err(GatewayError::system("the feeder's thread cannot be started"))?;
-        Ok(Self { stop, thread })
+        Ok(Self { stop, strand })
     }
 
     /// Stops it: what the pipeline holds is uploaded as far as the store answers, the lane is ended.
     pub async fn stop(self) {
         self.stop.start();
-        let thread = self.thread;
-        if !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(()))) {
+        if self.strand.ended().await.is_err() {
             tracing::error!("the feeder panicked: what it had not vaulted is in the journal");
         }
     }
@@ -111,17 +103,17 @@ struct Way {
 }
 
 impl Feeding {
-    fn run(self) {
+    async fn run(self) {
         let mut readers = None;
         while !self.stopped.started() {
             let mut current = readers.take().unwrap_or_else(|| self.open_readers());
-            match self.life(&mut current) {
+            match self.life(&mut current).await {
                 Ok(End::Stopped) => return,
                 // Nothing was lost on the way: go on where the readers stand.
                 Ok(End::LaneDue) => readers = Some(current),
                 Err(reason) => {
                     tracing::error!("the way to the vault was interrupted: {reason}; going on from the journal");
-                    self.pause(RESTART_PAUSE);
+                    self.pause(RESTART_PAUSE).await;
                 }
             }
         }
@@ -131,21 +123,23 @@ impl Feeding {
         (0..self.journal.shard_count()).map(|shard| self.journal.reader(shard)).collect()
     }
 
-    fn pause(&self, how_long: Duration) {
+    async fn pause(&self, how_long: Duration) {
         let until = self.clock.monotonic() + how_long;
         while self.clock.monotonic() < until && !self.stopped.started() {
             self.health.feeder_turned();
-            std::thread::sleep(LOOK);
+            tokio::time::sleep(LOOK).await;
         }
     }
 
-    fn life(&self, readers: &mut [CommitReader]) -> Result<End, String> {
-        let lane = self.runtime.block_on(Lane::open(&self.vault, &self.config.id, self.clock.as_ref()));
-        let lane = lane.map_err(|error| chain_text(&error))?;
+    async fn life(&self, readers: &mut [CommitReader]) -> Result<End, String> {
+        let (vault, id, clock) = (Arc::clone(&self.vault), self.config.id.clone(), Arc::clone(&self.clock));
+        // On the store's runtime, where connections outlive the request.
+        let lane = self.runtime.spawn(async move { Lane::open(&vault, &id, clock.as_ref()).await });
+        let lane = lane.await.map_err(|error| error.to_string())?.map_err(|error| chain_text(&error))?;
         tracing::info!(lane = %lane.id(), "lane opened");
         let mut way = self.open_way(lane)?;
-        let fed = self.feed(&mut way, readers);
-        let ended = self.end_way(way);
+        let fed = self.feed(&mut way, readers).await;
+        let ended = self.end_way(way).await;
         let end = fed.map_err(|error| chain_text(&error))?;
         ended?;
         Ok(end)
@@ -181,17 +175,28 @@ impl Feeding {
             limits: BatcherLimits { age: self.config.batch_age, ..BatcherLimits::default() },
             queue_bytes_max: (quarter_bytes / 2) as usize,
         };
-        let sink_uploader = Arc::clone(&uploader);
-        let (runtime, stopped, health) = (self.runtime.clone(), self.stopped.clone(), Arc::clone(&self.health));
-        let pipeline = Pipeline::start(&pipeline_config, context, move |batch| {
-            let submitted = runtime.block_on(wait_on_store(sink_uploader.submit(batch), stopped.clone(), &health));
-            submitted.and_then(Result::ok).ok_or(SinkClosed)
-        });
-        let pipeline = pipeline.map_err(|error| chain_text(&error))?;
+        let pipeline = self.start_pipeline(&pipeline_config, context, &uploader).map_err(|error| chain_text(&error))?;
         Ok(Way { pipeline, uploader, lane })
     }
 
-    fn feed(&self, way: &mut Way, readers: &mut [CommitReader]) -> Result<End, PipelineError> {
+    fn start_pipeline(
+        &self,
+        config: &PipelineConfig,
+        context: LaneContext,
+        uploader: &Arc<Uploader>,
+    ) -> Result<Pipeline, PipelineError> {
+        if config.threads == 0 {
+            return Ok(Pipeline::in_place(config, context));
+        }
+        let (uploader, runtime) = (Arc::clone(uploader), self.runtime.clone());
+        let (stopped, health) = (self.stopped.clone(), Arc::clone(&self.health));
+        Pipeline::start(config, context, move |batch| {
+            let submitted = runtime.block_on(wait_on_store(uploader.submit(batch), stopped.clone(), &health));
+            submitted.and_then(Result::ok).ok_or(SinkClosed)
+        })
+    }
+
+    async fn feed(&self, way: &mut Way, readers: &mut [CommitReader]) -> Result<End, PipelineError> {
         loop {
             self.health.feeder_turned();
             if self.stopped.started() {
@@ -205,50 +210,56 @@ impl Feeding {
             }
             let mut idle = true;
             for reader in readers.iter_mut() {
-                idle &= !self.feed_next(&mut way.pipeline, reader, Duration::ZERO)?;
+                idle &= !self.feed_next(way, reader, Duration::ZERO).await?;
             }
             if idle && let Some(first) = readers.first_mut() {
-                self.feed_next(&mut way.pipeline, first, LOOK)?;
+                self.feed_next(way, first, LOOK).await?;
             }
             way.pipeline.poll(self.clock.monotonic())?;
+            self.hand_over(way).await?;
         }
     }
 
     /// Feeds the next commit of one shard; returns whether there was one.
-    fn feed_next(
-        &self,
-        pipeline: &mut Pipeline,
-        reader: &mut CommitReader,
-        wait: Duration,
-    ) -> Result<bool, PipelineError> {
-        match reader.next_blocking(wait) {
+    async fn feed_next(&self, way: &mut Way, reader: &mut CommitReader, wait: Duration) -> Result<bool, PipelineError> {
+        let next = if wait.is_zero() { reader.try_next() } else { reader.next(wait).await };
+        match next {
             Ok(None) => Ok(false),
-            Ok(Some(commit)) => self.push_commit(pipeline, &commit).map(|()| true),
+            Ok(Some(commit)) => self.push_commit(way, &commit).await.map(|()| true),
             Err(ReadError::Damaged(damage)) => {
                 self.note_damage(&damage);
                 Ok(true)
             }
             Err(ReadError::Closed) => {
-                std::thread::sleep(wait);
+                tokio::time::sleep(wait).await;
                 Ok(false)
             }
             Err(error @ ReadError::Io { .. }) => {
                 tracing::error!(error = chain_text(&error), "the journal cannot be read; trying again");
-                std::thread::sleep(LOOK);
+                tokio::time::sleep(LOOK).await;
                 Ok(false)
             }
         }
     }
 
-    fn push_commit(&self, pipeline: &mut Pipeline, commit: &Commit) -> Result<(), PipelineError> {
+    /// Gives the uploader what a pipeline without threads has finished.
+    async fn hand_over(&self, way: &mut Way) -> Result<(), PipelineError> {
+        while let Some(batch) = way.pipeline.take_finished() {
+            let submitted = wait_on_store(way.uploader.submit(batch), self.stopped.clone(), &self.health).await;
+            submitted.and_then(Result::ok).ok_or(SinkClosed)?;
+        }
+        Ok(())
+    }
+
+    async fn push_commit(&self, way: &mut Way, commit: &Commit) -> Result<(), PipelineError> {
         for (number, entry) in commit.entries.iter().enumerate() {
             // A run that is gone was forked away: its records count no more.
             let Some(run) = self.disks.run(&entry.disk, entry.head.epoch) else { continue };
             if entry.head.seq.0 <= run.vaulted.get() {
                 continue;
             }
-            match pipeline.push(self.clock.monotonic(), &entry.disk, commit.record(number), entry.received) {
-                Ok(()) => {}
+            match way.pipeline.push(self.clock.monotonic(), &entry.disk, commit.record(number), entry.received) {
+                Ok(()) => self.hand_over(way).await?,
                 Err(PushError::Stopped(error)) => return Err(error),
                 Err(error @ PushError::Record { .. }) => {
                     let (disk, point) = (&entry.disk, entry.head.point());
@@ -276,15 +287,18 @@ impl Feeding {
         }
     }
 
-    fn end_way(&self, way: Way) -> Result<(), String> {
+    async fn end_way(&self, mut way: Way) -> Result<(), String> {
+        let flushed = match way.pipeline.flush() {
+            Ok(()) => self.hand_over(&mut way).await,
+            failed => failed,
+        };
         let Way { pipeline, uploader, .. } = way;
-        // Dropping the pipeline inside `finish` drops the sink, and with it the other owner of the uploader.
-        let finished = pipeline.finish();
+        // Finishing drops the sink, and with it the other owner of the uploader.
+        let finished = flushed.and(pipeline.finish().map(|_| ()));
         let Some(uploader) = Arc::into_inner(uploader) else {
             return Err("the pipeline still holds its uploader".into());
         };
-        let ended = wait_on_store(uploader.finish(), self.stopped.clone(), &self.health);
-        let ended = match self.runtime.block_on(ended) {
+        let ended = match wait_on_store(uploader.finish(), self.stopped.clone(), &self.health).await {
             Some(ended) => ended.map_err(|stop| chain_text(stop.as_ref())),
             None => Err("the store does not answer; the rest stays in the journal".into()),
         };
@@ -304,6 +318,7 @@ async fn wait_on_store<T>(work: impl Future<Output = T>, mut stopped: Drain, hea
     loop {
         health.feeder_turned();
         tokio::select! {
+            biased;
             done = &mut work => return Some(done),
             () = &mut given_up => return None,
             () = tokio::time::sleep(WAIT_LOOK) => {}

@@ -94,10 +94,12 @@ impl Disks {
         StreamCount(Arc::clone(&self.streams_open))
     }
 
-    /// All disks.
+    /// All disks, in the order of their names.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<DiskSlot>> {
-        self.slots.iter().map(|slot| Arc::clone(&slot)).collect()
+        let mut all: Vec<_> = self.slots.iter().map(|slot| Arc::clone(&slot)).collect();
+        all.sort_by(|a, b| a.disk.cmp(&b.disk));
+        all
     }
 }
 

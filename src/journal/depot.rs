@@ -1,4 +1,4 @@
-//! Where segment files come from and go to: a helper thread keeps one prepared segment ready for each shard.
+//! Where segment files come from and go to: a helper keeps one prepared segment ready for each shard.
 //!
 //! A segment file is made once, filled with zeroes and used again and again: blocks that were written once take half
 //! the time to sync. Its name is its number, `seg-<number>`; used again it gets a new, higher name, durably, before
@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 
 use super::disk::Files;
 use super::ledger::Freed;
 use super::space::SpaceBoard;
+use crate::flow::Strand;
 
 /// A segment file ready to be written from its start.
 #[derive(Debug)]
@@ -56,7 +57,8 @@ struct Stock {
 #[derive(Debug)]
 pub struct Depot {
     stock: Mutex<Stock>,
-    changed: Condvar,
+    /// Wakes the helper, of which there is one.
+    changed: Notify,
     segment_bytes: u64,
     files_max: u64,
 }
@@ -78,6 +80,15 @@ enum Source {
     Own(PathBuf),
     New,
     Other(PathBuf),
+}
+
+enum Step {
+    Prepared,
+    /// The operating system refused.
+    Refused,
+    /// Nothing is wanted, or nothing can be had.
+    Idle,
+    Stopped,
 }
 
 struct Task {
@@ -109,7 +120,7 @@ impl Depot {
         let shards =
             shards.into_iter().map(|shard| ShardStock { dir: shard.dir, free: shard.free, wants: true }).collect();
         let stock = Stock { shards, next_segment, files, turn: 0, stopped: false };
-        Self { stock: Mutex::new(stock), changed: Condvar::new(), segment_bytes, files_max }
+        Self { stock: Mutex::new(stock), changed: Notify::new(), segment_bytes, files_max }
     }
 
     /// A shard took its prepared segment: it wants the next one.
@@ -134,7 +145,7 @@ impl Depot {
         self.changed.notify_one();
     }
 
-    /// Ends the helper thread.
+    /// Ends the helper.
     pub fn stop(&self) {
         self.stock.lock().stopped = true;
         self.changed.notify_one();
@@ -181,31 +192,42 @@ impl Depot {
         }
     }
 
-    /// The helper thread: prepares what is wanted until it is stopped.
-    pub fn run(&self, files: &dyn Files, space: &SpaceBoard, out: &[mpsc::Sender<Prepared>]) {
+    /// One step of the helper: prepares one segment if one is wanted.
+    fn step(&self, files: &dyn Files, space: &SpaceBoard, out: &[mpsc::Sender<Prepared>]) -> Step {
+        let task = {
+            let mut stock = self.stock.lock();
+            if stock.stopped {
+                return Step::Stopped;
+            }
+            match self.next_task(&mut stock, space) {
+                Some(task) => task,
+                None => return Step::Idle,
+            }
+        };
+        match prepare(&task, files, self.segment_bytes) {
+            Ok(()) => {
+                self.deliver(&task, space, out);
+                Step::Prepared
+            }
+            Err(error) => {
+                warn!(file = %task.to.display(), %error, "a segment cannot be prepared; trying again");
+                space.set_starved(task.shard as u16, true);
+                self.undo(task);
+                Step::Refused
+            }
+        }
+    }
+
+    /// The helper: prepares what is wanted until it is stopped. Blocks while the disk works.
+    pub async fn run(&self, files: &dyn Files, space: &SpaceBoard, out: &[mpsc::Sender<Prepared>]) {
         loop {
-            let task = {
-                let mut stock = self.stock.lock();
-                loop {
-                    if stock.stopped {
-                        return;
-                    }
-                    if let Some(task) = self.next_task(&mut stock, space) {
-                        break task;
-                    }
-                    self.changed.wait(&mut stock);
-                }
-            };
-            match prepare(&task, files, self.segment_bytes) {
-                Ok(()) => self.deliver(&task, space, out),
-                Err(error) => {
-                    warn!(file = %task.to.display(), %error, "a segment cannot be prepared; trying again");
-                    space.set_starved(task.shard as u16, true);
-                    self.undo(task);
-                    let mut stock = self.stock.lock();
-                    if !stock.stopped {
-                        self.changed.wait_for(&mut stock, RETRY);
-                    }
+            match self.step(files, space, out) {
+                Step::Prepared => {}
+                Step::Stopped => return,
+                Step::Idle => self.changed.notified().await,
+                Step::Refused => {
+                    // Whatever changes may help sooner.
+                    let _ = tokio::time::timeout(RETRY, self.changed.notified()).await;
                 }
             }
         }
@@ -227,18 +249,18 @@ fn prepare(task: &Task, files: &dyn Files, segment_bytes: u64) -> std::io::Resul
     }
 }
 
-/// Starts the helper thread.
+/// Starts the helper.
 ///
 /// # Errors
-/// If the thread cannot be started.
+/// If its thread cannot be started.
 pub fn start(
     depot: &Arc<Depot>,
     files: Arc<dyn Files>,
     space: Arc<SpaceBoard>,
     out: Vec<mpsc::Sender<Prepared>>,
-) -> std::io::Result<std::thread::JoinHandle<()>> {
+) -> std::io::Result<Strand> {
     let depot = Arc::clone(depot);
-    std::thread::Builder::new().name("tg-journal-prep".into()).spawn(move || depot.run(&*files, &space, &out))
+    Strand::start("tg-journal-prep", move || async move { depot.run(&*files, &space, &out).await })
 }
 
 /// The directory of a shard.

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -19,7 +18,7 @@ use super::shard::{Shard, ShardParts, Sizes};
 use super::space::{LevelRule, SpaceBoard};
 use super::writer::Writer;
 use crate::fault::chain_text;
-use crate::flow::Clock;
+use crate::flow::{Clock, Strand, simulated};
 use crate::limits::{BLOCK_BYTES, COMMIT_BYTES_MAX};
 use crate::types::Id128;
 
@@ -35,8 +34,8 @@ pub struct Engine {
 
 #[derive(Default)]
 struct Threads {
-    writers: Vec<JoinHandle<()>>,
-    helper: Option<JoinHandle<()>>,
+    writers: Vec<Strand>,
+    helper: Option<Strand>,
 }
 
 /// What replay found in all shards.
@@ -74,18 +73,21 @@ pub struct WriterSeed {
 impl WriterSeed {
     /// Runs the writer on `disk` to its end; `run` brings the runtime.
     pub fn run<D: Disk>(self, disk: D, clock: Arc<dyn Clock>, run: impl FnOnce(Work) -> io::Result<()>) {
-        // Whatever ends this thread, a panic too, nobody waits for it afterwards.
-        let shard = Arc::clone(&self.shard);
-        let guard = EndGuard(Arc::clone(&shard));
-        let writer = Writer::new(self.shard, disk, self.prepared, clock, self.next_number);
-        let ran = run(Box::pin(async move {
-            match writer.run().await {
-                Ok(()) => shard.end(),
-                Err(error) => shard.fail(chain_text(&error)),
-            }
-        }));
-        if let Err(error) = ran {
+        let guard = EndGuard(Arc::clone(&self.shard));
+        if let Err(error) = run(Box::pin(self.work(disk, clock))) {
             guard.0.fail(format!("the runtime of shard {} cannot be made: {error}", guard.0.index));
+        }
+    }
+
+    /// The writer's work on `disk` to its end.
+    pub async fn work<D: Disk>(self, disk: D, clock: Arc<dyn Clock>) {
+        // Whatever ends this, a panic too, nobody waits for it afterwards.
+        let shard = Arc::clone(&self.shard);
+        let _guard = EndGuard(Arc::clone(&shard));
+        let writer = Writer::new(self.shard, disk, self.prepared, clock, self.next_number);
+        match writer.run().await {
+            Ok(()) => shard.end(),
+            Err(error) => shard.fail(chain_text(&error)),
         }
     }
 }
@@ -119,7 +121,7 @@ impl Sizes {
     }
 }
 
-/// Reads what all shards hold, each on a thread of its own.
+/// Reads what all shards hold, each on a thread of its own; in place inside a simulation.
 ///
 /// # Errors
 /// [`OpenError::Io`] of the first shard that fails.
@@ -130,6 +132,10 @@ pub fn replay(
     shards: u16,
     pool: &BufPool,
 ) -> Result<Vec<ShardReplay>, OpenError> {
+    if simulated() {
+        let replay = |shard| replay_shard(files, &shard_dir(dir, shard), (journal, shard), pool);
+        return (0..shards).map(replay).collect();
+    }
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..shards)
             .map(|shard| {
@@ -147,7 +153,7 @@ pub fn replay(
     })
 }
 
-/// Replays and starts a journal on `files`; `spawn` starts the thread of a shard.
+/// Replays and starts a journal on `files`; `spawn` starts the writer of a shard.
 ///
 /// # Errors
 /// [`OpenError::Io`].
@@ -155,7 +161,7 @@ pub fn start(
     config: &JournalConfig,
     files: &Arc<dyn Files>,
     journal: Id128,
-    spawn: impl Fn(WriterSeed) -> io::Result<JoinHandle<()>>,
+    spawn: impl Fn(WriterSeed) -> io::Result<Strand>,
 ) -> Result<(Engine, Replayed), OpenError> {
     let sizes = Sizes::new(config);
     for shard in 0..config.shards {
@@ -225,19 +231,30 @@ fn keep_fitting(
 }
 
 impl Engine {
-    /// Ends the threads: the shards' first, which may still want a segment.
+    /// Ends the threads: the shards' first, which may still want a segment. Blocks.
     pub fn close(&self) {
         for shard in &self.shards {
             shard.close();
         }
         let mut threads = self.threads.lock();
-        for thread in threads.writers.drain(..) {
-            // A panic was reported as the shard's failure.
-            let _ = thread.join();
+        // A panic was reported as the shard's failure.
+        threads.writers.drain(..).for_each(Strand::join);
+        self.depot.stop();
+        threads.helper.take().map(Strand::join);
+    }
+
+    /// As [`Self::close`], without blocking.
+    pub async fn stop(&self) {
+        for shard in &self.shards {
+            shard.close();
+        }
+        let Threads { writers, helper } = std::mem::take(&mut *self.threads.lock());
+        for strand in writers {
+            let _ = strand.ended().await;
         }
         self.depot.stop();
-        if let Some(helper) = threads.helper.take() {
-            let _ = helper.join();
+        if let Some(strand) = helper {
+            let _ = strand.ended().await;
         }
     }
 }

@@ -10,7 +10,7 @@
 //!   happens: replay can tell a segment that was lost from one that was released.
 //! - Every mark is written again into each new segment, so marks outlive the segment in which they stood first.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use super::format::RowKind;
@@ -84,7 +84,7 @@ pub struct Mark {
 #[derive(Debug, Default)]
 pub struct Ledger {
     segments: BTreeMap<u64, Segment>,
-    runs: HashMap<DiskId, BTreeMap<Epoch, Run>>,
+    runs: BTreeMap<DiskId, BTreeMap<Epoch, Run>>,
     dirty: VecDeque<(DiskId, Epoch)>,
     releasing: Vec<Freed>,
     /// How many of `releasing` the commit under way will justify.
@@ -364,7 +364,7 @@ impl Ledger {
     }
 }
 
-fn run_mut<'a>(runs: &'a mut HashMap<DiskId, BTreeMap<Epoch, Run>>, disk: &DiskId, epoch: Epoch) -> &'a mut Run {
+fn run_mut<'a>(runs: &'a mut BTreeMap<DiskId, BTreeMap<Epoch, Run>>, disk: &DiskId, epoch: Epoch) -> &'a mut Run {
     if !runs.contains_key(disk) {
         runs.insert(disk.clone(), BTreeMap::new());
     }

@@ -63,13 +63,12 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use metrics::gauge;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::flow::{Clock, SystemClock};
+use crate::flow::{Clock, Strand, SystemClock};
 use crate::limits::BLOCK_BYTES;
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Seq, check_name};
@@ -94,7 +93,6 @@ pub const SEGMENT_BYTES_MIN: u64 = 8 << 20;
 pub struct Journal {
     // Before the directory: its threads end before the lock is given back.
     engine: Arc<Engine>,
-    clock: Arc<dyn Clock>,
     _directory: Option<Arc<Directory>>,
 }
 
@@ -128,8 +126,30 @@ impl Journal {
         let (engine, mut replayed) = engine::start(config, &files, directory.identity.journal, spawn)?;
         replayed.runs.merge(before);
         let report = report(replayed, backend);
-        let journal = Self { engine: Arc::new(engine), clock, _directory: Some(Arc::new(directory)) };
+        let journal = Self { engine: Arc::new(engine), _directory: Some(Arc::new(directory)) };
         Ok((journal, report))
+    }
+
+    /// Opens or creates a journal on a simulated disk, whose identity it takes: no preflight, no lock. Inside a
+    /// simulation everything runs as tasks of the surrounding `LocalSet`.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`], as the disk's faults will have it.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn open_on(
+        config: &JournalConfig,
+        disk: &disk::sim::SimDisk,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<(Self, ReplayReport), OpenError> {
+        let files: Arc<dyn Files> = Arc::new(disk.clone());
+        let spawn = |seed: WriterSeed| {
+            let (name, disk, clock) = (format!("tg-journal-{}", seed.shard.index), disk.clone(), Arc::clone(clock));
+            Strand::start(&name, move || seed.work(disk, clock))
+        };
+        let (engine, replayed) = engine::start(config, &files, disk.identity(), spawn)?;
+        let (backend, kernel) = (Backend::Std, "simulated".into());
+        let backend = Preflight { backend, direct: false, kernel, sync_micros: 0, remarks: Vec::new() };
+        Ok((Self { engine: Arc::new(engine), _directory: None }, report(replayed, backend)))
     }
 
     fn shard(&self, disk: &DiskId) -> &shard::Shard {
@@ -181,7 +201,7 @@ impl Journal {
     /// If `shard` is not below [`Self::shard_count`].
     #[must_use]
     pub fn reader(&self, shard: u16) -> CommitReader {
-        CommitReader::new(Arc::clone(&self.engine.shards[usize::from(shard)]), Arc::clone(&self.clock))
+        CommitReader::new(Arc::clone(&self.engine.shards[usize::from(shard)]))
     }
 
     /// Number of shards.
@@ -194,6 +214,11 @@ impl Journal {
     /// refused, readers get what is left and then [`ReadError::Closed`]. Calling it twice is harmless.
     pub fn close(&self) {
         self.engine.close();
+    }
+
+    /// As [`Self::close`], waiting without blocking.
+    pub async fn stop(&self) {
+        self.engine.stop().await;
     }
 }
 
@@ -209,13 +234,14 @@ fn report(replayed: Replayed, backend: Preflight) -> ReplayReport {
     ReplayReport { runs: runs.finish(), damage, commits, bytes, backend }
 }
 
-fn spawn(seed: WriterSeed, backend: &Preflight, clock: Arc<dyn Clock>) -> io::Result<JoinHandle<()>> {
+fn spawn(seed: WriterSeed, backend: &Preflight, clock: Arc<dyn Clock>) -> io::Result<Strand> {
     let Preflight { backend, direct, .. } = *backend;
     let name = format!("tg-journal-{}", seed.shard.index);
-    std::thread::Builder::new().name(name).spawn(move || match backend {
+    let thread = std::thread::Builder::new().name(name).spawn(move || match backend {
         Backend::Ring => seed.run(ring::RingDisk { direct }, clock, ring::run),
         Backend::Std => seed.run(disk::std::StdDisk { direct }, clock, disk::std::run),
-    })
+    });
+    thread.map(Strand::thread)
 }
 
 fn check_config(config: &JournalConfig, gateway_id: &str) -> Result<(), OpenError> {

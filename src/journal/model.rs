@@ -1,6 +1,6 @@
 //! The values that the journal takes and gives: configuration, entries, what replay found, space, commits.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -80,7 +80,7 @@ pub struct Entry<'a> {
 #[derive(Debug, Clone)]
 pub struct ReplayReport {
     /// Per disk and epoch: what is vaulted and what is still here.
-    pub runs: HashMap<(DiskId, Epoch), RunState>,
+    pub runs: BTreeMap<(DiskId, Epoch), RunState>,
     /// Bytes that could not be used, torn tails included.
     pub damage: Vec<Damage>,
     /// Commits read.

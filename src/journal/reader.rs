@@ -16,13 +16,11 @@ use super::model::{Commit, CommitAt, CommitBody, CommitEntry, Damage, DamageKind
 use super::replay::{Names, check_record};
 use super::shard::{Book, Shard};
 use super::walk::{Found, Step, Walk};
-use crate::flow::Clock;
 use crate::types::PointId;
 
 /// A cursor over the unreleased commits of one shard, in order.
 pub struct CommitReader {
     shard: Arc<Shard>,
-    clock: Arc<dyn Clock>,
     names: Names,
     /// Number of the commit that is due next.
     number: u64,
@@ -48,10 +46,9 @@ enum Next {
 }
 
 impl CommitReader {
-    pub(super) fn new(shard: Arc<Shard>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(shard: Arc<Shard>) -> Self {
         Self {
             shard,
-            clock,
             names: Names::default(),
             number: 0,
             segment: 0,
@@ -62,17 +59,37 @@ impl CommitReader {
     }
 
     /// The next commit that holds a record which is neither vaulted nor given up, waiting up to `wait` for one; `None`
-    /// if none came. Blocks: for plain threads.
+    /// if none came. Reading from the disk blocks: for a thread of its own. Nothing is lost when it is dropped.
     ///
     /// # Errors
     /// [`ReadError`]; after damage the next call goes on behind it, after `Closed` there is nothing more.
-    pub fn next_blocking(&mut self, wait: Duration) -> Result<Option<Commit>, ReadError> {
-        let deadline = self.clock.monotonic() + wait;
+    pub async fn next(&mut self, wait: Duration) -> Result<Option<Commit>, ReadError> {
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let shard = Arc::clone(&self.shard);
+            let news = shard.news.notified();
+            tokio::pin!(news);
+            // Registered before the look, or a commit in between would be missed.
+            news.as_mut().enable();
+            if let Some(commit) = self.try_next()? {
+                return Ok(Some(commit));
+            }
+            if tokio::time::timeout_at(deadline, news).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// As [`Self::next`], without waiting.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn try_next(&mut self) -> Result<Option<Commit>, ReadError> {
         loop {
             if let Some(ready) = self.ready.pop_front() {
                 return ready.map(Some);
             }
-            match self.look(deadline) {
+            match self.look() {
                 Next::Memory(found) => {
                     self.offset_bytes = found.header.offset_bytes + u64::from(found.header.commit_bytes);
                     self.segment = found.header.owner.segment;
@@ -85,24 +102,16 @@ impl CommitReader {
         }
     }
 
-    /// Finds where the next commit is; waits until `deadline` if there is none.
-    fn look(&self, deadline: Duration) -> Next {
-        let mut book = self.shard.book.lock();
-        loop {
-            if let Some(found) = self.in_memory(&book) {
-                return Next::Memory(found);
-            }
-            if let Some(view) = book.ledger.find(self.segment, self.number) {
-                return Next::Disk(view);
-            }
-            if book.ended {
-                return Next::Ended;
-            }
-            let left = deadline.saturating_sub(self.clock.monotonic());
-            if left.is_zero() {
-                return Next::Nothing;
-            }
-            self.shard.news.wait_for(&mut book, left);
+    /// Finds where the next commit is.
+    fn look(&self) -> Next {
+        let book = self.shard.book.lock();
+        if let Some(found) = self.in_memory(&book) {
+            return Next::Memory(found);
+        }
+        match book.ledger.find(self.segment, self.number) {
+            Some(view) => Next::Disk(view),
+            None if book.ended => Next::Ended,
+            None => Next::Nothing,
         }
     }
 

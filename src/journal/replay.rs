@@ -12,7 +12,7 @@
 //!   that fails its CRC, are damage: reported, stepped over, and everything else is kept.
 //! - Writing goes on in a new segment, never behind a cut tail.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::depot::{segment_name, segment_number};
@@ -139,7 +139,7 @@ impl Scan {
         let (header, commit) = (found.header, found.bytes());
         self.out.commits += 1;
         self.out.bytes += u64::from(header.commit_bytes);
-        let mut lasts: HashMap<(DiskId, Epoch), Seq> = HashMap::new();
+        let mut lasts: BTreeMap<(DiskId, Epoch), Seq> = BTreeMap::new();
         let mut marks = Vec::new();
         for row in found.rows.iter().filter(|row| !row.kind.is_of_segment()) {
             let disk = row.disk_name(commit).and_then(|name| self.names.get(name));
@@ -218,7 +218,7 @@ pub fn replay_shard(
     let mut scan =
         Scan { out, names: Names::default(), file: dir.to_owned(), segment: 0, last_number: 0, pending: None };
     let (cuts, held) = find_notes(files, &segments, owner, pool)?;
-    let mut ends = HashMap::new();
+    let mut ends = BTreeMap::new();
     for (segment, path, file_bytes) in &segments {
         scan.segment = *segment;
         let owner = Owner { journal: owner.0, shard: owner.1, segment: *segment };
@@ -238,7 +238,7 @@ pub fn replay_shard(
 }
 
 /// Ends of cut and of held segments, by segment.
-type Notes = (HashMap<u64, u64>, HashMap<u64, u64>);
+type Notes = (BTreeMap<u64, u64>, BTreeMap<u64, u64>);
 
 /// What the newest segment that has a commit says about the others: each segment starts with all of it.
 fn find_notes(
@@ -247,7 +247,7 @@ fn find_notes(
     owner: (Id128, u16),
     pool: &BufPool,
 ) -> Result<Notes, OpenError> {
-    let (mut cuts, mut held) = (HashMap::new(), HashMap::new());
+    let (mut cuts, mut held) = (BTreeMap::new(), BTreeMap::new());
     for (segment, path, file_bytes) in segments.iter().rev() {
         let owner = Owner { journal: owner.0, shard: owner.1, segment: *segment };
         let file = files.open(path).map_err(OpenError::io("open", path))?;
@@ -317,7 +317,7 @@ fn replay_segment(
 }
 
 /// What the list of held segments says and the files do not: whole segments, or their ends, are lost.
-fn note_lost(scan: &mut Scan, dir: &Path, held: &HashMap<u64, u64>, ends: &HashMap<u64, u64>) {
+fn note_lost(scan: &mut Scan, dir: &Path, held: &BTreeMap<u64, u64>, ends: &BTreeMap<u64, u64>) {
     for (segment, held_bytes) in held {
         let end_bytes = ends.get(segment).copied().unwrap_or(0);
         if end_bytes < *held_bytes {

@@ -1,14 +1,14 @@
 //! Which records of each disk are in the journal: ranges without a gap, each record following the chain of the one
 //! before. Pure; built by replay.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::model::{RunRange, RunState};
 use crate::types::{DiskId, Epoch, RecordHead};
 
 /// The runs found so far.
 #[derive(Debug, Default)]
-pub struct Runs(HashMap<(DiskId, Epoch), RunState>);
+pub struct Runs(BTreeMap<(DiskId, Epoch), RunState>);
 
 /// A record that contradicts what was found before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Runs {
 
     /// Ends building: ranges that the mark covers are left out.
     #[must_use]
-    pub fn finish(self) -> HashMap<(DiskId, Epoch), RunState> {
+    pub fn finish(self) -> BTreeMap<(DiskId, Epoch), RunState> {
         let mut runs = self.0;
         for run in runs.values_mut() {
             if let Some((mark, _)) = run.vaulted_mark {

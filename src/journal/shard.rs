@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use metrics::counter;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
 use super::depot::Depot;
@@ -102,8 +102,8 @@ pub struct Shard {
     pub files: Arc<dyn Files>,
     open: Mutex<Open>,
     pub book: Mutex<Book>,
-    /// Signals readers; goes with `book`.
-    pub news: Condvar,
+    /// Wakes readers: the book has something new.
+    pub news: Notify,
     /// Wakes the writer.
     pub work: Notify,
     /// Wakes those who wait for room in the open commit.
@@ -181,7 +181,7 @@ impl Shard {
             files: parts.files,
             open: Mutex::new(open),
             book: Mutex::new(book),
-            news: Condvar::new(),
+            news: Notify::new(),
             work: Notify::new(),
             room: Notify::new(),
             turnstile: Semaphore::new(1),
@@ -324,7 +324,7 @@ impl Shard {
         let freed = book.ledger.marks_durable();
         let used_bytes = book.ledger.used_bytes();
         drop(book);
-        self.news.notify_all();
+        self.news.notify_waiters();
         self.release(freed);
         self.space.set_used(self.index, used_bytes);
         for pending in &batch.pending {
@@ -392,7 +392,7 @@ impl Shard {
     /// The writer is done: readers get what is left.
     pub fn end(&self) {
         self.book.lock().ended = true;
-        self.news.notify_all();
+        self.news.notify_waiters();
     }
 
     /// Why the writer cannot go on.

@@ -35,17 +35,7 @@ fn open(disk: &SimDisk, config: &JournalConfig) -> (Journal, ReplayReport) {
 
 fn try_open(disk: &SimDisk, config: &JournalConfig) -> Result<(Journal, ReplayReport), OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let files: Arc<dyn Files> = Arc::new(disk.clone());
-    let spawn = |seed: WriterSeed| {
-        let (disk, clock) = (disk.clone(), Arc::clone(&clock));
-        std::thread::Builder::new().spawn(move || seed.run(disk, clock, disk::std::run))
-    };
-    let (engine, replayed) = engine::start(config, &files, JOURNAL, spawn)?;
-    let backend =
-        Preflight { backend: Backend::Std, direct: false, kernel: "sim".into(), sync_micros: 0, remarks: Vec::new() };
-    let report = report(replayed, backend);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    Ok((Journal { engine: Arc::new(engine), clock, _directory: None }, report))
+    Journal::open_on(config, disk, &clock)
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -153,7 +143,7 @@ fn read_all(journal: &Journal) -> (Found, Vec<Damage>) {
     for shard in 0..journal.shard_count() {
         let mut reader = journal.reader(shard);
         loop {
-            match reader.next_blocking(Duration::ZERO) {
+            match reader.try_next() {
                 Ok(Some(commit)) => {
                     for (index, entry) in commit.entries.iter().enumerate() {
                         let key = (entry.disk.clone(), entry.head.epoch.0, entry.head.seq.0);

@@ -6,7 +6,11 @@
 //!       ▲                                                     │
 //!       └──────────────── sizes of sealed messages ◄──────────┘
 //! ```
+//!
+//! In place ([`Pipeline::in_place`]) there are no threads: what is pushed is sealed at once, and finished batches wait
+//! until the feeder takes them.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -72,7 +76,7 @@ impl fmt::Debug for LaneContext {
 /// Sizes of a pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct PipelineConfig {
-    /// Threads that pack and seal.
+    /// Threads that pack and seal, of [`Pipeline::start`].
     pub threads: usize,
     /// When messages and batches close.
     pub limits: BatcherLimits,
@@ -213,9 +217,29 @@ pub struct Pipeline {
     lane: Arc<LaneContext>,
     next_n: u64,
     target: Option<Arc<Target>>,
-    pool: Arc<Pool<Job, Done>>,
     feedback: Arc<Mutex<Feedback>>,
-    collector: Option<JoinHandle<()>>,
+    work: Work,
+}
+
+/// Who works.
+enum Work {
+    Threads { pool: Arc<Pool<Job, Done>>, collector: Option<JoinHandle<()>> },
+    InPlace(Box<InPlace>),
+}
+
+/// The work of all threads, done by the feeder.
+struct InPlace {
+    scratch: Scratch,
+    assembler: Assembler,
+    finished: VecDeque<BatchObject>,
+}
+
+impl InPlace {
+    fn submit(&mut self, job: Job) -> Result<(), PipelineError> {
+        let done = work(job, &mut self.scratch);
+        self.finished.extend(self.assembler.take(done)?);
+        Ok(())
+    }
 }
 
 impl Pipeline {
@@ -242,28 +266,49 @@ impl Pipeline {
         let thread_error = |error| PipelineError::Thread(Arc::new(error));
         let pool = Arc::new(Pool::start(pool_config, make_worker).map_err(thread_error)?);
         let feedback = Arc::new(Mutex::new(Feedback::default()));
-        let collector = Collector {
-            pool: Arc::clone(&pool),
-            feedback: Arc::clone(&feedback),
-            message_buffers: Arc::clone(&message_buffers),
-            batch_buffers: BufferPool::new(BATCH_BUFFER_BYTES, BATCH_BUFFERS_IDLE_MAX),
-            open: None,
-            last_batch_bytes: 0,
-            sink,
-        };
+        let assembler = Assembler::new(&feedback, &message_buffers);
+        let collector = Collector { pool: Arc::clone(&pool), assembler, sink };
         let collector =
             std::thread::Builder::new().name("tg-batch".into()).spawn(move || collector.run()).map_err(thread_error)?;
-        let next_n = lane.next_n;
-        Ok(Self {
+        let work = Work::Threads { pool, collector: Some(collector) };
+        Ok(Self::new(config, lane, message_buffers, feedback, work))
+    }
+
+    /// A pipeline without threads, for a caller that awaits where a sink would block: finished batches are to be taken
+    /// by [`Pipeline::take_finished`] after every call, which bounds what is held to what one call may close.
+    #[must_use]
+    pub fn in_place(config: &PipelineConfig, lane: LaneContext) -> Self {
+        let message_buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, MESSAGE_BUFFERS_IDLE_MAX);
+        let feedback = Arc::new(Mutex::new(Feedback::default()));
+        let assembler = Assembler::new(&feedback, &message_buffers);
+        let work = InPlace { scratch: Scratch::default(), assembler, finished: VecDeque::new() };
+        Self::new(config, lane, message_buffers, feedback, Work::InPlace(Box::new(work)))
+    }
+
+    fn new(
+        config: &PipelineConfig,
+        lane: LaneContext,
+        message_buffers: Arc<BufferPool>,
+        feedback: Arc<Mutex<Feedback>>,
+        work: Work,
+    ) -> Self {
+        Self {
             batcher: Batcher::new(config.limits, message_buffers),
             steps: Vec::new(),
+            next_n: lane.next_n,
             lane: Arc::new(lane),
-            next_n,
             target: None,
-            pool,
             feedback,
-            collector: Some(collector),
-        })
+            work,
+        }
+    }
+
+    /// The next finished batch, in the order of their numbers. Always `None` with threads, whose sink gets them.
+    pub fn take_finished(&mut self) -> Option<BatchObject> {
+        match &mut self.work {
+            Work::Threads { .. } => None,
+            Work::InPlace(work) => work.finished.pop_front(),
+        }
     }
 
     /// Takes one whole record of `disk`, received at `received`. `now` is any monotonic time, the same as in
@@ -327,14 +372,27 @@ impl Pipeline {
     /// [`PipelineError`] if the pipeline has failed; batches may then be missing.
     pub fn finish(mut self) -> Result<u64, PipelineError> {
         let flushed = self.flush();
-        self.pool.close();
-        // Also after a failure, which ends the collector: the sink and what it holds are gone when this returns.
-        let joined = self.collector.take().map_or(Ok(()), JoinHandle::join);
+        let joined = match &mut self.work {
+            Work::Threads { pool, collector } => {
+                pool.close();
+                // Also after a failure, which ends the collector: the sink and what it holds are gone when this returns.
+                collector.take().map_or(Ok(()), JoinHandle::join)
+            }
+            Work::InPlace(_) => Ok(()),
+        };
         flushed?;
         self.take_feedback()?;
         // A panic of the sink has left its failure in the feedback; this is for a panic beside it.
         joined.map_err(|_| PipelineError::from(SinkClosed))?;
         Ok(self.next_n)
+    }
+
+    /// Messages and batch ends between batcher and batch.
+    fn held_jobs(&self) -> usize {
+        match &self.work {
+            Work::Threads { pool, .. } => pool.held_jobs(),
+            Work::InPlace(_) => 0,
+        }
     }
 
     fn take_feedback(&mut self) -> Result<(), PipelineError> {
@@ -361,8 +419,10 @@ impl Pipeline {
         if self.steps.is_empty() {
             return Ok(());
         }
-        metrics::gauge!(names::PIPELINE_QUEUE_MESSAGES).set(self.pool.held_jobs() as f64);
-        metrics::gauge!(names::PIPELINE_QUEUE_BYTES).set(self.pool.held_bytes() as f64);
+        if let Work::Threads { pool, .. } = &self.work {
+            metrics::gauge!(names::PIPELINE_QUEUE_MESSAGES).set(self.held_jobs() as f64);
+            metrics::gauge!(names::PIPELINE_QUEUE_BYTES).set(pool.held_bytes() as f64);
+        }
         let mut steps = std::mem::take(&mut self.steps);
         // The batcher is ahead by the closes that it asks for now.
         let closes = steps.iter().filter(|step| matches!(step, Step::Close(_))).count() as u64;
@@ -381,9 +441,12 @@ impl Pipeline {
                     (Job::Close(reason, target), 0)
                 }
             };
-            if let Err(error) = self.pool.submit(job, bytes) {
-                // The collector may know the deeper reason.
-                return Err(self.feedback.lock().failure.clone().unwrap_or(error.into()));
+            match &mut self.work {
+                Work::Threads { pool, .. } => pool.submit(job, bytes).map_err(|error| {
+                    // The collector may know the deeper reason.
+                    self.feedback.lock().failure.clone().unwrap_or(error.into())
+                })?,
+                Work::InPlace(work) => work.submit(job)?,
             }
         }
         self.steps = steps;
@@ -394,9 +457,11 @@ impl Pipeline {
 impl Drop for Pipeline {
     fn drop(&mut self) {
         // Not finished: what is on its way is thrown away; the journal still has it.
-        self.pool.abort(PoolError::Closed);
-        // The collector is not joined: it may wait in the sink, whose owner may wait for this drop.
-        drop(self.collector.take());
+        if let Work::Threads { pool, collector } = &mut self.work {
+            pool.abort(PoolError::Closed);
+            // The collector is not joined: it may wait in the sink, whose owner may wait for this drop.
+            drop(collector.take());
+        }
     }
 }
 
@@ -433,12 +498,17 @@ struct OpenBatch {
 /// The side of thread `tg-batch`.
 struct Collector<S> {
     pool: Arc<Pool<Job, Done>>,
+    assembler: Assembler,
+    sink: S,
+}
+
+/// Makes batches of sealed messages.
+struct Assembler {
     feedback: Arc<Mutex<Feedback>>,
     message_buffers: Arc<BufferPool>,
     batch_buffers: Arc<BufferPool>,
     open: Option<OpenBatch>,
     last_batch_bytes: usize,
-    sink: S,
 }
 
 /// Tells the feeder that the collector is gone, also when the sink panics: otherwise `push` would wait for ever.
@@ -464,25 +534,39 @@ impl Drop for EndGuard {
 
 impl<S: FnMut(BatchObject) -> Result<(), SinkClosed>> Collector<S> {
     fn run(mut self) {
-        let guard = EndGuard { pool: Arc::clone(&self.pool), feedback: Arc::clone(&self.feedback) };
+        let guard = EndGuard { pool: Arc::clone(&self.pool), feedback: Arc::clone(&self.assembler.feedback) };
         loop {
             let result = match self.pool.next() {
                 Ok(None) => return,
-                Ok(Some(done)) => self.take(done),
+                Ok(Some(done)) => self.assembler.take(done),
                 Err(error) => Err(error.into()),
             };
-            if let Err(failure) = result {
+            let delivered = result.and_then(|batch| batch.map_or(Ok(()), |batch| Ok((self.sink)(batch)?)));
+            if let Err(failure) = delivered {
                 return guard.fail(failure);
             }
         }
     }
+}
 
-    fn take(&mut self, done: Done) -> Result<(), PipelineError> {
+impl Assembler {
+    fn new(feedback: &Arc<Mutex<Feedback>>, message_buffers: &Arc<BufferPool>) -> Self {
+        Self {
+            feedback: Arc::clone(feedback),
+            message_buffers: Arc::clone(message_buffers),
+            batch_buffers: BufferPool::new(BATCH_BUFFER_BYTES, BATCH_BUFFERS_IDLE_MAX),
+            open: None,
+            last_batch_bytes: 0,
+        }
+    }
+
+    /// Takes the next result in order; returns the batch that it closed.
+    fn take(&mut self, done: Done) -> Result<Option<BatchObject>, PipelineError> {
         match done {
             Done::Failed(error) => Err(error),
             Done::Sealed(message, plain_bytes, info, target) => {
                 self.append(message, plain_bytes, info, &target);
-                Ok(())
+                Ok(None)
             }
             Done::Close(reason, target) => self.close(reason, &target),
         }
@@ -523,8 +607,8 @@ impl<S: FnMut(BatchObject) -> Result<(), SinkClosed>> Collector<S> {
         metrics::counter!(names::PIPELINE_SEALED_BYTES).increment(u64::from(info.stored_bytes));
     }
 
-    fn close(&mut self, reason: CloseReason, target: &Target) -> Result<(), PipelineError> {
-        let Some(OpenBatch { builder, pooled, records, plain_bytes }) = self.open.take() else { return Ok(()) };
+    fn close(&mut self, reason: CloseReason, target: &Target) -> Result<Option<BatchObject>, PipelineError> {
+        let Some(OpenBatch { builder, pooled, records, plain_bytes }) = self.open.take() else { return Ok(None) };
         let lane = &target.lane;
         let FinishedBatch { body, index, sealed_index } = builder
             .finish(&lane.catalog, &target.object, lane.confirmed.get())
@@ -534,8 +618,7 @@ impl<S: FnMut(BatchObject) -> Result<(), SinkClosed>> Collector<S> {
         metrics::counter!(names::PIPELINE_BATCHES, "reason" => reason.as_str()).increment(1);
         let name = target.object.clone();
         let (vault, lane, n) = (lane.vault, lane.lane, target.n);
-        (self.sink)(BatchObject { vault, lane, n, name, body, index, sealed_index, records, plain_bytes })?;
-        Ok(())
+        Ok(Some(BatchObject { vault, lane, n, name, body, index, sealed_index, records, plain_bytes }))
     }
 }
 

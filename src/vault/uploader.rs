@@ -204,7 +204,6 @@ pub struct Uploader {
     driver: JoinHandle<()>,
     confirmer: JoinHandle<Result<u64, Arc<UploadStop>>>,
     events: mpsc::Sender<UploadEvent>,
-    handle: Handle,
 }
 
 impl Uploader {
@@ -253,7 +252,7 @@ impl Uploader {
         };
         let driver = handle.spawn(driver.run());
         let confirmer = handle.spawn(confirmer.run(done_receiver));
-        Self { jobs, places, bodies, confirmed, stop, driver, confirmer, events: kept_events, handle: handle.clone() }
+        Self { jobs, places, bodies, confirmed, stop, driver, confirmer, events: kept_events }
     }
 
     /// The number up to which every batch of the lane is stored: what the next batch's index states.
@@ -292,14 +291,6 @@ impl Uploader {
             rest: Uploaded { vaulted, sealed_index: batch.sealed_index, received_first, _place: place },
         };
         self.jobs.send(job).await.map_err(|_| self.ended())
-    }
-
-    /// As [`Uploader::submit`], for a plain thread. Must not be called on a runtime's own thread.
-    ///
-    /// # Errors
-    /// As [`Uploader::submit`].
-    pub fn submit_blocking(&self, batch: BatchObject) -> Result<(), SubmitError> {
-        self.handle.block_on(self.submit(batch))
     }
 
     fn ended(&self) -> SubmitError {
@@ -373,16 +364,18 @@ impl Driver {
             self.gauges();
             let pause = wake.map_or(Duration::MAX, |at| at.saturating_sub(self.clock.monotonic()));
             tokio::select! {
-                job = self.jobs.recv(), if open => match job {
-                    Some(job) => self.take(job),
-                    None => open = false,
-                },
+                // Results first: they make room for what comes.
+                biased;
                 Some(ended) = self.tasks.join_next_with_id() => {
                     if let Err(stop) = self.ended(ended).await {
                         self.stop_lane(stop).await;
                         break;
                     }
                 }
+                job = self.jobs.recv(), if open => match job {
+                    Some(job) => self.take(job),
+                    None => open = false,
+                },
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
             }
             if self.stop.get().is_some() {

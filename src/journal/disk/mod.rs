@@ -19,8 +19,8 @@
 mod aligned;
 pub mod preflight;
 pub(super) mod ring;
-#[cfg(test)]
-pub(super) mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub(super) mod std;
 
 #[cfg(test)]

@@ -9,11 +9,13 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{AlignedBuf, Disk, DiskFile, File, Files, Listed};
+use crate::types::Id128;
 
 /// Which unsynced blocks survive a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,15 @@ pub struct Faults {
     pub sync_fails: u8,
 }
 
+/// How slow the disk is, in the time of the runtime that uses it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Delays {
+    /// Each write.
+    pub write: Duration,
+    /// Each sync.
+    pub sync: Duration,
+}
+
 #[derive(Debug, Clone)]
 struct Waiting {
     offset: usize,
@@ -58,6 +69,9 @@ struct Content {
 struct State {
     files: BTreeMap<PathBuf, Arc<Mutex<Content>>>,
     faults: Faults,
+    delays: Delays,
+    /// Of the journal that is made here.
+    identity: Id128,
     rng: u64,
     dead: bool,
     /// Files' bytes together may not exceed this.
@@ -108,11 +122,22 @@ impl State {
 }
 
 impl SimDisk {
+    /// An empty disk.
+    #[must_use]
     pub fn new(seed: u64) -> Self {
+        let rng = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut name = rng;
+        let identity = u128::from(draw(&mut name)) << 64 | u128::from(draw(&mut name));
+        Self::with_identity(rng, Id128(identity.to_be_bytes()))
+    }
+
+    fn with_identity(rng: u64, identity: Id128) -> Self {
         let state = State {
             files: BTreeMap::new(),
             faults: Faults::default(),
-            rng: seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15) | 1,
+            delays: Delays::default(),
+            identity,
+            rng: rng | 1,
             dead: false,
             room_bytes: u64::MAX,
             syncs_held: false,
@@ -122,10 +147,28 @@ impl SimDisk {
         Self(Arc::new(Inner { state: Mutex::new(state), released: Notify::new() }))
     }
 
+    /// The identity of the journal that is made here; it outlives crashes.
+    #[must_use]
+    pub fn identity(&self) -> Id128 {
+        self.0.state.lock().identity
+    }
+
+    /// Makes it the disk of another journal.
+    pub fn set_identity(&self, identity: Id128) {
+        self.0.state.lock().identity = identity;
+    }
+
+    /// From now on operations take so long. A write has landed, and waits for a sync, as soon as it has begun.
+    pub fn set_delays(&self, delays: Delays) {
+        self.0.state.lock().delays = delays;
+    }
+
+    /// From now on these faults happen.
     pub fn set_faults(&self, faults: Faults) {
         self.0.state.lock().faults = faults;
     }
 
+    /// From now on files have so much room together.
     pub fn set_room(&self, bytes: u64) {
         self.0.state.lock().room_bytes = bytes;
     }
@@ -135,26 +178,30 @@ impl SimDisk {
         self.0.state.lock().syncs_held = true;
     }
 
+    /// Ends [`Self::hold_syncs`].
     pub fn release_syncs(&self) {
         self.0.state.lock().syncs_held = false;
         self.0.released.notify_waiters();
     }
 
     /// Syncs that wait to be released.
+    #[must_use]
     pub fn syncs_waiting(&self) -> usize {
         self.0.state.lock().syncs_waiting
     }
 
     /// (writes, syncs) so far.
+    #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         self.0.state.lock().counts
     }
 
     /// Cuts the power: this disk fails every further operation; the answer is the disk after the restart.
+    #[must_use]
     pub fn crash(&self, survival: Survival, block_bytes: usize) -> Self {
         let mut state = self.0.state.lock();
         state.dead = true;
-        let after = Self::new(draw(&mut state.rng));
+        let after = Self::with_identity(draw(&mut state.rng), state.identity);
         for (path, content) in &state.files.clone() {
             let content = content.lock();
             let mut durable = content.durable.clone();
@@ -168,10 +215,11 @@ impl SimDisk {
     }
 
     /// Kills the process only: what was written is still seen, but no more durable than before.
+    #[must_use]
     pub fn kill(&self) -> Self {
         let mut state = self.0.state.lock();
         state.dead = true;
-        let after = Self::new(draw(&mut state.rng));
+        let after = Self::with_identity(draw(&mut state.rng), state.identity);
         for (path, content) in &state.files {
             let copy = content.lock().clone();
             after.0.state.lock().files.insert(path.clone(), Arc::new(Mutex::new(copy)));
@@ -181,17 +229,25 @@ impl SimDisk {
         after
     }
 
-    /// Changes stored bytes behind everybody's back.
+    /// Changes stored bytes behind everybody's back; nothing if there is no such file.
     pub fn corrupt(&self, path: &Path, change: impl FnOnce(&mut [u8])) {
-        let content = self.content(path).expect("the file to corrupt");
+        let Ok(content) = self.content(path) else { return };
         let mut content = content.lock();
         change(&mut content.seen);
         content.durable = content.seen.clone();
         content.waiting.clear();
     }
 
+    /// What reads see of a file; empty if there is no such file.
+    #[must_use]
     pub fn bytes_of(&self, path: &Path) -> Vec<u8> {
-        self.content(path).expect("the file").lock().seen.clone()
+        self.content(path).map_or(Vec::new(), |content| content.lock().seen.clone())
+    }
+
+    /// Paths of all files, in order.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.0.state.lock().files.keys().cloned().collect()
     }
 
     fn content(&self, path: &Path) -> io::Result<Arc<Mutex<Content>>> {
@@ -247,7 +303,7 @@ impl Files for SimDisk {
         let here = state.files.iter().filter(|(path, _)| path.parent() == Some(dir));
         Ok(here
             .map(|(path, content)| Listed {
-                name: path.file_name().expect("a file name").to_string_lossy().into_owned(),
+                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 bytes: content.lock().seen.len() as u64,
             })
             .collect())
@@ -289,6 +345,15 @@ impl Files for SimDisk {
 }
 
 impl SimFile {
+    async fn take_time(&self, which: impl FnOnce(Delays) -> Duration) {
+        let delay = which(self.disk.0.state.lock().delays);
+        if delay.is_zero() {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(delay).await;
+        }
+    }
+
     fn write_now(&self, bytes: &[u8], offset: usize) -> io::Result<usize> {
         let mut state = self.disk.0.state.lock();
         if state.dead {
@@ -354,7 +419,7 @@ impl DiskFile for SimFile {
     ) -> (io::Result<usize>, AlignedBuf) {
         // Landed before the first await: a dropped write lands as well.
         let written = self.write_now(&buf[range], offset_bytes as usize);
-        tokio::task::yield_now().await;
+        self.take_time(|delays| delays.write).await;
         (written, buf)
     }
 
@@ -385,6 +450,7 @@ impl DiskFile for SimFile {
             released.await;
         }
         self.disk.0.state.lock().syncs_waiting -= 1;
+        self.take_time(|delays| delays.sync).await;
         self.sync_now()
     }
 }

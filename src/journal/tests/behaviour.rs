@@ -70,8 +70,9 @@ fn a_reader_follows_the_writer_and_is_told_of_the_end() {
         let mut reader = journal.reader(0);
         std::thread::spawn(move || {
             let mut seen = Vec::new();
+            let runtime = runtime();
             loop {
-                match reader.next_blocking(Duration::from_secs(30)) {
+                match runtime.block_on(reader.next(Duration::from_secs(30))) {
                     Ok(Some(commit)) => seen.extend(commit.entries.iter().map(|entry| entry.head.seq.0)),
                     Ok(None) => {}
                     Err(ReadError::Closed) => return seen,

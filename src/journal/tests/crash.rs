@@ -231,5 +231,5 @@ fn a_disk_that_takes_nothing_fails_the_journal_and_its_callers() {
         assert!(matches!(source.append(&journal, &sample).await, Err(AppendError::Failed { .. })));
         assert_eq!(source.journaled.get(), 0, "nothing was acked");
     });
-    assert!(matches!(journal.reader(0).next_blocking(Duration::from_secs(10)), Err(ReadError::Closed)));
+    assert!(matches!(runtime().block_on(journal.reader(0).next(Duration::from_secs(10))), Err(ReadError::Closed)));
 }

@@ -128,6 +128,7 @@ fn the_fixture_of_version_1_stays_readable() {
     }
     let stored = std::fs::read(&fixture).expect("the fixture");
     let disk = SimDisk::new(1);
+    disk.set_identity(JOURNAL);
     let file = segment_file(0, 1);
     disk.create_zeroed(&file, stored.len() as u64).expect("a file");
     disk.corrupt(&file, |bytes| bytes.copy_from_slice(&stored));

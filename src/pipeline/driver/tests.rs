@@ -112,7 +112,7 @@ fn batches_come_near_their_target_size_for_what_packs_and_what_does_not() {
             let record = writer.write(0, &payload);
             pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
             // The estimate needs results; on a busy machine the threads that make them can lag by whole batches.
-            wait_for(|| pipeline.pool.held_jobs() == 0);
+            wait_for(|| pipeline.held_jobs() == 0);
         }
         pipeline.finish().unwrap();
         let sizes: Vec<usize> = batches.try_iter().map(|batch| batch.body.len()).collect();
