@@ -8,6 +8,7 @@
 //! A shard that wants a segment gets, in this order: a free file of its own, a new file if the capacity allows one, a
 //! free file of another shard. If there is none it is starved, which is an ordinary state: the journal is full.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,10 @@ pub struct Prepared {
 /// How long the helper waits before it tries again what the operating system refused.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How many segments in a row may fail to be prepared, with [`RETRY`] between them, before the disk counts as lost. A full
+/// disk is none of that: it is an ordinary state, however long it lasts.
+const REFUSED_MAX: u32 = 8;
+
 #[derive(Debug)]
 struct ShardStock {
     dir: PathBuf,
@@ -50,6 +55,10 @@ struct Stock {
     files: u64,
     /// Whose turn it is, so that shards are served in turn.
     turn: usize,
+    /// Segments in a row that could not be prepared, for another reason than room.
+    refused: u32,
+    /// The last of them, when they were too many.
+    lost: Option<String>,
     stopped: bool,
 }
 
@@ -119,7 +128,7 @@ impl Depot {
         let next_segment = shards.iter().map(|shard| shard.next_segment).max().unwrap_or(1);
         let shards =
             shards.into_iter().map(|shard| ShardStock { dir: shard.dir, free: shard.free, wants: true }).collect();
-        let stock = Stock { shards, next_segment, files, turn: 0, stopped: false };
+        let stock = Stock { shards, next_segment, files, turn: 0, refused: 0, lost: None, stopped: false };
         Self { stock: Mutex::new(stock), changed: Notify::new(), segment_bytes, files_max }
     }
 
@@ -143,6 +152,28 @@ impl Depot {
             }
         }
         self.changed.notify_one();
+    }
+
+    /// Why no segment can be had any more, if that is so: the file and what the operating system said.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.stock.lock().lost.clone()
+    }
+
+    fn note_refused(&self, task: &Task, error: &io::Error) {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            return;
+        }
+        let mut stock = self.stock.lock();
+        stock.refused += 1;
+        if stock.refused >= REFUSED_MAX {
+            stock.lost = Some(format!("{}: {error}", task.to.display()));
+        }
+    }
+
+    fn heard_good(&self) {
+        let mut stock = self.stock.lock();
+        (stock.refused, stock.lost) = (0, None);
     }
 
     /// Ends the helper.
@@ -206,12 +237,14 @@ impl Depot {
         };
         match prepare(&task, files, self.segment_bytes) {
             Ok(()) => {
+                self.heard_good();
                 self.deliver(&task, space, out);
                 Step::Prepared
             }
             Err(error) => {
                 warn!(file = %task.to.display(), %error, "a segment cannot be prepared; trying again");
                 space.set_starved(task.shard as u16, true);
+                self.note_refused(&task, &error);
                 self.undo(task);
                 Step::Refused
             }
@@ -242,7 +275,7 @@ impl Depot {
     }
 }
 
-fn prepare(task: &Task, files: &dyn Files, segment_bytes: u64) -> std::io::Result<()> {
+fn prepare(task: &Task, files: &dyn Files, segment_bytes: u64) -> io::Result<()> {
     match &task.source {
         Source::New => files.create_zeroed(&task.to, segment_bytes),
         Source::Own(from) | Source::Other(from) => files.rename(from, &task.to),
@@ -258,7 +291,7 @@ pub fn start(
     files: Arc<dyn Files>,
     space: Arc<SpaceBoard>,
     out: Vec<mpsc::Sender<Prepared>>,
-) -> std::io::Result<Strand> {
+) -> io::Result<Strand> {
     let depot = Arc::clone(depot);
     Strand::start("tg-journal-prep", move || async move { depot.run(&*files, &space, &out).await })
 }

@@ -302,16 +302,20 @@ impl Shard {
     }
 
     /// Releases what waits for its marks although they cannot be written. A crash before the next commit then reports
-    /// these segments as lost, which costs a fork and no data.
-    pub fn release_unmarked(&self) {
+    /// these segments as lost, which costs a fork and no data. Whether there was something to release.
+    pub fn release_unmarked(&self) -> bool {
         let mut book = self.book.lock();
         let freed = book.ledger.release_unmarked();
         let used_bytes = book.ledger.used_bytes();
         drop(book);
+        if freed.is_empty() {
+            return false;
+        }
         self.unmarked.fetch_add(freed.len(), Ordering::Relaxed);
         tracing::info!(shard = self.index, segments = freed.len(), "released without room to note it");
         self.release(freed);
         self.space.set_used(self.index, used_bytes);
+        true
     }
 
     /// Enters a durable commit: books, cache, readers, space; then raises the watermarks.

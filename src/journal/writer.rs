@@ -15,6 +15,7 @@
 //! - No operation is put under `select!`: the only wait that may be abandoned is the one for a prepared segment.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ const CLOSE_LOOKS: u32 = 100;
 /// Time between two such looks.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How often a writer that waits for a segment looks whether there will ever be one.
+const LOST_LOOK: Duration = Duration::from_millis(500);
+
 struct Active<F> {
     segment: u64,
     file: F,
@@ -57,12 +61,34 @@ pub struct Writer<D: Disk> {
 
 /// Why the writer cannot go on.
 #[derive(Debug, thiserror::Error)]
-#[error("shard {shard}: {POISONED_MAX} segments failed in a row, the last one {what}")]
-pub struct WriterError {
-    shard: u16,
-    what: &'static str,
-    #[source]
-    source: io::Error,
+pub enum WriterError {
+    /// The disk takes nothing.
+    #[error(
+        "shard {shard}: {POISONED_MAX} segments in {} failed in a row; look after that disk and start the gateway again, \
+         what was acked is kept: the last one failed {what}", dir.display()
+    )]
+    Poisoned {
+        /// The shard.
+        shard: u16,
+        /// Its directory.
+        dir: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk gives no further segment, and not because it is full.
+    #[error(
+        "shard {shard}: no segment can be prepared; make the disk writable again (a file system that met an error turns \
+         read-only: check and mount it again) and start the gateway again, what was acked is kept: {refusal}"
+    )]
+    NoSegment {
+        /// The shard.
+        shard: u16,
+        /// The file, and what the operating system said.
+        refusal: String,
+    },
 }
 
 impl<D: Disk> Writer<D> {
@@ -122,21 +148,22 @@ impl<D: Disk> Writer<D> {
         let batch = self.shard.empty_batch();
         let stuck = self.commit(batch, 0).await?.is_some();
         let starved = self.shard.space.is_starved(self.shard.index);
-        if stuck && starved {
-            self.shard.release_unmarked();
-        }
-        Ok(!stuck || starved)
+        let released = stuck && starved && self.shard.release_unmarked();
+        Ok(!stuck || released)
     }
 
     /// Waits for a segment or for other work. Nothing is in flight here, so either may be abandoned.
     async fn wait(&mut self) -> Result<(), WriterError> {
         let shard = Arc::clone(&self.shard);
+        if let Some(refusal) = shard.depot.lost() {
+            return Err(WriterError::NoSegment { shard: shard.index, refusal });
+        }
         // With segments to release, also for the news that no segment is to be had.
         let releasing = shard.book.lock().ledger.has_releasing();
         tokio::select! {
             Some(prepared) = self.prepared.recv() => self.activate(prepared),
             () = shard.work.notified() => Ok(()),
-            () = tokio::time::sleep(LOOK), if releasing => Ok(()),
+            () = tokio::time::sleep(if releasing { LOOK } else { LOST_LOOK }) => Ok(()),
         }
     }
 
@@ -180,7 +207,7 @@ impl<D: Disk> Writer<D> {
         if self.poisoned < POISONED_MAX {
             return Ok(());
         }
-        Err(WriterError { shard: self.shard.index, what, source })
+        Err(WriterError::Poisoned { shard: self.shard.index, dir: self.shard.dir.clone(), what, source })
     }
 
     /// Writes and syncs a batch with the due marks; gives it back if no segment has room for it.

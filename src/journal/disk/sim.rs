@@ -41,6 +41,8 @@ pub struct Faults {
     pub write_lost: u8,
     /// Syncs that fail; what waited is then durable in part, and no later sync can save the rest.
     pub sync_fails: u8,
+    /// Nothing can be changed any more, as after a file system met an error: every change fails.
+    pub read_only: bool,
 }
 
 /// How slow the disk is, in the time of the runtime that uses it.
@@ -118,6 +120,10 @@ fn injected(what: &'static str) -> io::Error {
 impl State {
     fn chance(&mut self, percent: u8) -> bool {
         draw(&mut self.rng) % 100 < u64::from(percent)
+    }
+
+    fn changeable(&self) -> io::Result<()> {
+        if self.faults.read_only { Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)) } else { Ok(()) }
     }
 }
 
@@ -312,6 +318,7 @@ impl Files for SimDisk {
     fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<()> {
         self.alive()?;
         let mut state = self.0.state.lock();
+        state.changeable()?;
         let used: u64 = state.files.values().map(|content| content.lock().seen.len() as u64).sum();
         if used + bytes > state.room_bytes {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
@@ -332,6 +339,7 @@ impl Files for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.alive()?;
         let mut state = self.0.state.lock();
+        state.changeable()?;
         let content = state.files.remove(from).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         state.files.insert(to.to_owned(), content);
         Ok(())
@@ -339,7 +347,9 @@ impl Files for SimDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.alive()?;
-        self.0.state.lock().files.remove(path);
+        let mut state = self.0.state.lock();
+        state.changeable()?;
+        state.files.remove(path);
         Ok(())
     }
 }
@@ -360,6 +370,7 @@ impl SimFile {
             return Err(gone());
         }
         state.counts.0 += 1;
+        state.changeable()?;
         let faults = state.faults;
         if state.chance(faults.write_fails) {
             return Err(injected("injected write failure"));
@@ -385,6 +396,7 @@ impl SimFile {
             return Err(gone());
         }
         state.counts.1 += 1;
+        state.changeable()?;
         let faults = state.faults;
         let fails = state.chance(faults.sync_fails);
         let mut rng = draw(&mut state.rng) | 1;

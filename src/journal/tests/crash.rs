@@ -233,3 +233,25 @@ fn a_disk_that_takes_nothing_fails_the_journal_and_its_callers() {
     });
     assert!(matches!(runtime().block_on(journal.reader(0).next(Duration::from_secs(10))), Err(ReadError::Closed)));
 }
+
+#[test]
+fn a_disk_that_turns_read_only_fails_the_journal_and_says_what_to_do() {
+    let disk = SimDisk::new(7);
+    let (journal, _) = open(&disk, &small(1, 8));
+    let mut source = Source::new("a");
+    runtime().block_on(async {
+        source.send(&journal, 3000).await;
+        source.settled().await;
+        disk.set_faults(Faults { read_only: true, ..Faults::default() });
+        source.send(&journal, 3000).await;
+        while journal.failure().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let failure = journal.failure().expect("a failure");
+    assert!(
+        failure.contains("read-only") && failure.contains("shard-00/seg-") && failure.contains("again"),
+        "{failure}"
+    );
+    assert_eq!(source.journaled.get(), 1, "what was acked before stays so");
+}
