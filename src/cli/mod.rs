@@ -6,6 +6,7 @@
 mod agent;
 mod config;
 mod gateway;
+mod journal;
 pub mod keyring;
 mod pki;
 mod point;
@@ -78,6 +79,8 @@ enum Verb {
     Quickstart(quickstart::Args),
     /// Run the gateway daemon.
     Gateway(gateway::Args),
+    /// Look into a gateway's journal, check it, or bring what it holds to another gateway.
+    Journal(journal::Args),
     /// Check configuration files.
     Config(config::Args),
     /// Run the agent on a protected machine.
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Gateway(args) => gateway::run(args),
+        Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),

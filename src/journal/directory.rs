@@ -14,8 +14,10 @@ use crate::types::Id128;
 /// Version of the directory's layout and of its commits.
 pub const VERSION: u32 = 1;
 const FORMAT: &str = "tidegate-journal";
-const IDENTITY_FILE: &str = "journal.json";
-const LOCK_FILE: &str = "lock";
+/// Name of the identity file.
+pub const IDENTITY_FILE: &str = "journal.json";
+/// Name of the file that whoever has the journal open holds locked.
+pub const LOCK_FILE: &str = "lock";
 
 /// Content of the identity file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +30,14 @@ pub struct Identity {
     pub gateway: String,
     /// Number of shards.
     pub shards: u16,
+}
+
+impl Identity {
+    /// Of the journal with this id.
+    #[must_use]
+    pub fn new(journal: Id128, gateway: &str, shards: u16) -> Self {
+        Self { format: FORMAT.into(), version: VERSION, journal, gateway: gateway.to_owned(), shards }
+    }
 }
 
 /// An open, locked directory. Dropping it unlocks.
@@ -83,7 +93,11 @@ fn lock(path: &Path) -> Result<fs::File, OpenError> {
     }
 }
 
-fn read_identity(path: &Path) -> Result<Option<Identity>, OpenError> {
+/// Reads the identity file; `None` if there is none.
+///
+/// # Errors
+/// [`OpenError`] if it cannot be read, is damaged, or is of another version.
+pub fn read_identity(path: &Path) -> Result<Option<Identity>, OpenError> {
     let file = path.join(IDENTITY_FILE);
     let bytes = match fs::read(&file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -109,13 +123,16 @@ fn create_identity(path: &Path, gateway: &str, shards: u16) -> Result<Identity, 
     }
     let random = crate::keys::random().map_err(io::Error::other);
     let journal = Id128(random.map_err(OpenError::io("draw random bytes for", path))?);
-    let identity = Identity { format: FORMAT.into(), version: VERSION, journal, gateway: gateway.to_owned(), shards };
+    let identity = Identity::new(journal, gateway, shards);
     write_identity(path, &identity)?;
     Ok(identity)
 }
 
-/// Whole or not at all: written beside, synced, renamed, and the name synced.
-fn write_identity(path: &Path, identity: &Identity) -> Result<(), OpenError> {
+/// Writes the identity file, whole or not at all: written beside, synced, renamed, and the name synced.
+///
+/// # Errors
+/// [`OpenError::Io`].
+pub fn write_identity(path: &Path, identity: &Identity) -> Result<(), OpenError> {
     let (file, beside) = (path.join(IDENTITY_FILE), path.join("journal.json.new"));
     let write = || -> io::Result<()> {
         let mut out = fs::File::create(&beside)?;

@@ -3,6 +3,7 @@
 mod behaviour;
 mod crash;
 mod damage;
+mod looks;
 mod machine;
 
 use std::collections::BTreeMap;
