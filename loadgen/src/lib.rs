@@ -1,0 +1,16 @@
+//! Load and faults for Tidegate gateways.
+//!
+//! ```text
+//!  agent ──► proxy-udp ──► gateway ──► proxy-blob ──► blob store
+//!            loss, delay,              latency, bandwidth, 503,
+//!            reorder, duplicates,      outages, answers lost
+//!            black hole, rebinding     after the deed
+//! ```
+//!
+//! Each proxy is a value that a test starts, changes while it runs, and drops; `loadgen proxy-udp` and `loadgen
+//! proxy-blob` are the same on a command line. Everything that is held on the way is bounded.
+
+pub mod blob;
+pub mod chance;
+mod thread;
+pub mod udp;
