@@ -9,7 +9,7 @@ pub mod proxy;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tidegate::cli::quickstart::child::{Child, Family, wait_until};
@@ -29,8 +29,14 @@ pub fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The program under test: the one built with the tests, or the one that `TIDEGATE_TEST_PROGRAM` names, such as a release
+/// build or a copy that outlives the next build.
 pub fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_tidegate"))
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let named = std::env::var_os("TIDEGATE_TEST_PROGRAM");
+        named.map_or_else(|| env!("CARGO_BIN_EXE_tidegate").into(), PathBuf::from)
+    })
 }
 
 /// Runs any program; its output whatever its exit code.

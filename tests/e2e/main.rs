@@ -8,12 +8,19 @@
 mod common;
 
 mod alone;
+mod backpressure;
 mod clients;
 mod damage;
+mod disks;
 mod image;
 mod kills;
 mod memory;
+mod mount;
+mod network;
 mod outage;
+mod pauses;
 mod quickstart;
 mod refusals;
+mod soak;
 mod stolen;
+mod store;

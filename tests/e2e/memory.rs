@@ -7,7 +7,7 @@ use crate::common::proxy::Proxy;
 use crate::common::{Scene, Setting, empty, turn};
 
 /// What each daemon needs besides its budget, as `--print-config` says.
-const BASE_BYTES: u64 = 64 << 20;
+pub const BASE_BYTES: u64 = 64 << 20;
 const GATEWAY_BUDGET_BYTES: u64 = 128 << 20;
 const AGENT_BUDGET_BYTES: u64 = 32 << 20;
 /// What the vault takes, and what the workload writes: more than twice as much even after compression.
@@ -15,7 +15,7 @@ const VAULT_BYTES_PER_SECOND: u64 = 6 << 20;
 const LOAD_MIB_PER_SECOND: u64 = 40;
 
 /// The largest resident size that a process had so far.
-fn peak_bytes(pid: u32) -> u64 {
+pub fn peak_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10

@@ -1,0 +1,98 @@
+//! Bad networks between agent and gateway: the session lives on or comes back, and the image is right.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use loadgen::chance::Share;
+use loadgen::udp::{UdpFaults, UdpProxy};
+use tidegate::cli::quickstart::child::{free_port, wait_until};
+use tidegate::cli::quickstart::load::Load;
+
+use crate::common::{Scene, Setting, empty, turn};
+
+const DISK_BYTES: u64 = 96 << 20;
+/// Little enough for what congestion control leaves of a line that seems to lose every tenth datagram.
+const MIB_PER_SECOND: u64 = 3;
+/// The least that QUIC needs of a path.
+const QUIC_DATAGRAM_BYTES: usize = 1200;
+
+/// A scene whose agent reaches its gateway through a proxy.
+fn behind_proxy() -> (Scene, UdpProxy) {
+    let port = free_port(true).unwrap();
+    let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let proxy = UdpProxy::start(local(0), local(port), UdpFaults::default(), 11).unwrap();
+    let setting = Setting {
+        gateway: vec![("", format!("listen = \"{}\"", local(port)))],
+        agent: vec![("", format!("gateways = [\"{}\"]", proxy.address()))],
+        ..Setting::default()
+    };
+    (Scene::new(setting, &["disk1"], empty(DISK_BYTES)), proxy)
+}
+
+/// Writes and makes a point under the faults, and sees it reach the vault under them.
+fn prove(scene: &mut Scene, load: &Load, proxy: &UdpProxy, name: &str, faults: UdpFaults) {
+    proxy.set(faults);
+    scene.write_more(load, 2 << 20);
+    scene.wait_copied("disk1");
+    scene.keep("disk1", name, Some(load));
+    scene.wait_vaulted();
+}
+
+#[test]
+fn loss_delay_reordering_duplicates_a_black_hole_and_rebinding_each_leave_the_image_right() {
+    let _turn = turn();
+    let (mut scene, proxy) = behind_proxy();
+    let load = scene.load("disk1", 31, MIB_PER_SECOND);
+    scene.wait_copied("disk1");
+    let none = UdpFaults::default();
+    let tenth = Share::percent(10.0);
+    prove(&mut scene, &load, &proxy, "loss", UdpFaults { loss: Share::percent(3.0), ..none });
+    let (delay, jitter) = (Duration::from_millis(20), Duration::from_millis(1));
+    prove(&mut scene, &load, &proxy, "delay", UdpFaults { delay, jitter, ..none });
+    prove(&mut scene, &load, &proxy, "reorder", UdpFaults { reorder: tenth, ..none });
+    prove(&mut scene, &load, &proxy, "duplicate", UdpFaults { duplicate: tenth, ..none });
+    prove(&mut scene, &load, &proxy, "black-hole", UdpFaults { datagram_bytes_max: QUIC_DATAGRAM_BYTES, ..none });
+    for round in 0..3 {
+        proxy.rebind();
+        prove(&mut scene, &load, &proxy, &format!("rebound-{round}"), none);
+    }
+    let counts = proxy.counts();
+    for (what, count, least) in [
+        ("lost", &counts.lost, 20),
+        ("duplicated", &counts.duplicated, 100),
+        ("reordered", &counts.reordered, 100),
+        ("bound", &counts.bound, 4),
+    ] {
+        let count = count.load(Ordering::Relaxed);
+        assert!(count >= least, "only {count} datagrams {what}: the faults did not happen");
+    }
+    assert_eq!(load.done().interruptions, 0, "the guest noticed");
+    drop(load);
+    scene.stop();
+    scene.assert_all_restore();
+}
+
+#[test]
+fn a_network_that_is_cut_and_comes_back_loses_nothing_and_stalls_no_write() {
+    let _turn = turn();
+    let (mut scene, proxy) = behind_proxy();
+    let load = scene.load("disk1", 32, MIB_PER_SECOND);
+    scene.wait_copied("disk1");
+    // Shorter and longer than the time after which both sides give a silent connection up.
+    for seconds in [2, 20] {
+        proxy.set(UdpFaults { cut: true, ..UdpFaults::default() });
+        let mut least = u64::MAX;
+        for _ in 0..seconds {
+            let before = load.done().written_bytes;
+            wait_until(Duration::from_secs(1), || false);
+            least = least.min(load.done().written_bytes - before);
+        }
+        assert!(least > 0, "the guest stood still while the network was cut");
+        prove(&mut scene, &load, &proxy, &format!("cut-{seconds}"), UdpFaults::default());
+    }
+    assert_eq!(load.done().interruptions, 0);
+    drop(load);
+    scene.stop();
+    scene.assert_all_restore();
+}

@@ -1,0 +1,312 @@
+//! Promise 2, again and again: gateways and agents are killed with SIGKILL at random moments under a live load, also while
+//! they start, and nobody lends a hand. Every recovery point that an agent confirmed must be offered by the vault in the
+//! end, and images restored at several of them must be what the disk was.
+//!
+//! The short form runs with all tests; `tests/soak` runs the long one. `TIDEGATE_SOAK_CYCLES`, `TIDEGATE_SOAK_VAULTS`
+//! (`directory`, `azurite` or both) and `TIDEGATE_SOAK_SEED` say how long, where and which.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tidegate::cli::quickstart::child::{Child, Family, wait_until};
+use tidegate::cli::quickstart::copies;
+use tidegate::cli::quickstart::load::{Load, Numbers};
+use tidegate::flow::{Clock as _, SystemClock};
+use tidegate::types::Digest;
+
+use crate::common::azurite::Azurite;
+use crate::common::{PATIENCE, Scene, Setting, empty, program, turn};
+
+const DISKS: [&str; 2] = ["disk1", "disk2"];
+const DISK_BYTES: u64 = 64 << 20;
+const MIB_PER_SECOND: u64 = 16;
+/// Points of each disk whose images are restored and compared; the newest is always among them.
+const COMPARED_MAX: usize = 10;
+/// A line of progress every so many kills.
+const REPORT_EVERY: u64 = 50;
+
+/// What one soak did.
+#[derive(Default)]
+struct Report {
+    vault: String,
+    gateway_kills: u64,
+    agent_kills: u64,
+    /// Of both: those before the process was ready.
+    early_kills: u64,
+    written_bytes: u64,
+    interruptions: u64,
+    slowest_write: Duration,
+    points: usize,
+    lost: Vec<String>,
+    compared: usize,
+    took: Duration,
+    /// Kept until the verdict, for whoever looks for the reason.
+    scene: Option<Scene>,
+}
+
+impl Report {
+    fn kills(&self) -> u64 {
+        self.gateway_kills + self.agent_kills
+    }
+}
+
+/// A confirmed point, and what the disk was then.
+struct Point {
+    id: String,
+    sha256: Digest,
+}
+
+struct Soak {
+    scene: Scene,
+    loads: Vec<Load>,
+    numbers: Numbers,
+    points: BTreeMap<&'static str, Vec<Point>>,
+    report: Report,
+    clock: SystemClock,
+}
+
+impl Soak {
+    fn start(vault: &str, url: Option<String>, seed: u64) -> Self {
+        let journal = vec![("journal", "capacity = \"128 MiB\"".into()), ("journal", "segment = \"16 MiB\"".into())];
+        let setting = Setting { vault: url, gateway: journal, ..Setting::default() };
+        let scene = Scene::new(setting, &DISKS, empty(DISK_BYTES));
+        let loads = DISKS.iter().zip(1..).map(|(disk, nth)| scene.load(disk, seed + nth, MIB_PER_SECOND)).collect();
+        Self {
+            scene,
+            loads,
+            numbers: Numbers::new(seed),
+            points: BTreeMap::new(),
+            report: Report { vault: vault.to_owned(), ..Report::default() },
+            clock: SystemClock::new(),
+        }
+    }
+
+    /// Makes a point of a disk and notes what the disk is. Waits for a copy to end only if `patiently`.
+    fn point(&mut self, nth: usize, patiently: bool) {
+        let disk = DISKS[nth];
+        if patiently {
+            self.scene.wait_copied(disk);
+        } else if !self.scene.site.copied(disk) {
+            return;
+        }
+        let (scene, load) = (&self.scene, &self.loads[nth]);
+        assert!(load.pause(PATIENCE), "the workload did not pause");
+        let made = scene.site.point(disk, &format!("kill-{}", self.report.kills())).unwrap();
+        let sha256 = copies::sha256(scene.image(disk)).unwrap();
+        load.resume();
+        self.points.entry(disk).or_default().push(Point { id: made.id, sha256 });
+    }
+
+    /// Waits until every point made so far is journaled: only that outlives the agent.
+    fn wait_journaled(&mut self) {
+        for disk in DISKS {
+            let Some(point) = self.points.get(disk).and_then(|points| points.last()) else { continue };
+            let (epoch, seq) = parse(&point.id);
+            self.scene.wait("journaling of the newest point", |scene| {
+                let status = scene.site.status(disk);
+                status.is_some_and(|now| now.epoch > Some(epoch) || (now.epoch == Some(epoch) && now.journaled >= seq))
+            });
+        }
+    }
+
+    fn pause(&mut self, millis_max: u64) {
+        let millis = self.numbers.below(millis_max + 1);
+        wait_until(Duration::from_millis(millis), || false);
+    }
+
+    /// Starts a process and kills it before it is ready.
+    fn stillborn(&mut self, what: &'static str) {
+        let config = self.scene.site.path(&format!("{what}.toml"));
+        let log = self.scene.site.path(&format!("logs/{what}.log"));
+        let arguments = [what, "--config", config.to_str().unwrap()];
+        let mut child = Child::start(what, &Family::default(), &log, program(), &arguments).unwrap();
+        self.pause(150);
+        child.kill().unwrap();
+        self.report.early_kills += 1;
+    }
+
+    fn kill_gateway(&mut self) {
+        self.scene.gateway.take().unwrap().kill().unwrap();
+        self.report.gateway_kills += 1;
+        if self.numbers.below(8) == 0 {
+            self.stillborn("gateway");
+            self.report.gateway_kills += 1;
+        }
+    }
+
+    fn kill_agent(&mut self) {
+        self.scene.agent.take().unwrap().kill().unwrap();
+        self.report.agent_kills += 1;
+        if self.numbers.below(8) == 0 {
+            self.stillborn("agent");
+            self.report.agent_kills += 1;
+        }
+    }
+
+    /// One cycle: load, maybe a point, one or both killed at a random moment, and started again.
+    fn cycle(&mut self, nth: u64) {
+        let which = self.numbers.below(2) as usize;
+        let bytes = self.numbers.below(1 << 20);
+        let load = &self.loads[which];
+        let until = load.done().written_bytes + bytes;
+        self.scene.wait("the workload's progress", |_| load.done().written_bytes >= until);
+        // Right after a death a disk is still being compared; every third time that is waited for.
+        self.point(which, nth.is_multiple_of(3));
+        self.pause(120);
+        // Agents die in a quarter of the cycles, in some of them together with their gateway.
+        let (gateway, agent) = match self.numbers.below(20) {
+            0..4 => (false, true),
+            4 => (true, true),
+            _ => (true, false),
+        };
+        if agent {
+            self.wait_journaled();
+            self.kill_agent();
+        }
+        if gateway {
+            self.kill_gateway();
+            self.scene.gateway = Some(self.scene.site.start_gateway().unwrap());
+        }
+        if agent {
+            self.scene.agent = Some(self.scene.site.start_agent().unwrap());
+        }
+    }
+
+    fn run(mut self, kills: u64) -> Report {
+        let mut shown = 0;
+        for nth in 1.. {
+            if self.report.kills() >= kills {
+                break;
+            }
+            self.cycle(nth);
+            if self.report.kills() / REPORT_EVERY > shown {
+                shown = self.report.kills() / REPORT_EVERY;
+                let (points, seconds) =
+                    (self.points.values().map(Vec::len).sum::<usize>(), self.clock.monotonic().as_secs());
+                println!("{}: {} kills, {points} points, {seconds} s", self.report.vault, self.report.kills());
+            }
+        }
+        self.finish()
+    }
+
+    /// Lets everything reach the vault and looks whether it is there.
+    fn finish(mut self) -> Report {
+        for nth in 0..DISKS.len() {
+            self.point(nth, true);
+        }
+        for load in std::mem::take(&mut self.loads) {
+            let done = load.done();
+            self.report.written_bytes += done.written_bytes;
+            self.report.interruptions += done.interruptions;
+            self.report.slowest_write = self.report.slowest_write.max(Duration::from_micros(done.write_micros.max()));
+        }
+        for (disk, points) in &self.points {
+            let last = points.last().unwrap().id.clone();
+            self.scene.wait("the upload of the newest points", |scene| scene.site.listed(disk, &last));
+        }
+        self.scene.stop();
+        let points = std::mem::take(&mut self.points);
+        for (disk, points) in &points {
+            self.report.points += points.len();
+            self.compare(disk, points);
+        }
+        self.report.took = self.clock.monotonic();
+        self.report.scene = Some(self.scene);
+        self.report
+    }
+
+    /// Every point must be offered; of some the image must be right.
+    fn compare(&mut self, disk: &str, points: &[Point]) {
+        let site = &self.scene.site;
+        let catalog = site.path("catalog.key").display().to_string();
+        let all = ["points", "--vault", site.vault_url(), "--catalog-key", &catalog, "--disk", disk, "--json"];
+        let listed = site.run(&all).unwrap();
+        let missing = points.iter().filter(|point| !listed.contains(&format!("{:?}", point.id)));
+        self.report.lost.extend(missing.map(|point| format!("{disk} {} is not offered", point.id)));
+        let step = points.len().div_ceil(COMPARED_MAX).max(1);
+        let target = self.scene.dir().join("restored.img");
+        for point in points.iter().rev().step_by(step) {
+            // The last one made room.
+            let _ = std::fs::remove_file(&target);
+            match site.restore(disk, &point.id, &target) {
+                Err(error) => self.report.lost.push(format!("{disk} {}: {error}", point.id)),
+                Ok(()) if copies::sha256(&target).unwrap() != point.sha256 => {
+                    self.report.lost.push(format!("{disk} {} has another image", point.id));
+                }
+                Ok(()) => {}
+            }
+            self.report.compared += 1;
+        }
+    }
+}
+
+/// Epoch and seq of a point's id.
+pub fn parse(id: &str) -> (u64, u64) {
+    let (epoch, seq) = id.strip_prefix('e').and_then(|rest| rest.split_once("-s")).unwrap();
+    (epoch.parse().unwrap(), seq.parse().unwrap())
+}
+
+fn setting(name: &str, usual: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| usual.to_owned())
+}
+
+fn print(reports: &[Report]) {
+    println!(
+        "{:<10} {:>6} {:>8} {:>7} {:>6} {:>9} {:>7} {:>9} {:>6} {:>11} {:>9} {:>7}",
+        "vault",
+        "kills",
+        "gateways",
+        "agents",
+        "early",
+        "written",
+        "points",
+        "compared",
+        "lost",
+        "interrupted",
+        "slowest",
+        "took"
+    );
+    for report in reports {
+        println!(
+            "{:<10} {:>6} {:>8} {:>7} {:>6} {:>5} MiB {:>7} {:>9} {:>6} {:>11} {:>7} ms {:>5} s",
+            report.vault,
+            report.kills(),
+            report.gateway_kills,
+            report.agent_kills,
+            report.early_kills,
+            report.written_bytes >> 20,
+            report.points,
+            report.compared,
+            report.lost.len(),
+            report.interruptions,
+            report.slowest_write.as_millis(),
+            report.took.as_secs()
+        );
+    }
+    let (lost, points): (usize, usize) =
+        reports.iter().fold((0, 0), |(lost, points), report| (lost + report.lost.len(), points + report.points));
+    println!("lost {lost} of {points}");
+}
+
+#[test]
+fn gateways_and_agents_killed_again_and_again_under_load_lose_no_confirmed_point() {
+    let _turn = turn();
+    let kills: u64 = setting("TIDEGATE_SOAK_CYCLES", "24").parse().expect("TIDEGATE_SOAK_CYCLES is a number");
+    let seed: u64 = setting("TIDEGATE_SOAK_SEED", "2026").parse().expect("TIDEGATE_SOAK_SEED is a number");
+    let vaults = setting("TIDEGATE_SOAK_VAULTS", "directory azurite");
+    let vaults: Vec<&str> = vaults.split_whitespace().collect();
+    let mut reports = Vec::new();
+    for vault in &vaults {
+        let azurite = (*vault == "azurite").then(Azurite::start);
+        let url = azurite.as_ref().map(|azurite| azurite.vault_url("soak"));
+        reports.push(Soak::start(vault, url, seed).run(kills.div_ceil(vaults.len() as u64)));
+    }
+    print(&reports);
+    let lost: Vec<&String> = reports.iter().flat_map(|report| &report.lost).collect();
+    assert!(lost.is_empty(), "seed {seed}: {lost:#?}");
+    for report in &reports {
+        let bearable = report.agent_kills * DISKS.len() as u64;
+        assert!(report.interruptions <= bearable, "only a dead agent may interrupt its guests");
+        assert!(report.points > 0 && report.compared > 0);
+    }
+}
