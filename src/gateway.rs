@@ -386,3 +386,6 @@ fn take_replayed(disks: &Disks, report: &ReplayReport) {
         }
     }
 }
+
+#[cfg(test)]
+mod whole;

@@ -154,6 +154,31 @@ fn unsafe_code_stands_in_one_file() {
     assert_none(&found, "unsafe is for src/journal/disk/aligned.rs alone");
 }
 
+/// Without an order tokio draws one by chance, which no seed gives again.
+#[test]
+fn every_select_has_an_order() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.name.starts_with("src/")) {
+        let lines: Vec<_> = source.code().filter(|(_, line)| !line.trim().is_empty()).collect();
+        for pair in lines.windows(2).filter(|pair| pair[0].1.contains("select! {")) {
+            if pair[1].1.trim() != "biased;" {
+                found.push(format!("{}:{}", source.name, pair[0].0));
+            }
+        }
+    }
+    assert_none(&found, "begin these with `biased;` and put the branches into the order that is meant");
+}
+
+#[test]
+fn values_are_watched_through_one_channel() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.name.starts_with("src/")) {
+        let foreign = |line: &str| line.contains("tokio::sync::") && line.contains("watch");
+        found.extend(source.code().filter(|(_, line)| foreign(line)).map(|(at, _)| format!("{}:{at}", source.name)));
+    }
+    assert_none(&found, "use flow::watch, whose watchers wake in order");
+}
+
 #[test]
 fn one_file_names_the_ring() {
     let name = ["tokio", "uring::"].join("_");

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use super::activity::{ActivityMap, MapError, REGION_BYTES};
 use super::chunk_set::ChunkSet;
@@ -24,7 +24,7 @@ use super::state::{DiskState, StateDir, StateError};
 use super::tracker::{BarrierAt, CopyNext, EpochStart, Mode, Tracker};
 use crate::config::show_size;
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::{Budget, BudgetGuard};
+use crate::flow::{Budget, BudgetGuard, watch};
 use crate::keys::{RandomError, random};
 use crate::limits::{CHUNK_BYTES, RECORD_PAYLOAD_BYTES_MAX};
 use crate::nbd::Export;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use crate::flow::watch;
 
 use super::clock::AgentClock;
 use crate::fault::chain_text;
@@ -118,6 +118,7 @@ async fn hold(client: Client, clock: &AgentClock, state: &watch::Sender<LinkStat
         }
     };
     let lost = tokio::select! {
+        biased;
         lost = client.closed() => lost,
         () = correct => return,
     };

@@ -59,7 +59,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -72,7 +71,7 @@ use self::replicator::CopyPace;
 use self::splitter::Splitter;
 use self::state::{StateDir, StateError};
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::{Budget, Clock, Drain, DrainTrigger, blocking};
+use crate::flow::{Budget, Clock, Drain, DrainTrigger, blocking, watch};
 use crate::nbd::{Export, FileExport, Listen, Server, ServerLimits};
 use crate::types::DiskId;
 use crate::wire::Net;
@@ -370,4 +369,4 @@ pub async fn run(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -180,8 +180,10 @@ async fn attempt(disk: &Arc<Disk>, client: &Client, pace: CopyPace) -> End {
     // What the gateway has from earlier sessions counts at once.
     disk.acked(info.epoch, info.journaled, info.vaulted);
     tokio::select! {
-        end = send(disk, sender) => end,
+        // What the gateway says first: it decides whether the rest goes on.
+        biased;
         end = receive(disk, events, info.epoch) => end,
+        end = send(disk, sender) => end,
         end = copy(disk, pace) => end,
     }
 }
@@ -352,6 +354,7 @@ async fn copy(disk: &Arc<Disk>, pace: CopyPace) -> End {
             (CopyNext::End | CopyNext::Wait, _) => {}
         }
         tokio::select! {
+            biased;
             Some(read) = reads.join_next() => {
                 if let Ok(Err(error)) = read {
                     failed = true;

@@ -71,6 +71,7 @@ pub fn run(args: Args) -> Outcome {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 _ = terminate.recv() => {}
                 _ = tokio::signal::ctrl_c() => {}
             }

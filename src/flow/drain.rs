@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use super::watch;
 
 /// The side that asks for the drain.
 #[derive(Debug, Clone)]

@@ -8,6 +8,7 @@ mod drain;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod strand;
+pub mod watch;
 mod watermark;
 
 pub(crate) use blocking::{blocking, blocking_in, simulated};

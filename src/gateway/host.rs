@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use tokio::sync::watch;
 
 use super::runs::{DiskSlot, Mark, Run, Session};
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::Clock;
+use crate::flow::{Clock, watch};
 use crate::journal::{AppendError, Entry, Journal};
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Micros, PointId, RecordHead, Seq};

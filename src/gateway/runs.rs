@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
-use crate::flow::Watermark;
+use crate::flow::{Watermark, watch};
 use crate::types::{Chain, DiskId, Epoch, Seq};
 
 /// A place in a run, with the chain there if it is known.

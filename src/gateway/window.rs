@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::config::GatewayConfig;
 use super::host::Disks;
-use crate::flow::Drain;
+use crate::flow::{Drain, watch};
 use crate::journal::{Journal, Level};
 use crate::wire::CREDIT_WINDOW_BYTES_MIN;
 
@@ -36,6 +34,7 @@ pub fn start(config: &GatewayConfig, journal: &Journal, disks: Arc<Disks>, mut d
     tokio::spawn(async move {
         loop {
             tokio::select! {
+                biased;
                 () = drain.wait() => return,
                 changed = level.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK) => {}

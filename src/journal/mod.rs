@@ -67,10 +67,9 @@ use std::io;
 use std::sync::Arc;
 
 use metrics::gauge;
-use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::flow::{Clock, Strand, SystemClock};
+use crate::flow::{Clock, Strand, SystemClock, watch};
 use crate::limits::BLOCK_BYTES;
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Seq, check_name};

@@ -1,8 +1,8 @@
 //! How full the journal is: one figure per shard, and the level that senders follow.
 
+use crate::flow::watch;
 use metrics::gauge;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::model::{Level, Space};
 use crate::telemetry::names;

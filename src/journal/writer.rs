@@ -161,6 +161,7 @@ impl<D: Disk> Writer<D> {
         // With segments to release, also for the news that no segment is to be had.
         let releasing = shard.book.lock().ledger.has_releasing();
         tokio::select! {
+            biased;
             Some(prepared) = self.prepared.recv() => self.activate(prepared),
             () = shard.work.notified() => Ok(()),
             () = tokio::time::sleep(if releasing { LOOK } else { LOST_LOOK }) => Ok(()),

@@ -84,10 +84,11 @@ where
 {
     let mut input = Input { stream: read, buf: BytesMut::with_capacity(INPUT_BYTES) };
     let agreed = tokio::select! {
+        biased;
+        () = drain.wait() => None,
         agreed = timeout(shared.limits.handshake_timeout, shake_hands(shared, &mut input, &mut write)) => {
             agreed.map_err(|_| ConnectionError::HandshakeTimeout)??
         }
-        () = drain.wait() => None,
     };
     let Some(agreed) = agreed else { return Ok(write.shutdown().await?) };
     let places = shared.limits.requests_per_connection_max.max(1);
@@ -97,6 +98,7 @@ where
     writer.spawn(write_replies(write, done));
     let requests = Requests::new(shared, agreed, places, replies);
     let ended = tokio::select! {
+        biased;
         ended = requests.read(&mut input, &mut drain) => ended,
         written = writer.join_next() => return written.map_or(Ok(()), flatten),
     };

@@ -166,6 +166,7 @@ async fn accept_until<R, W>(
     let mut draining = std::pin::pin!(drain.wait());
     loop {
         let accepted = tokio::select! {
+            biased;
             () = &mut draining => return,
             // Ended connections are collected here, or the set would grow.
             Some(_) = connections.join_next() => continue,

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::code::Code;
 use super::identity::AgentIdentity;
 use super::messages::OpenDisk;
 use crate::fault::{Classify, Fault};
-use crate::flow::Watermark;
+use crate::flow::{Watermark, watch};
 use crate::types::{Chain, Epoch, Id128, Micros, RecordHead, Seq};
 
 /// Who this gateway is.

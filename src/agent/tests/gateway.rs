@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
 
 use super::support::until;
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark};
+use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark, watch};
 use crate::types::{
     BarrierKind, Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
 };

@@ -99,6 +99,7 @@ fn end_children_on_signals(family: &child::Family) -> Result<(), Failure> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
             tokio::select! {
+                biased;
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::error::{ConnectionLost, OpenDiskError};
 use super::lost;
 use crate::fault::{Classify, Fault};
-use crate::flow::Watermark;
+use crate::flow::{Watermark, watch};
 use crate::limits;
 use crate::types::{Epoch, RECORD_HEAD_BYTES, RecordHead, Seq};
 use crate::wire::code::Code;
@@ -133,8 +132,9 @@ impl Ear {
     async fn run(mut self, state: watch::Sender<State>) {
         let end = loop {
             let message = tokio::select! {
-                message = self.reader.next_message() => message,
+                biased;
                 () = state.closed() => return,
+                message = self.reader.next_message() => message,
             };
             match message {
                 Ok(Message::Credit(credit)) => self.granted.advance(credit.granted_bytes),
@@ -217,8 +217,9 @@ impl DiskSender {
             return Ok(());
         }
         tokio::select! {
-            _ = self.granted.beyond(sent_bytes - 1) => Ok(()),
+            biased;
             _ = self.state.wait_for(|state| state.end.is_some()) => Err(SendError::Ended),
+            _ = self.granted.beyond(sent_bytes - 1) => Ok(()),
         }
     }
 
@@ -293,6 +294,7 @@ impl DiskEvents {
                 return event;
             }
             tokio::select! {
+                biased;
                 changed = self.state.changed() => if changed.is_err() && self.state.borrow().end.is_none() {
                     // The task that listens was ended with the runtime.
                     return DiskEvent::Closed(ConnectionLost {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -30,7 +29,7 @@ use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles, peer_identity};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
-use crate::flow::Clock;
+use crate::flow::{Clock, watch};
 
 /// For the handshake and for the hello, each; a gateway that is alive needs a few round trips.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -328,6 +327,7 @@ impl Keeper {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 _ = ticks.tick() => ping(&mut self.control.send, &*self.clock).await,
                 message = self.control.reader.next_message() => match message {
                     Ok(Message::Pong(pong)) => take_pong(&mut self.sync.lock(), pong, &*self.clock),

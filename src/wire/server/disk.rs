@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Gauged, Server, count_refused};
-use crate::flow::{Clock, Drain, Watermark};
+use crate::flow::{Clock, Drain, Watermark, watch};
 use crate::telemetry::names;
 use crate::types::{DiskId, Epoch, Seq};
 use crate::wire::code::Code;
@@ -116,8 +115,9 @@ async fn carry<H: Host>(
     *disk = Some(open.disk.clone());
     let size_bytes = open.size_bytes;
     let opened = tokio::select! {
-        opened = server.host.open_disk(agent, open) => opened,
+        biased;
         _ = stream.connection.closed() => return End::Quiet,
+        opened = server.host.open_disk(agent, open) => opened,
     };
     let opened = match opened {
         Ok(opened) => opened,
@@ -159,8 +159,10 @@ async fn carry<H: Host>(
     let sent = outlet.run(&mut stream.send, &flow);
     tokio::pin!(received, sent);
     let stop = tokio::select! {
-        stop = &mut received => stop,
+        // Acks before more records.
+        biased;
         end = &mut sent => return end,
+        stop = &mut received => stop,
     };
     match stop {
         Ok(stop) => {
@@ -334,13 +336,14 @@ impl Outlet {
                 _ => {}
             }
             tokio::select! {
+                biased;
+                () = changed(&mut stop) => {}
+                () = changed(&mut self.fenced) => {}
+                () = changed(&mut self.must_fork) => {}
+                () = changed(&mut self.window) => {}
                 _ = self.journaled.beyond(self.sent.journaled.0) => {}
                 _ = self.vaulted.beyond(self.sent.vaulted.0) => {}
                 _ = flow.taken_bytes.beyond(taken_bytes) => {}
-                () = changed(&mut self.window) => {}
-                () = changed(&mut self.fenced) => {}
-                () = changed(&mut self.must_fork) => {}
-                () = changed(&mut stop) => {}
             }
         }
     }

@@ -19,13 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::code::Code;
 use super::endpoint::Listener;
 use super::host::{HelloInfo, Host};
-use crate::flow::{Clock, Drain};
+use crate::flow::{Clock, Drain, watch};
 use crate::limits;
 use crate::telemetry::names;
 

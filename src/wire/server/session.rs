@@ -246,8 +246,9 @@ async fn serve_agent<H: Host>(
         // Disk streams end by themselves when everything they took is journaled.
         let all_ended = async { while disks.join_next().await.is_some() {} };
         tokio::select! {
-            _ = timeout(server.limits.drain_grace, all_ended) => {}
+            biased;
             _ = connection.closed() => {}
+            _ = timeout(server.limits.drain_grace, all_ended) => {}
         }
     }
     if close.0 != Code::Draining && close.0 != Code::Done {

@@ -7,8 +7,9 @@ use crate::wire::*;
 
 use std::time::Duration;
 
+use crate::flow::watch;
 use crate::types::{Chain, Epoch, Seq};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 #[tokio::test]

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark};
+use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark, watch};
 use crate::types::{
     Chain, DiskId, Epoch, Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, RecordView, Seq, encode_extents,
     record_digest,

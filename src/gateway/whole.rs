@@ -1,0 +1,192 @@
+//! A gateway and an agent in one thread, under paused time: what the simulation of the whole system stands on.
+
+mod wires;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use tokio::task::LocalSet;
+
+use self::wires::Wires;
+use super::admin::Health;
+use super::*;
+use crate::agent::config::{Config, DiskConfig};
+use crate::agent::tests::support::MemSource;
+use crate::agent::{self, Agent};
+use crate::journal::JournalConfig;
+use crate::journal::disk::sim::{Delays, SimDisk};
+use crate::keys::Identity;
+use crate::nbd::{Export, Listen};
+use crate::types::{BarrierKind, DiskId, Id128, Micros};
+use crate::vault::InitOptions;
+use crate::vault::store::VaultStore;
+use crate::wire::TlsFiles;
+use crate::wire::pki::{self, IssueOptions, Issued};
+
+const DISK_BYTES: usize = 2 << 20;
+
+/// Time of the runtime, from a fixed moment on.
+struct PausedClock(tokio::time::Instant);
+
+impl Clock for PausedClock {
+    fn wall(&self) -> Micros {
+        Micros(1_800_000_000_000_000 + self.monotonic().as_micros() as u64)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Certificates of one gateway and one agent.
+fn certificates(dir: &Path, vault: Id128) -> (TlsFiles, TlsFiles) {
+    let options = IssueOptions { now: Micros(1_800_000_000_000_000), days: 30, force: false };
+    let files =
+        |issued: &Issued| TlsFiles { ca: issued.ca.clone(), cert: issued.cert.clone(), key: issued.key.clone() };
+    pki::init(dir, vault, options).expect("authority");
+    let gateway = pki::issue_gateway(dir, "g1", &["10.0.0.1".into()], options).expect("gateway");
+    let agent = pki::issue_agent(dir, "a1", &[disk_id()], options).expect("agent");
+    (files(&gateway), files(&agent))
+}
+
+fn disk_id() -> DiskId {
+    DiskId::new("d1").expect("a name")
+}
+
+fn gateway_config(tls: TlsFiles, listen: SocketAddr) -> GatewayConfig {
+    GatewayConfig {
+        id: "g1".into(),
+        listen,
+        admin_listen: listen,
+        memory_bytes: 128 << 20,
+        drain_grace: Duration::from_secs(30),
+        tls,
+        vault_url: "sim://vault".into(),
+        catalog_key: "none".into(),
+        batch_age: Duration::from_secs(1),
+        upload_parallel_max: 4,
+        request_timeout: Duration::from_secs(30),
+        journal: JournalConfig {
+            shards: 1,
+            segment_bytes: 8 << 20,
+            cache_bytes: 1 << 20,
+            ..JournalConfig::new("/sim".into(), 32 << 20)
+        },
+        pipeline_threads: 0,
+        agents_max: 10,
+        window_bytes: 8 << 20,
+    }
+}
+
+fn agent_config(dir: &Path, tls: TlsFiles, gateway: SocketAddr) -> Config {
+    let disk = DiskConfig {
+        id: disk_id(),
+        path: dir.join("none"),
+        listen: Listen::Unix(dir.join("nbd")),
+        queue_bytes: 4 << 20,
+    };
+    Config {
+        id: "a1".into(),
+        state_dir: dir.join("state"),
+        gateways: vec![gateway.to_string()],
+        tls,
+        barrier_interval: Duration::from_secs(1),
+        memory_bytes: 16 << 20,
+        drain_grace: Duration::from_secs(10),
+        copy_parallel: 2,
+        copy_rate_bytes: 0,
+        disks: vec![disk],
+    }
+}
+
+/// What a run leaves behind.
+struct Outcome {
+    batches: usize,
+    elapsed: Duration,
+}
+
+async fn live(dir: &Path) -> Outcome {
+    let clock: Arc<dyn Clock> = Arc::new(PausedClock(tokio::time::Instant::now()));
+    let began = clock.monotonic();
+    let memory = Arc::new(InMemory::new());
+    let store = || VaultStore::new(Arc::clone(&memory) as Arc<dyn ObjectStore>, "sim://vault");
+    let options = InitOptions { recipients: vec![Identity::generate().recipient()], now: clock.wall() };
+    let (vault, key) = Vault::init(store(), &options).await.expect("an empty store");
+    let (gateway_tls, agent_tls) = certificates(&dir.join("pki"), vault.id());
+    let wires = Wires::new(Duration::from_millis(2));
+
+    let address: SocketAddr = "10.0.0.1:9443".parse().expect("address");
+    let (net, disk) = (wires.net(address.ip()), SimDisk::new(1));
+    disk.set_delays(Delays { write: Duration::from_millis(1), sync: Duration::from_millis(3) });
+    let config = gateway_config(gateway_tls, address);
+    let (journal, report) = Journal::open_on(&config.journal, &disk, &clock).expect("the journal opens");
+    let listener = Listener::bind(address, &config.tls, &Tuning::default(), &clock, &net).expect("listening");
+    let (trigger, drain) = DrainTrigger::new();
+    let parts = Parts {
+        config,
+        clock: Arc::clone(&clock),
+        health: Arc::new(Health::new(Arc::clone(&clock))),
+        vault_runtime: Handle::current(),
+        vault: Arc::new(Vault::open(store(), key).await.expect("the vault opens")),
+        journal,
+        report,
+        listener,
+        trigger: trigger.clone(),
+        drain,
+    };
+    let gateway = tokio::task::spawn_local(parts.run());
+
+    let source = Arc::new(MemSource::new("d1", DISK_BYTES));
+    let config = agent_config(dir, agent_tls, address);
+    let agent = Agent::from_parts(agent::Parts {
+        config: &config,
+        overrides: &BTreeMap::new(),
+        clock: Arc::clone(&clock),
+        net: wires.net("10.0.0.2".parse().expect("address")),
+        sources: BTreeMap::from([(disk_id(), Ok(Arc::clone(&source) as Arc<dyn Export>))]),
+    })
+    .expect("the agent starts");
+    let guest = agent.splitters().remove(0);
+    for number in 0..40_u64 {
+        let content = Bytes::from(vec![number as u8 + 1; 4096]);
+        guest.write(number % 30 * 65_536, content, false).expect("written");
+        tokio::time::sleep(Duration::from_millis(37)).await;
+    }
+    let request = agent::points::PointRequest {
+        kind: BarrierKind::Crash,
+        name: "here".into(),
+        wait: true,
+        timeout: Duration::from_secs(60),
+    };
+    let points = agent::points::make(agent.disks(), &request).await.expect("a vaulted point");
+    assert!(points[0].vaulted);
+    assert!(agent.stop().await, "left clean");
+    trigger.start();
+    gateway.await.expect("no panic").expect("a clean end");
+
+    let listed = vault.store().list(None).await.expect("a listing");
+    let batches = listed.iter().filter(|object| object.path.as_ref().starts_with("b/")).count();
+    Outcome { batches, elapsed: clock.monotonic() - began }
+}
+
+fn run(seed: u64) -> Outcome {
+    let _chance = crate::flow::sim::enter(seed);
+    let dir = tempfile::tempdir().expect("folder");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
+    let local = LocalSet::new();
+    local.block_on(&runtime, live(dir.path()))
+}
+
+#[test]
+fn a_write_becomes_vaulted_with_everything_in_one_thread_and_no_real_time() {
+    let outcome = run(1);
+    assert!(outcome.batches >= 2, "{} batches", outcome.batches);
+    assert!(outcome.elapsed > Duration::from_secs(1), "simulated time passed");
+}
