@@ -238,6 +238,31 @@ impl Reader {
         out
     }
 
+    /// Reads each item of the list `key` with `read`: a table as it is, a text as the table that has it as its `as_key`.
+    pub fn sections_or_texts<T>(&mut self, key: &str, as_key: &str, mut read: impl FnMut(&mut Self) -> T) -> Vec<T> {
+        let items = match self.take(key) {
+            None => Vec::new(),
+            Some(toml::Value::Array(items)) => items,
+            Some(_) => {
+                self.mistake(key, "expected a list");
+                Vec::new()
+            }
+        };
+        let mut out = Vec::new();
+        for (number, item) in items.into_iter().enumerate() {
+            let table = match item {
+                toml::Value::Table(table) => table,
+                toml::Value::String(text) => toml::Table::from_iter([(as_key.to_owned(), toml::Value::String(text))]),
+                _ => {
+                    self.mistake(key, format_args!("item {number} is neither text nor table"));
+                    continue;
+                }
+            };
+            out.push(self.nested(format!("{}[{number}]", self.key(key)), table, &mut read));
+        }
+        out
+    }
+
     fn nested<T>(&mut self, prefix: String, table: toml::Table, read: impl FnOnce(&mut Self) -> T) -> T {
         let mut inner = Self { prefix, table, asked: BTreeSet::new(), mistakes: Vec::new(), base: self.base.clone() };
         let value = read(&mut inner);

@@ -22,8 +22,8 @@
 //!
 //! # Stop
 //!
-//! SIGTERM: agents are told to go, what was received is journaled, what is journaled is vaulted as far as the grace
-//! time allows, the lane is ended. What is left stands in the journal and goes out at the next start.
+//! SIGTERM: agents are told to go, what was received is vaulted as far as the grace time allows, so that each disk goes on
+//! in its epoch at another gateway; the lane is ended. What is left stands in the journal and goes out at the next start.
 //!
 //! # Crash
 //!
@@ -34,6 +34,8 @@ pub mod admin;
 pub mod config;
 mod feeder;
 mod host;
+mod lookout;
+mod overload;
 mod runs;
 mod window;
 
@@ -54,13 +56,18 @@ use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
 use admin::Health;
 use config::GatewayConfig;
 use feeder::Feeder;
-use host::{Disks, GatewayHost};
+use host::{Disks, GatewayHost, Lanes};
+use lookout::Lookout;
+use overload::Overload;
 use runs::{Mark, Span};
 
 /// Wait between two attempts to open the vault: long enough not to hammer, short enough not to be noticed.
 const VAULT_RETRY: Duration = Duration::from_secs(2);
 /// Bytes that one disk stream may have on its way: carries 800 Mbit/s over 10 ms, and bounds what a stalled disk holds.
 const QUIC_STREAM_WINDOW_BYTES: u64 = 1 << 20;
+/// How long a start waits for the vault to say which epochs went on at other gateways. Nothing depends on the answer but
+/// uploads that nobody needs.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(30);
 /// How often the drain looks whether everything is vaulted.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -301,9 +308,15 @@ impl Parts {
         let disks = Arc::new(Disks::default());
         take_replayed(&disks, &self.report);
         self.check_vault()?;
+        let (books, time) = (Arc::clone(&disks), Arc::clone(&self.clock));
+        let mut lookout = Lookout::new(Arc::clone(&self.vault), self.journal.clone(), books, time);
+        if tokio::time::timeout(FIRST_LOOK_MAX, lookout.first_round()).await.is_err() {
+            tracing::warn!("the vault is slow to say which epochs went on elsewhere; going on, and asking again");
+        }
         let feeder = Feeder::start(&self, &disks)?;
         let Self { config, clock, health, vault, journal, listener, trigger, drain, .. } = self;
         let window = window::start(&config, &journal, Arc::clone(&disks), drain.clone());
+        let overload = Overload::new();
         let host = Arc::new(GatewayHost {
             hello: HelloInfo { gateway: config.id.clone(), vault: vault.id() },
             journal: journal.clone(),
@@ -311,15 +324,25 @@ impl Parts {
             disks: Arc::clone(&disks),
             window,
             clock: Arc::clone(&clock),
+            overload: Arc::clone(&overload),
+            peers: config.peers.clone(),
+            lanes: Lanes::default(),
         });
-        let limits = ServerLimits { connections_max: config.agents_max as usize, ..ServerLimits::default() };
+        let (connections_max, drain_grace) = (config.agents_max as usize, config.drain_grace);
+        let limits = ServerLimits { connections_max, drain_grace, ..ServerLimits::default() };
+        let (books, time) = (Arc::clone(&disks), Arc::clone(&clock));
+        tokio::spawn(overload.run(config.streams_target, journal.clone(), books, time, drain.clone()));
+        tokio::spawn(lookout.run(drain.clone()));
+        let drained_since = tokio::spawn(drain_began(drain.clone(), Arc::clone(&clock)));
         health.set_ready();
         tracing::info!(address = %listener.local_addr(), gateway = %config.id, vault = %vault.id(), "ready for agents");
         let watch = tokio::spawn(watch_journal(journal.clone(), trigger));
-        wire::serve(listener, host, limits, clock, drain).await;
+        wire::serve(listener, host, limits, Arc::clone(&clock), drain).await;
         watch.abort();
         health.set_draining();
-        wait_vaulted(&disks, config.drain_grace).await;
+        // What the agents' streams have left of the grace is for disks whose agents were not here.
+        let spent = drained_since.await.map_or(Duration::ZERO, |since| clock.monotonic().saturating_sub(since));
+        wait_vaulted(&disks, drain_grace.saturating_sub(spent).max(DRAIN_LOOK * 2)).await;
         feeder.stop().await;
         let failure = journal.failure();
         journal.stop().await;
@@ -337,6 +360,12 @@ impl Parts {
         let (cert, url) = (self.config.tls.cert.display(), &self.config.vault_url);
         Err(GatewayError::config(format!("{cert} is for vault {named}, {url} is vault {id}")))
     }
+}
+
+/// When the drain began.
+async fn drain_began(mut drain: Drain, clock: Arc<dyn Clock>) -> Duration {
+    drain.wait().await;
+    clock.monotonic()
 }
 
 /// Waits until everything journaled is vaulted, for the grace time at most.
@@ -387,5 +416,7 @@ fn take_replayed(disks: &Disks, report: &ReplayReport) {
     }
 }
 
+#[cfg(test)]
+mod tests;
 #[cfg(test)]
 mod whole;

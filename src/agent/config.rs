@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::link::LinkConfig;
+use super::placement::{GATEWAYS_MAX, Gateway, WEIGHT_MAX};
 use crate::config::{ConfigError, Reader, parse_size};
 use crate::limits::DISKS_PER_AGENT_MAX;
 use crate::nbd::Listen;
@@ -16,6 +18,10 @@ pub const DEFAULT_FILE: &str = include_str!("../../deploy/agent.toml");
 /// Queue of one disk: at 500 MiB/s it rides out an eighth of a second, at a usual 10 MiB/s six; a longer absence of the
 /// gateway is the dirty map's business.
 const QUEUE_BYTES_DEFAULT: u64 = 64 << 20;
+/// Default of `lost_after` with other gateways to go to: one of them is asked within 5 s of the loss.
+const LOST_AFTER_SEVERAL: Duration = Duration::from_secs(3);
+/// The same with one gateway.
+const LOST_AFTER_ONE: Duration = Duration::from_secs(10);
 /// A copy of 1 MiB must fit half of a queue.
 const QUEUE_BYTES_MIN: u64 = 4 << 20;
 
@@ -39,8 +45,12 @@ pub struct Config {
     pub id: String,
     /// Where it keeps state between runs.
     pub state_dir: PathBuf,
-    /// Gateways as `host:port`, best first.
-    pub gateways: Vec<String>,
+    /// Gateways that may carry the disks.
+    pub gateways: Vec<Gateway>,
+    /// Silence after which a gateway counts as lost.
+    pub lost_after: Duration,
+    /// How long a better gateway must answer before the agent returns to it.
+    pub return_after: Duration,
     /// Certificate files.
     pub tls: TlsFiles,
     /// How often a disk makes a recovery point by itself.
@@ -74,6 +84,18 @@ impl Config {
         Self::read(Reader::parse(path, text)?, path)
     }
 
+    /// What the connection needs to know.
+    #[must_use]
+    pub fn link(&self) -> LinkConfig {
+        LinkConfig {
+            agent: self.id.clone(),
+            gateways: self.gateways.clone(),
+            lost_after: self.lost_after,
+            return_after: self.return_after,
+            tls: self.tls.clone(),
+        }
+    }
+
     fn read(mut reader: Reader, path: &Path) -> Result<Self, ConfigError> {
         let seconds = Duration::from_secs;
         let id =
@@ -85,6 +107,10 @@ impl Config {
         let memory_bytes = reader.size("memory", 256 << 20, QUEUE_BYTES_MIN..=1 << 40);
         let drain_grace = reader.duration("drain_grace", seconds(30), seconds(0)..=seconds(3600));
         let gateways = read_gateways(&mut reader);
+        // Another gateway can take over, so it pays to notice soon; without one a short silence is best sat out.
+        let lost_after = if gateways.len() > 1 { LOST_AFTER_SEVERAL } else { LOST_AFTER_ONE };
+        let lost_after = reader.duration("lost_after", lost_after, seconds(1)..=seconds(60));
+        let return_after = reader.duration("return_after", seconds(60), seconds(1)..=seconds(24 * 3600));
         let tls = reader.section("tls", read_tls);
         let (copy_parallel, copy_rate_bytes) = reader.section("copy", |copy| {
             let parallel = copy.number("parallel", 2, 1..=32) as usize;
@@ -113,6 +139,8 @@ impl Config {
                 id,
                 state_dir,
                 gateways,
+                lost_after,
+                return_after,
                 tls,
                 barrier_interval,
                 memory_bytes,
@@ -126,16 +154,31 @@ impl Config {
     }
 }
 
-fn read_gateways(reader: &mut Reader) -> Vec<String> {
-    let gateways = reader.texts("gateways");
-    if gateways.is_empty() {
+fn read_gateways(reader: &mut Reader) -> Vec<Gateway> {
+    let missing = !reader.has("gateways");
+    let listed = reader.sections_or_texts("gateways", "address", |gateway| {
+        let address = gateway.parsed("address", |text| {
+            let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+            match port {
+                Some(Ok(port)) if port > 0 => Ok(text.to_owned()),
+                _ => Err(format!("{text:?} is no host:port")),
+            }
+        });
+        let address = gateway.required("address", address);
+        let weight = gateway.number("weight", 1, 1..=u64::from(WEIGHT_MAX)) as u32;
+        Some(Gateway { address: address?, weight })
+    });
+    if missing || listed.is_empty() {
         reader.mistake("gateways", "is missing: write for example gateways = [\"gateway.example:9443\"]");
     }
+    if listed.len() > GATEWAYS_MAX {
+        reader.mistake("gateways", format_args!("{} gateways: list at most {GATEWAYS_MAX}", listed.len()));
+    }
+    let gateways: Vec<Gateway> = listed.into_iter().flatten().collect();
+    let mut seen = BTreeSet::new();
     for gateway in &gateways {
-        let port =
-            gateway.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
-        if port.is_none() {
-            reader.mistake("gateways", format_args!("{gateway:?} is no host:port"));
+        if !seen.insert(gateway.address.as_str()) {
+            reader.mistake("gateways", format_args!("{} stands twice", gateway.address));
         }
     }
     gateways
@@ -202,11 +245,18 @@ mod tests {
         assert_eq!(config.barrier_interval, Duration::from_secs(5));
         assert_eq!(config.disks[0].queue_bytes, 64 << 20);
         assert_eq!(config.copy_rate_bytes, 0);
+        assert_eq!(config.gateways, [Gateway::new("localhost:9443")]);
+        assert_eq!((config.lost_after, config.return_after), (LOST_AFTER_ONE, Duration::from_secs(60)));
+        let several = text.replace("['localhost:9443']", "['a:1', { address = 'b:2', weight = 3 }]");
+        let config = Config::parse(&path, &several).expect("valid");
+        assert_eq!(config.gateways, [Gateway::new("a:1"), Gateway { address: "b:2".into(), weight: 3 }]);
+        assert_eq!(config.lost_after, LOST_AFTER_SEVERAL);
     }
 
     #[test]
     fn every_mistake_is_named() {
-        let text = "id = 'A!'\nbarrier_intervall = '5 s'\ngateways = ['nohost']\n[copy]\nrate = '7'\n\
+        let text = "id = 'A!'\nbarrier_intervall = '5 s'\nlost_after = '1 ms'\nreturn_after = 'soon'\n\
+            gateways = ['nohost', 'a:1', { address = 'a:1', weight = 0 }, { weigth = 2 }, 7, 'b:0']\n[copy]\nrate = '7'\n\
             [[disk]]\nid = 'd'\npath = 'x'\nlisten = 'nowhere'\n[[disk]]\nid = 'e'\npath = 'y'\nlisten = '127.0.0.1:1'\nqueue = '1 KiB'\n\
             [[disk]]\nid = 'e'\npath = 'y'\nlisten = '127.0.0.1:1'\n";
         let error = Config::parse(Path::new("/nowhere/agent.toml"), text).expect_err("mistakes");
@@ -216,6 +266,14 @@ mod tests {
             "state_dir: is missing",
             "did you mean barrier_interval",
             "nohost",
+            "gateways[2].weight",
+            "a:1 stands twice",
+            "gateways[3].address: is missing",
+            "gateways[3].weigth: is not known; did you mean weight",
+            "gateways: item 4",
+            "\"b:0\" is no host:port",
+            "lost_after: ",
+            "return_after: ",
             "tls.ca: is missing",
             "tls.cert: is missing",
             "tls.key: is missing",

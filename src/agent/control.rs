@@ -111,6 +111,15 @@ pub struct AgentStatus {
     pub agent: String,
     /// The gateway it is connected to.
     pub gateway: Option<String>,
+    /// The address under which it reached that one.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Why it is there.
+    #[serde(default)]
+    pub why: Option<String>,
+    /// The configured gateways, best for this agent first.
+    #[serde(default)]
+    pub ranked: Vec<String>,
     /// Why it is not connected.
     pub error: Option<String>,
     /// Every disk of the configuration.
@@ -334,7 +343,8 @@ impl Control {
             last_error: Some(why.clone()),
         }));
         let gateway = link.client.map(|client| client.gateway().gateway.clone());
-        AgentStatus { agent: self.agent.clone(), gateway, error: link.error, disks }
+        let (address, why) = link.at.map(|(address, why)| (address, why.as_str().to_owned())).unzip();
+        AgentStatus { agent: self.agent.clone(), gateway, address, why, ranked: link.ranked, error: link.error, disks }
     }
 }
 

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Read in this order: [`tracker`] (the rules of one disk, over [`queue`] and [`dirty`]; no I/O), [`splitter`] (the
-//! guest's writes), [`activity`] and [`state`] (what survives a crash), [`disk`] (all of that in one), [`replicator`] and
-//! [`link`] (the way to the gateway), [`points`] and [`control`] (what an operator asks for).
+//! guest's writes), [`activity`] and [`state`] (what survives a crash), [`disk`] (all of that in one), [`replicator`],
+//! [`link`] and [`placement`] (the way to a gateway, and which), [`points`] and [`control`] (what an operator asks for).
 //!
 //! Invariants:
 //!
@@ -46,6 +46,7 @@ pub mod control;
 pub mod dirty;
 pub mod disk;
 pub mod link;
+pub mod placement;
 pub mod points;
 pub mod queue;
 pub mod range_lock;
@@ -186,7 +187,7 @@ impl Parts<'_> {
         let config = self.config;
         let mut tasks = JoinSet::new();
         let (publish, link) = watch::channel(LinkState::default());
-        tasks.spawn(link::run(config.gateways.clone(), config.tls.clone(), shared.clock, self.net, publish));
+        tasks.spawn(link::run(config.link(), shared.clock, self.net, publish));
         let pace = CopyPace { parallel: config.copy_parallel, rate_bytes: config.copy_rate_bytes };
         for disk in &disks {
             tasks.spawn(replicator::run(Arc::clone(disk), link.clone(), pace));

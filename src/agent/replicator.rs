@@ -8,6 +8,9 @@
 //!                             └───── fenced ──────────────┴──► stop, alarm; the guest goes on
 //! ```
 //!
+//! When the agent moves to another gateway, a session sends nothing more, waits until all that it sent is vaulted, and
+//! ends; the next one resumes the epoch over there. If the vault takes too long for that, the session goes on for a while.
+//!
 //! A session is three loops on one task; the first that ends, ends it. Nothing in a session is cancelled half-way in a
 //! way that matters: a record whose sending was dropped is sent again, because it is held until it is journaled; a copy
 //! that was read is queued even if the session is gone meanwhile.
@@ -19,14 +22,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::disk::{COPY_CHUNKS, Disk, Plan};
-use super::link::{Backoff, Link, connected};
-use super::queue::Next;
+use super::link::{Backoff, Link, connected, replaced};
+use super::queue::{Next, Outgoing};
 use super::state::StateError;
 use super::tracker::{CopyNext, EpochStart, Mode};
 use crate::fault::chain_text;
 use crate::flow::{BudgetGuard, blocking, blocking_in};
 use crate::limits::CHUNK_BYTES;
-use crate::types::{Epoch, Id128, PointId};
+use crate::types::{Epoch, Id128, PointId, Seq};
 use crate::wire::{
     Client, Code, DiskEvent, DiskEvents, DiskSender, ForkReason, OpenDisk, OpenDiskError, OpenedInfo, Want, WireRecord,
 };
@@ -37,6 +40,11 @@ const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(30);
 const COPY_PAUSE: Duration = Duration::from_millis(50);
 /// Pause after a read of the disk failed.
 const READ_FAILED_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a session that is to move waits, sending nothing, until all is vaulted: a few batches and their uploads.
+const MOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it then goes on where it is, before it tries again to move.
+const MOVE_PAUSE: Duration = Duration::from_secs(20);
 
 /// How copying is paced.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +68,8 @@ enum End {
     Fenced(Epoch),
     /// The gateway does not want the disk.
     Refused(String),
+    /// The agent is at another gateway now, and all that was sent here is vaulted.
+    Moved,
     /// The agent stops.
     Stopped,
 }
@@ -81,7 +91,8 @@ pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
         }
         let Some(client) = connected(&mut link).await else { return };
         let started = disk.shared.clock.monotonic();
-        let end = attempt(&disk, &client, pace).await;
+        let end = attempt(&disk, &client, &mut link.clone(), pace).await;
+        drop(client);
         disk.note(|condition| condition.gateway = None);
         // A session that held for a while was a success, however it ended.
         if disk.shared.clock.monotonic().saturating_sub(started) > Duration::from_secs(10) {
@@ -89,6 +100,10 @@ pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
         }
         let text = match end {
             End::Stopped => return,
+            End::Moved => {
+                backoff.reset();
+                continue;
+            }
             End::Lost(text) => {
                 backoff.reset();
                 text
@@ -147,14 +162,20 @@ async fn mark_all(disk: &Arc<Disk>) -> std::io::Result<()> {
 }
 
 /// Opens the disk's stream as planned and runs a session on it.
-async fn attempt(disk: &Arc<Disk>, client: &Client, pace: CopyPace) -> End {
+async fn attempt(disk: &Arc<Disk>, client: &Arc<Client>, link: &mut Link, pace: CopyPace) -> End {
     let nonce = match disk.nonce() {
         Ok(nonce) => nonce,
         Err(error) => return End::Refused(error.to_string()),
     };
     let want = want(disk);
     let open = OpenDisk { disk: disk.id.clone(), size_bytes: disk.source.size_bytes(), nonce, want };
-    let (sender, events, info) = match client.open_disk(open).await {
+    let opened = tokio::select! {
+        biased;
+        opened = client.open_disk(open) => opened,
+        // Whoever does not answer need not be waited for.
+        () = replaced(link, client) => return End::Moved,
+    };
+    let (sender, events, info) = match opened {
         Ok(opened) => opened,
         Err(OpenDiskError::MustFork { text }) => return End::Fork(ForkReason::GatewayLost, text),
         Err(OpenDiskError::Fenced { newest }) => return End::Fenced(newest),
@@ -179,12 +200,51 @@ async fn attempt(disk: &Arc<Disk>, client: &Client, pace: CopyPace) -> End {
     tracing::info!(disk = %disk.id, epoch = %info.epoch, next = %info.next_seq, journaled = %info.journaled, "replicating");
     // What the gateway has from earlier sessions counts at once.
     disk.acked(info.epoch, info.journaled, info.vaulted);
-    tokio::select! {
-        // What the gateway says first: it decides whether the rest goes on.
-        biased;
-        end = receive(disk, events, info.epoch) => end,
-        end = send(disk, sender) => end,
-        end = copy(disk, pace) => end,
+    carry(disk, Outbox { sender, held: None }, receive(disk, events, info.epoch), replaced(link, client), pace).await
+}
+
+/// A session, until it ends or has moved.
+async fn carry(
+    disk: &Arc<Disk>,
+    mut outbox: Outbox,
+    received: impl Future<Output = End>,
+    replaced: impl Future<Output = ()>,
+    pace: CopyPace,
+) -> End {
+    tokio::pin!(received, replaced);
+    let mut moving = false;
+    loop {
+        let until = async { if moving { tokio::time::sleep(MOVE_PAUSE).await } else { replaced.as_mut().await } };
+        tokio::select! {
+            biased;
+            end = &mut received => return end,
+            ended = outbox.send(disk, until) => if let Some(end) = ended {
+                return end;
+            },
+            end = copy(disk, pace) => return end,
+        }
+        moving = true;
+        tokio::select! {
+            biased;
+            end = &mut received => return end,
+            () = vaulted(disk, outbox.sender.last()) => {
+                tracing::info!(disk = %disk.id, "all that was sent is vaulted: moving to the other gateway");
+                return End::Moved;
+            }
+            () = tokio::time::sleep(MOVE_PATIENCE) => {
+                tracing::info!(disk = %disk.id, "the vault takes long: staying at the gateway for now");
+            }
+        }
+    }
+}
+
+/// Waits until a record of the present epoch is vaulted.
+async fn vaulted(disk: &Disk, seq: Seq) {
+    let mut progress = disk.progress.subscribe();
+    while disk.tracker().vaulted_seq() < seq {
+        if progress.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -212,6 +272,8 @@ fn refused(code: Code, text: &str) -> End {
     match code {
         Code::MustFork | Code::Seq | Code::Epoch => End::Fork(ForkReason::GatewayLost, text),
         Code::Conflict | Code::Chain => End::Diverged(text),
+        // All that it took is vaulted: the epoch goes on elsewhere.
+        Code::Draining => End::Lost(text),
         _ => End::Refused(text),
     }
 }
@@ -262,28 +324,67 @@ async fn fork(disk: &Arc<Disk>, info: OpenedInfo, nonce: Id128) -> Result<(), En
     }
 }
 
-async fn send(disk: &Disk, mut sender: DiskSender) -> End {
-    loop {
-        match disk.next_record() {
-            Next::Record(mut record) => {
-                let sealed = record.seal();
-                disk.sealed(&record);
-                let mut rest = Vec::with_capacity(record.pieces.len() + 1);
-                rest.push(sealed.table);
-                rest.append(&mut record.pieces);
-                if let Err(error) = sender.send(WireRecord { head: sealed.head, rest }).await {
-                    // The reason comes as an event, usually just after; it decides what to do.
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    return End::Lost(error.to_string());
+/// The way out of a session.
+struct Outbox {
+    sender: DiskSender,
+    /// Taken from the queue and not sent yet: the session may pause while it waits for credit.
+    held: Option<WireRecord>,
+}
+
+impl Outbox {
+    /// Sends what the queue gives, until `until`. Returns how the session ended, if it did.
+    async fn send(&mut self, disk: &Disk, until: impl Future<Output = ()>) -> Option<End> {
+        tokio::pin!(until);
+        loop {
+            if self.held.is_none() {
+                let pause = match disk.next_record() {
+                    Next::Record(record) => {
+                        self.held = Some(seal(disk, *record));
+                        None
+                    }
+                    Next::Linger(pause) => Some(pause),
+                    Next::Empty => {
+                        disk.recover();
+                        Some(Duration::MAX)
+                    }
+                };
+                if let Some(pause) = pause {
+                    tokio::select! {
+                        biased;
+                        () = &mut until => return None,
+                        () = disk.to_send.notified(), if pause == Duration::MAX => {}
+                        () = tokio::time::sleep(pause), if pause != Duration::MAX => {}
+                    }
+                    continue;
                 }
             }
-            Next::Linger(pause) => tokio::time::sleep(pause).await,
-            Next::Empty => {
-                disk.recover();
-                disk.to_send.notified().await;
+            let Some(record) = &self.held else { continue };
+            let ready = tokio::select! {
+                biased;
+                () = &mut until => return None,
+                ready = self.sender.ready(record) => ready,
+            };
+            // From here on it must not be dropped: half a record cuts the stream.
+            let sent = match (ready, self.held.take()) {
+                (Ok(()), Some(record)) => self.sender.send(record).await,
+                (ready, _) => ready,
+            };
+            if let Err(error) = sent {
+                // The reason comes as an event, usually just after; it decides what to do.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return Some(End::Lost(error.to_string()));
             }
         }
     }
+}
+
+fn seal(disk: &Disk, mut record: Outgoing) -> WireRecord {
+    let sealed = record.seal();
+    disk.sealed(&record);
+    let mut rest = Vec::with_capacity(record.pieces.len() + 1);
+    rest.push(sealed.table);
+    rest.append(&mut record.pieces);
+    WireRecord { head: sealed.head, rest }
 }
 
 async fn receive(disk: &Disk, mut events: DiskEvents, epoch: Epoch) -> End {
@@ -292,9 +393,8 @@ async fn receive(disk: &Disk, mut events: DiskEvents, epoch: Epoch) -> End {
             DiskEvent::Ack { journaled, vaulted } => disk.acked(epoch, journaled, vaulted),
             DiskEvent::Fenced { newest } => return End::Fenced(newest),
             DiskEvent::Refused { code, text } => return refused(code, &text),
-            DiskEvent::Redirect { gateways } => {
-                tracing::info!(disk = %disk.id, ?gateways, "gateway asks to leave; staying until it closes");
-            }
+            // The connection's task decides when and where to; this session follows it.
+            DiskEvent::Redirect { .. } => {}
             DiskEvent::Closed(lost) => return End::Lost(lost.to_string()),
         }
     }

@@ -101,9 +101,16 @@ fn status(config: &Config, json: bool) -> Outcome {
 
 fn print(out: &mut impl Write, status: &AgentStatus) -> std::io::Result<()> {
     match (&status.gateway, &status.error) {
-        (Some(gateway), _) => writeln!(out, "agent {}, connected to gateway {gateway}", status.agent)?,
+        (Some(gateway), _) => {
+            let at = status.address.as_deref().unwrap_or("?");
+            let why = status.why.as_deref().unwrap_or("?");
+            writeln!(out, "agent {}, connected to gateway {gateway} at {at}: {why}", status.agent)?;
+        }
         (None, Some(error)) => writeln!(out, "agent {}, not connected: {error}", status.agent)?,
         (None, None) => writeln!(out, "agent {}, not connected", status.agent)?,
+    }
+    if status.ranked.len() > 1 {
+        writeln!(out, "gateways, best for this agent first: {}", status.ranked.join(", "))?;
     }
     status.disks.iter().try_for_each(|disk| print_disk(out, disk))
 }

@@ -195,7 +195,7 @@ async fn status(args: StatusArgs) -> Outcome {
 async fn gather(opened: Opened) -> Result<Status, crate::vault::VaultError> {
     let vault = &opened.vault;
     let mut sizes: BTreeMap<Id128, (u64, u64)> = BTreeMap::new();
-    for Listed { path, size_bytes } in vault.store().list(Some(&names::all_batches())).await? {
+    for Listed { path, size_bytes, .. } in vault.store().list(Some(&names::all_batches())).await? {
         if let Some(lane) = names::lane_of_batch(&path) {
             let (batches, bytes) = sizes.entry(lane).or_default();
             (*batches, *bytes) = (*batches + 1, *bytes + size_bytes);

@@ -8,7 +8,7 @@ use crate::config::{ConfigError, Reader, show_size};
 use crate::journal::{BackendChoice, JournalConfig};
 use crate::limits;
 use crate::types::check_name;
-use crate::wire::TlsFiles;
+use crate::wire::{REDIRECT_GATEWAYS_MAX, TlsFiles};
 
 /// The commented default file, as `tidegate gateway --print-config` shows it.
 pub const DEFAULT_FILE: &str = include_str!("../../deploy/gateway.toml");
@@ -46,8 +46,12 @@ pub struct GatewayConfig {
     pub pipeline_threads: u16,
     /// Most agents connected.
     pub agents_max: u32,
+    /// Disk streams above which agents are asked to go elsewhere.
+    pub streams_target: u64,
     /// Largest credit window of one disk.
     pub window_bytes: u64,
+    /// Gateways named to agents that are to leave.
+    pub peers: Vec<String>,
 }
 
 impl GatewayConfig {
@@ -81,10 +85,12 @@ impl GatewayConfig {
         });
         let journal = reader.section("journal", |journal| read_journal(journal, memory_bytes / 4));
         let pipeline_threads = reader.section("pipeline", |pipeline| pipeline.number("threads", 0, 0..=256) as u16);
-        let (agents_max, window_bytes) = reader.section("session", |session| {
+        let (agents_max, streams_target, window_bytes) = reader.section("session", |session| {
             let agents_max = session.number("agents_max", 20_000, 1..=1_000_000) as u32;
-            (agents_max, session.size("window", 4 * MIB, 2 * MIB..=64 * MIB))
+            let streams_target = session.number("streams_target", 20_000, 1..=1_000_000);
+            (agents_max, streams_target, session.size("window", 4 * MIB, 2 * MIB..=64 * MIB))
         });
+        let peers = read_peers(&mut reader);
         reader.finish(path)?;
         let missing = || ConfigError { path: path.to_owned(), mistakes: vec!["a required value is missing".into()] };
         let (vault_url, catalog_key, batch_age, upload_parallel_max, request_timeout) = vault.ok_or_else(missing)?;
@@ -103,7 +109,9 @@ impl GatewayConfig {
             journal: journal.ok_or_else(missing)?,
             pipeline_threads: if pipeline_threads == 0 { cores() } else { pipeline_threads },
             agents_max,
+            streams_target,
             window_bytes,
+            peers,
         })
     }
 
@@ -123,6 +131,20 @@ fn address(reader: &mut Reader, key: &str, default: &str) -> SocketAddr {
     let given = reader.parsed(key, parse);
     // A default that does not parse would be a bug of this file, and the unspecified address its mildest outcome.
     given.or_else(|| parse(default).ok()).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+fn read_peers(reader: &mut Reader) -> Vec<String> {
+    let peers = reader.texts("peers");
+    for peer in &peers {
+        let port = peer.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) {
+            reader.mistake("peers", format_args!("{peer:?} is no host:port"));
+        }
+    }
+    if peers.len() > REDIRECT_GATEWAYS_MAX {
+        reader.mistake("peers", format_args!("{} gateways: list at most {REDIRECT_GATEWAYS_MAX}", peers.len()));
+    }
+    peers
 }
 
 fn read_journal(journal: &mut Reader, cache_bytes: u64) -> Option<JournalConfig> {
@@ -186,18 +208,20 @@ mod tests {
         assert_eq!(config.journal.capacity_bytes, bare.journal.capacity_bytes);
         assert_eq!(config.journal.segment_bytes, bare.journal.segment_bytes);
         assert_eq!(config.agents_max, bare.agents_max);
+        assert_eq!(config.streams_target, bare.streams_target);
+        assert_eq!(config.peers, bare.peers);
         assert_eq!(config.window_bytes, bare.window_bytes);
     }
 
     #[test]
     fn every_mistake_of_a_file_is_named_in_one_go() {
-        let text =
-            "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\n[journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
+        let text = "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
         let error = read(text).expect_err("many mistakes").to_string();
         for part in [
             "id:",
             "listen:",
             "memory:",
+            "\"gw3\" is no host:port",
             "tls.ca",
             "tls.cert",
             "tls.key",

@@ -6,22 +6,26 @@
 //! - Fork after everything journaled here is vaulted, so that no point acked as journaled is cut off; at the larger of
 //!   what this gateway and the agent know to be vaulted; from the vault's own indexes if neither knows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use parking_lot::Mutex;
 
+use super::overload::Overload;
 use super::runs::{DiskSlot, Mark, Run, Session};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, watch};
 use crate::journal::{AppendError, Entry, Journal};
+use crate::restore;
 use crate::telemetry::names;
-use crate::types::{Chain, DiskId, Epoch, Micros, PointId, RecordHead, Seq};
-use crate::vault::Vault;
+use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, Seq};
 use crate::vault::epochs::CreateEpochError;
 use crate::vault::objects::{DiskObject, EpochObject};
+use crate::vault::{Vault, VaultError};
 use crate::wire::{
     AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, RecordSink, Want,
 };
@@ -46,6 +50,37 @@ pub struct GatewayHost {
     pub window: watch::Receiver<u64>,
     /// Times of epoch objects.
     pub clock: Arc<dyn Clock>,
+    /// Who is asked to leave.
+    pub overload: Arc<Overload>,
+    /// Gateways to name to those that are.
+    pub peers: Vec<String>,
+    /// Lanes by whether a gateway of this name wrote them.
+    pub lanes: Lanes,
+}
+
+/// What is known of lanes that carried disks of this gateway; bounded by the lanes of the vault.
+#[derive(Debug, Default)]
+pub struct Lanes(Mutex<BTreeMap<Id128, bool>>);
+
+impl Lanes {
+    /// Whether another gateway than `own` wrote one of `lanes`.
+    async fn of_others(&self, vault: &Vault, own: &str, lanes: &[Id128]) -> Result<bool, VaultError> {
+        for lane in lanes {
+            let known = self.0.lock().get(lane).copied();
+            let ours = match known {
+                Some(ours) => ours,
+                None => {
+                    let ours = vault.lane(*lane).await?.gateway == own;
+                    self.0.lock().insert(*lane, ours);
+                    ours
+                }
+            };
+            if !ours {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// The registry of disks. Bounded by the disks that certificates of this vault name.
@@ -115,6 +150,14 @@ impl Host for GatewayHost {
         self.hello.clone()
     }
 
+    fn peers(&self) -> Vec<String> {
+        self.peers.clone()
+    }
+
+    fn leave_turn(&self) -> impl Future<Output = ()> + Send {
+        self.overload.turn()
+    }
+
     async fn open_disk(&self, agent: &AgentIdentity, open: OpenDisk) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
         let slot = self.disks.slot(&open.disk);
         let _one_at_a_time = slot.opening.lock().await;
@@ -129,8 +172,18 @@ impl Host for GatewayHost {
 }
 
 impl GatewayHost {
-    async fn epochs(&self, disk: &DiskId) -> Result<Vec<EpochObject>, DiskRefusal> {
-        self.vault.epochs(disk).await.map_err(|error| vault_refusal("the vault's epochs cannot be read", &error))
+    async fn newest_epoch(&self, disk: &DiskId) -> Result<Option<EpochObject>, DiskRefusal> {
+        let newest = self.vault.newest_epoch(disk).await;
+        newest.map_err(|error| vault_refusal("the disk's newest epoch cannot be read from the vault", &error))
+    }
+
+    /// Whether the vault may hold records of the disk that came by way of another gateway.
+    async fn carried_elsewhere(&self, disk: &DiskId) -> Result<bool, DiskRefusal> {
+        let others = async {
+            let lanes = self.vault.routes(disk).await?;
+            self.lanes.of_others(&self.vault, &self.hello.gateway, &lanes).await
+        };
+        others.await.map_err(|error| vault_refusal("the lanes of the disk cannot be read from the vault", &error))
     }
 
     async fn resume(
@@ -142,13 +195,13 @@ impl GatewayHost {
         first_held: Seq,
     ) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
         let must_fork = |text: String| Err(DiskRefusal::MustFork { text });
-        let epochs = self.epochs(&open.disk).await?;
-        let Some(newest) = epochs.last() else {
+        let Some(newest) = self.newest_epoch(&open.disk).await? else {
             return must_fork(format!("the vault holds no epoch of disk {}", open.disk));
         };
         // What another gateway forked away counts above the fork no more, and is vaulted below it.
         for retired in slot.retire_below(newest.epoch) {
             self.journal.forget(&slot.disk, retired);
+            metrics::counter!(names::RUNS_RETIRED).increment(1);
         }
         if newest.epoch > epoch {
             return Err(DiskRefusal::Fenced { newest: newest.epoch });
@@ -164,13 +217,18 @@ impl GatewayHost {
         if run.is_broken() {
             return must_fork(format!("records of epoch {epoch} were damaged in this gateway's journal"));
         }
-        if run.vaulted_mark().is_none_or(|mark| mark.seq < floor.seq) {
-            // Not carried here, or not lately. An agent that was rolled back names a floor below the vault's head, and
-            // would write records again that are vaulted with other content.
-            let head = self.vault_head(slot, newest).await?;
+        // An agent that was rolled back holds nothing above its floor. If that lies below the vault's head, it would write
+        // records again that are vaulted with other content.
+        let fresh = first_held == floor.seq.next();
+        let unknown = run.vaulted_mark().is_none_or(|mark| mark.seq < floor.seq);
+        if unknown || fresh && self.carried_elsewhere(&open.disk).await? {
+            let head = self.vault_head(slot, &newest, Some(floor)).await?;
             if head.seq > floor.seq {
                 run.set_base(head);
             }
+        }
+        for known in [run.vaulted_mark(), run.appended_mark()].into_iter().flatten() {
+            self.check_same(slot, epoch, floor, known)?;
         }
         let reached = run.resume_from(floor);
         if let Some(Mark { seq, chain: Some(chain) }) = run.vaulted_mark() {
@@ -226,8 +284,8 @@ impl GatewayHost {
         }
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
-            let epochs = self.epochs(&open.disk).await?;
-            let (previous, at) = match epochs.last() {
+            let newest = self.newest_epoch(&open.disk).await?;
+            let (previous, at) = match &newest {
                 None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }),
                 Some(newest) => {
                     check_size(open, newest.size_bytes)?;
@@ -331,19 +389,56 @@ impl GatewayHost {
             .filter(|(point, _)| point.epoch == newest.epoch)
             .map(|(point, chain)| Mark { seq: point.seq, chain: Some(chain) });
         // Marks of this gateway and the agent's floor may both lie below what another gateway vaulted: the vault knows.
-        let head = self.vault_head(slot, newest).await?;
+        let known = here.into_iter().chain(agents).max_by_key(|mark| mark.seq);
+        let head = match self.vault_head(slot, newest, known).await {
+            // An agent that was refused for it forks from what the vault has.
+            Err(refusal) if refusal.code() == Code::Conflict => return self.vault_head(slot, newest, None).await,
+            head => head?,
+        };
         Ok(here.into_iter().chain(agents).fold(head, |best, mark| if mark.seq > best.seq { mark } else { best }))
     }
 
-    /// How far the newest epoch is contiguous in the vault, by the vault's own indexes.
-    async fn vault_head(&self, slot: &DiskSlot, newest: &EpochObject) -> Result<Mark, DiskRefusal> {
-        tracing::info!(disk = %slot.disk, epoch = %newest.epoch, "reading the disk's head from the vault's indexes");
-        let head = crate::restore::head::head(&self.vault, &slot.disk).await;
+    /// How far the newest epoch is contiguous in the vault, by the vault's own indexes; `floor` is known to be vaulted.
+    async fn vault_head(
+        &self,
+        slot: &DiskSlot,
+        newest: &EpochObject,
+        floor: Option<Mark>,
+    ) -> Result<Mark, DiskRefusal> {
+        let disk = &slot.disk;
+        let floor = floor.and_then(|mark| Some((mark.seq, mark.chain?)));
+        let head = restore::head::head(&self.vault, disk, newest.epoch, floor).await;
         let head = head.map_err(|error| vault_refusal("the disk's head cannot be read from the vault", &error))?;
-        Ok(match head {
-            Some((point, chain)) if point.epoch == newest.epoch => Mark { seq: point.seq, chain: Some(chain) },
-            _ => Mark { seq: Seq::NONE, chain: Some(newest.first_chain()) },
-        })
+        for conflict in &head.conflicts {
+            metrics::counter!(names::CONFLICTS, "seen" => "vault").increment(1);
+            let (epoch, seq) = (conflict.epoch, conflict.seq);
+            tracing::error!(%disk, %epoch, %seq, "the vault holds two accounts of a record: both are quarantined");
+        }
+        if head.contradicts_floor
+            && let Some((seq, _)) = floor
+        {
+            return Err(self.conflict(slot, newest.epoch, seq));
+        }
+        let start = Mark { seq: Seq::NONE, chain: Some(newest.first_chain()) };
+        Ok(head.at.map_or(start, |(seq, chain)| Mark { seq, chain: Some(chain) }))
+    }
+
+    fn check_same(&self, slot: &DiskSlot, epoch: Epoch, agents: Mark, known: Mark) -> Result<(), DiskRefusal> {
+        let both_known = known.chain.is_some() && agents.chain.is_some();
+        if known.seq == agents.seq && both_known && known.chain != agents.chain {
+            return Err(self.conflict(slot, epoch, agents.seq));
+        }
+        Ok(())
+    }
+
+    /// Two accounts of one record: what is vaulted stays, the agent is refused and begins a new epoch from what its disk
+    /// holds.
+    fn conflict(&self, slot: &DiskSlot, epoch: Epoch, seq: Seq) -> DiskRefusal {
+        metrics::counter!(names::CONFLICTS, "seen" => "session").increment(1);
+        let (disk, gateway) = (&slot.disk, &self.hello.gateway);
+        tracing::error!(%disk, %epoch, %seq, gateway, "the agent's account of a record is not the one known here");
+        let text = format!("the agent's history of disk {disk} up to e{epoch}-s{seq} is not the one that is vaulted");
+        DiskRefusal::refused(Code::Conflict, text)
     }
 }
 

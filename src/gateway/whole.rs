@@ -80,7 +80,9 @@ fn gateway_config(tls: TlsFiles, listen: SocketAddr) -> GatewayConfig {
         },
         pipeline_threads: 0,
         agents_max: 10,
+        streams_target: 10,
         window_bytes: 8 << 20,
+        peers: Vec::new(),
     }
 }
 
@@ -94,7 +96,9 @@ fn agent_config(dir: &Path, tls: TlsFiles, gateway: SocketAddr) -> Config {
     Config {
         id: "a1".into(),
         state_dir: dir.join("state"),
-        gateways: vec![gateway.to_string()],
+        gateways: vec![crate::agent::placement::Gateway::new(gateway.to_string())],
+        lost_after: Duration::from_secs(10),
+        return_after: Duration::from_secs(60),
         tls,
         barrier_interval: Duration::from_secs(1),
         memory_bytes: 16 << 20,

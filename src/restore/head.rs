@@ -1,16 +1,172 @@
-//! Where a disk's history ends, for a gateway that forks it.
+//! Where a disk's newest epoch ends in the vault, for a gateway that goes on with it.
+//!
+//! The whole of a disk's indexes is more than a fail-over should read: thousands of disks move at once, and months of
+//! indexes are gigabytes. What the agent knows to be vaulted, its floor, lies seconds behind the end. So the newest
+//! batches of the newest lanes are read first, and more only until they reach down to the floor without a hole.
 
+use std::collections::BTreeMap;
+
+use super::history::Conflict;
 use super::source;
-use crate::types::{Chain, DiskId, PointId};
-use crate::vault::reader::Want;
+use crate::types::{Chain, DiskId, Epoch, Seq};
+use crate::vault::index::{MessageMeta, RecordMeta};
+use crate::vault::reader::{Catalog, Newest, Want};
 use crate::vault::{Vault, VaultError};
 
-/// The newest record of `disk` with everything before it in the vault, and the chain after it; `None` if there is none.
+/// What is read before everything is: the usual loss shows in the first, a vault that was away for a while in the second.
+const STEPS: [Newest; 2] = [Newest { lanes: 4, batches: 32 }, Newest { lanes: 16, batches: 1024 }];
+
+/// The end of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Head {
+    /// Its newest record with everything before it in the vault, and the chain after it; `None` if there is none.
+    pub at: Option<(Seq, Chain)>,
+    /// Accounts of the same records that differ; nothing from the first of them on is believed.
+    pub conflicts: Vec<Conflict>,
+    /// Whether the floor's chain is not the one that the vault has there, as far as that can be seen.
+    pub contradicts_floor: bool,
+}
+
+/// The end of `epoch`, the newest of `disk`. `floor` is a record of it that is known to be vaulted, with the chain after
+/// it; nothing below it is looked at.
 ///
 /// # Errors
 /// [`VaultError`] if the store fails.
-pub async fn head(vault: &Vault, disk: &DiskId) -> Result<Option<(PointId, Chain)>, VaultError> {
+pub async fn head(vault: &Vault, disk: &DiskId, epoch: Epoch, floor: Option<(Seq, Chain)>) -> Result<Head, VaultError> {
+    if let Some(floor) = floor.filter(|(seq, _)| *seq > Seq::NONE) {
+        for newest in STEPS {
+            let want = Want { newest: Some(newest), ..Want::disk(disk) };
+            let catalog = source::load(vault, &want).await?;
+            if let Some(end) = above(&messages(&catalog, disk, epoch), floor) {
+                return Ok(Head { at: Some(end), ..Head::default() });
+            }
+        }
+    }
+    whole(vault, disk, epoch, floor).await
+}
+
+/// The same from everything that the vault holds of the disk.
+async fn whole(vault: &Vault, disk: &DiskId, epoch: Epoch, floor: Option<(Seq, Chain)>) -> Result<Head, VaultError> {
     let catalog = source::load(vault, &Want::disk(disk)).await?;
     let epochs = vault.epochs(disk).await?;
-    Ok(source::history(&catalog, disk, &epochs).head_with_chain())
+    let history = source::history(&catalog, disk, &epochs);
+    let at =
+        history.head_with_chain().filter(|(point, _)| point.epoch == epoch).map(|(point, chain)| (point.seq, chain));
+    let claims = messages(&catalog, disk, epoch).into_iter().flat_map(ends).collect::<Vec<_>>();
+    let contradicts_floor =
+        floor.is_some_and(|(floor, chain)| claims.iter().any(|(seq, claimed)| *seq == floor && *claimed != chain));
+    Ok(Head { at, conflicts: history.conflicts, contradicts_floor })
+}
+
+/// The chains that a message states: before its first record, if it knows that, and after its last.
+fn ends(message: &MessageMeta) -> impl Iterator<Item = (Seq, Chain)> {
+    let before = message.chain_before.map(|chain| (Seq(message.first.0 - 1), chain));
+    before.into_iter().chain([(message.last, message.chain_last)])
+}
+
+fn messages<'a>(catalog: &'a Catalog, disk: &DiskId, epoch: Epoch) -> Vec<&'a MessageMeta> {
+    let parts = catalog.batches.iter().flat_map(|batch| &batch.index.disks).filter(|part| part.disk == *disk);
+    parts.flat_map(|part| &part.messages).filter(|message| message.epoch == epoch).collect()
+}
+
+/// How far messages go on from the floor. `None` if they do not say it for sure: none reaches down to the floor, there
+/// is a hole above it, or two of them differ.
+fn above(messages: &[&MessageMeta], floor: (Seq, Chain)) -> Option<(Seq, Chain)> {
+    let mut chains: BTreeMap<Seq, Chain> = BTreeMap::from([floor]);
+    let mut records: BTreeMap<Seq, &RecordMeta> = BTreeMap::new();
+    for message in messages {
+        for record in &message.records {
+            if *records.entry(record.seq).or_insert(record) != record {
+                return None;
+            }
+        }
+        for (seq, chain) in ends(message) {
+            if *chains.entry(seq).or_insert(chain) != chain {
+                return None;
+            }
+        }
+    }
+    let mut sorted: Vec<&MessageMeta> = messages.to_vec();
+    sorted.sort_unstable_by_key(|message| (message.first, message.last));
+    let reaches_down = sorted.first().is_some_and(|lowest| lowest.first <= floor.0.next());
+    let mut end = floor;
+    for message in sorted {
+        if message.first > end.0.next() {
+            return None;
+        }
+        if message.last > end.0 {
+            end = (message.last, message.chain_last);
+        }
+    }
+    reaches_down.then_some(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::tests::{ModelDisk, TestVault};
+    use crate::types::{Extent, ExtentKind, PointId, RecordKind};
+
+    fn disk_of(records: u64) -> ModelDisk {
+        let mut disk = ModelDisk::new(1 << 20);
+        for number in 0..records {
+            disk.write((number % 64) * 4096, vec![number as u8; 512]);
+        }
+        disk
+    }
+
+    fn at(disk: &ModelDisk, seq: u64) -> (Seq, Chain) {
+        (Seq(seq), disk.chain_at(PointId { epoch: Epoch(1), seq: Seq(seq) }))
+    }
+
+    #[test]
+    fn messages_go_on_from_the_floor_only_without_hole_and_contradiction() {
+        let disk = disk_of(40);
+        let message = |first, last| disk.message(Epoch(1), first, last);
+        let (a, b, c) = (message(5, 10), message(11, 20), message(31, 40));
+        let mut other = message(11, 20);
+        other.chain_last = Chain([9; 32]);
+        let floor = at(&disk, 8);
+        assert_eq!(above(&[&b, &a], floor), Some(at(&disk, 20)));
+        assert_eq!(above(&[&a, &b, &c], floor), None, "a hole");
+        assert_eq!(above(&[&b, &c], floor), None, "nothing reaches down to the floor");
+        assert_eq!(above(&[], floor), None);
+        assert_eq!(above(&[&a, &b, &other], floor), None, "two accounts");
+        assert_eq!(above(&[&a], (Seq(10), Chain([1; 32]))), None, "another history than the agent's");
+        assert_eq!(above(&[&a], at(&disk, 10)), Some(at(&disk, 10)));
+    }
+
+    #[tokio::test]
+    async fn the_head_is_the_same_however_little_of_the_vault_is_read() {
+        let disk = disk_of(120);
+        let mut vault = TestVault::in_memory().await;
+        // One message a batch: more batches than the first step reads.
+        vault.fill(&[&disk], 2, 1).await;
+        for floor in [None, Some(at(&disk, 0)), Some(at(&disk, 10)), Some(at(&disk, 110)), Some(at(&disk, 120))] {
+            let found = head(&vault.vault, &disk.id, Epoch(1), floor).await.unwrap();
+            assert_eq!(found, Head { at: Some(at(&disk, 120)), ..Head::default() }, "{floor:?}");
+        }
+        let wrong = Some((Seq(110), Chain([7; 32])));
+        let found = head(&vault.vault, &disk.id, Epoch(1), wrong).await.unwrap();
+        assert_eq!(found.at, Some(at(&disk, 120)), "what the agent says wrongly changes nothing");
+        assert!(found.contradicts_floor);
+    }
+
+    #[tokio::test]
+    async fn two_accounts_of_a_record_are_told_and_nothing_from_there_on_is_believed() {
+        let disk = disk_of(30);
+        let mut clone = disk_of(20);
+        let zero = Extent { offset_bytes: 0, length_bytes: 512, kind: ExtentKind::Zero };
+        clone.push(RecordKind::Write, vec![zero], vec![]);
+        let mut vault = TestVault::in_memory().await;
+        vault.vault.create_epoch(&disk.epochs[0]).await.unwrap();
+        for (first, last) in [(1, 10), (11, 20), (21, 30)] {
+            vault.put_batch(&[(&disk, disk.message(Epoch(1), first, last))]).await;
+        }
+        vault.put_batch(&[(&clone, clone.message(Epoch(1), 21, 21))]).await;
+        vault.end().await;
+        let found = head(&vault.vault, &disk.id, Epoch(1), Some(at(&disk, 15))).await.unwrap();
+        assert_eq!(found.at, Some(at(&disk, 20)));
+        assert_eq!(found.conflicts.len(), 1, "{:?}", found.conflicts);
+    }
 }

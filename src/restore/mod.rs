@@ -39,4 +39,4 @@ pub mod verify;
 pub mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -80,6 +80,14 @@ metric_names! {
     gauge DISK_STREAMS = "tidegate_disk_streams";
     /// Sessions or streams refused, by reason.
     counter REFUSED = "tidegate_refused_total";
+    /// Agents asked to go to another gateway: at a drain and when overloaded.
+    counter REDIRECTS = "tidegate_redirects_total";
+    /// 1 while this gateway asks agents to go elsewhere because it is overloaded.
+    gauge OVERLOADED = "tidegate_overloaded";
+    /// Records of which two different accounts exist, by where that was seen: session, gateway, vault.
+    counter CONFLICTS = "tidegate_conflicts_total";
+    /// Runs of epochs that went on at another gateway, given up here.
+    counter RUNS_RETIRED = "tidegate_runs_retired_total";
     /// Epochs created, by reason.
     counter EPOCHS_CREATED = "tidegate_epochs_created_total";
     /// Seconds from receiving a record to its batch being vaulted.

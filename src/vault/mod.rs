@@ -396,6 +396,20 @@ impl Vault {
         Ok(epochs)
     }
 
+    /// The newest epoch of a disk: a listing of names, and one read.
+    ///
+    /// # Errors
+    /// A failed request, or an epoch object that is not believed.
+    pub async fn newest_epoch(&self, disk: &DiskId) -> Result<Option<EpochObject>, VaultError> {
+        let listed = self.store.list(Some(&names::epochs(disk))).await?;
+        // Names are of one width up to the eighth digit only.
+        let newest = listed.into_iter().max_by_key(|listed| names::number(&listed.path));
+        match newest {
+            None => Ok(None),
+            Some(Listed { path, .. }) => self.require_object(&path).await.map(Some),
+        }
+    }
+
     /// Whether an epoch of a disk exists.
     ///
     /// # Errors

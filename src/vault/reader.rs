@@ -16,7 +16,7 @@
 
 mod lane_rows;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use object_store::path::Path;
@@ -27,7 +27,7 @@ use super::batch::BatchError;
 use super::index::BatchIndex;
 use super::lane::ListedLane;
 use super::objects::LaneObject;
-use super::store::GetError;
+use super::store::{GetError, Listed};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::Budget;
@@ -133,13 +133,24 @@ impl Finding {
 pub struct Want {
     /// Only these disks; all if `None`.
     pub disks: Option<BTreeSet<DiskId>>,
+    /// Only what is newest. What is missing is not told then.
+    pub newest: Option<Newest>,
+}
+
+/// A part of the vault, the newest one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// Lanes that have ended, the last to carry one of the disks first. Lanes without an end are always read.
+    pub lanes: usize,
+    /// Batches of each lane, the last ones, read one by one.
+    pub batches: usize,
 }
 
 impl Want {
     /// One disk.
     #[must_use]
     pub fn disk(disk: &DiskId) -> Self {
-        Self { disks: Some(BTreeSet::from([disk.clone()])) }
+        Self { disks: Some(BTreeSet::from([disk.clone()])), newest: None }
     }
 
     fn holds(&self, disk: &DiskId) -> bool {
@@ -223,26 +234,37 @@ fn task_error(error: &tokio::task::JoinError) -> GetError {
 /// been deleted: a lane without its registration must be reported, not forgotten.
 async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<Vec<ListedLane>, VaultError> {
     let mut lanes = vault.lanes().await?;
-    let routed = match &want.disks {
-        Some(disks) => {
-            let mut routed = BTreeSet::new();
-            for disk in disks {
-                routed.extend(vault.routes(disk).await?);
+    // With the time at which each began to carry one of them.
+    let mut routed: BTreeMap<Id128, i64> = BTreeMap::new();
+    let mut note = |all: &[Listed]| {
+        for listed in all {
+            if let Some(lane) = names::lane_of_route(&listed.path) {
+                let began = routed.entry(lane).or_insert(listed.modified_micros);
+                *began = listed.modified_micros.max(*began);
             }
-            routed
-        }
-        None => {
-            let all = vault.store().list(Some(&names::disks())).await?;
-            all.iter().filter_map(|listed| names::lane_of_route(&listed.path)).collect()
         }
     };
-    for &lane in &routed {
+    match &want.disks {
+        Some(disks) => {
+            for disk in disks {
+                note(&vault.store().list(Some(&names::routes(disk))).await?);
+            }
+        }
+        None => note(&vault.store().list(Some(&names::disks())).await?),
+    }
+    for &lane in routed.keys() {
         if lanes.iter().all(|known| known.lane != lane) {
             lanes.push(ListedLane { lane, registered: false, ended: false, sealed: false });
         }
     }
     if want.disks.is_some() {
-        lanes.retain(|lane| routed.contains(&lane.lane));
+        lanes.retain(|lane| routed.contains_key(&lane.lane));
+    }
+    if let Some(newest) = want.newest {
+        let began = |lane: &ListedLane| routed.get(&lane.lane).copied().unwrap_or(i64::MIN);
+        lanes.sort_by_key(|lane| (lane.ended, std::cmp::Reverse(began(lane)), lane.lane));
+        let open = lanes.iter().take_while(|lane| !lane.ended).count();
+        lanes.truncate(open + newest.lanes);
     }
     Ok(lanes)
 }

@@ -31,6 +31,8 @@ pub struct Listed {
     pub path: Path,
     /// Size in bytes.
     pub size_bytes: u64,
+    /// When it was written, by the store's clock, in microseconds since 1970. Good for an order to look in, no more.
+    pub modified_micros: i64,
 }
 
 /// A vault's place: a store, rooted at the vault, and how to speak of it. Cheap to clone.
@@ -179,10 +181,11 @@ impl VaultStore {
     pub async fn list(&self, folder: Option<&Path>) -> Result<Vec<Listed>, GetError> {
         let shown = folder.cloned().unwrap_or_default();
         let once = || async {
-            let pages = self
-                .store
-                .list(folder)
-                .map_ok(|ObjectMeta { location, size, .. }| Listed { path: location, size_bytes: size });
+            let pages = self.store.list(folder).map_ok(|ObjectMeta { location, size, last_modified, .. }| Listed {
+                path: location,
+                size_bytes: size,
+                modified_micros: last_modified.timestamp_micros(),
+            });
             // A long listing takes many requests: the limit is for the whole of it.
             self.run("list", &shown, READ_TIMEOUT, pages.try_collect::<Vec<_>>()).await.map_err(GetError::from)
         };

@@ -119,6 +119,8 @@ async fn epochs_disks_routes_and_lanes_are_listed_in_order() {
     }
     let found: Vec<u64> = vault.epochs(&disk("d1")).await.expect("listed").iter().map(|one| one.epoch.0).collect();
     assert_eq!(found, [1, 2, 10]);
+    assert_eq!(vault.newest_epoch(&disk("d1")).await.expect("read"), Some(epoch(10, 1)));
+    assert_eq!(vault.newest_epoch(&disk("d0")).await.expect("read"), None);
     let lane = Lane::open(&vault, "gw-1", &SystemClock::new()).await.expect("opened");
     vault.create_route(&disk("d0"), lane.id()).await.expect("created");
     vault.create_route(&disk("d0"), lane.id()).await.expect("the same again");

@@ -28,6 +28,17 @@ pub trait Host: Send + Sync + 'static {
     /// Who this gateway is. Asked once per connection.
     fn hello(&self) -> HelloInfo;
 
+    /// Gateways that an agent may try when this one drains, `host:port`, best first; empty for "the next of your list".
+    fn peers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Returns when one agent, the caller's, had better go to another gateway: one call returns for each agent that is
+    /// to go. A hint, which the agent follows when it has stayed for a while and another gateway takes it.
+    fn leave_turn(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// Decides about a disk stream. The wire has already checked that `agent` may write the disk.
     ///
     /// May take long (a fork waits for the vault); dropped when the connection is lost meanwhile. If the disk is

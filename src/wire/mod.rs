@@ -59,7 +59,7 @@ pub use code::Code;
 pub use endpoint::{EndpointError, Listener, Tuning};
 pub use host::{DiskRefusal, HelloInfo, Host, OpenedDisk, RecordSink};
 pub use identity::{AgentIdentity, GatewayIdentity, Identity};
-pub use messages::{ForkReason, OpenDisk, Want};
+pub use messages::{ForkReason, OpenDisk, REDIRECT_GATEWAYS_MAX, Want};
 pub use net::Net;
 pub use server::{ServerLimits, serve};
 pub use tls::{TlsError, TlsFiles};

@@ -1,6 +1,7 @@
 //! Lives of agents and gateways: copies, reconnects, forks, overflows, crashes.
 
 use super::*;
+use crate::agent::placement::{self, Why};
 use crate::agent::tracker::Mode;
 use crate::nbd::client::Client;
 use crate::types::BarrierKind;
@@ -199,4 +200,38 @@ async fn an_agent_that_starts_without_a_gateway_serves_its_guest_and_catches_up(
     world.start_gateway().await;
     guest.stop().await;
     world.compare(&agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_goes_to_the_next_gateway_when_its_own_is_lost_and_back_in_the_same_epoch() {
+    let mut world = World::new(&["d1", "d2"]).await;
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("address");
+    let other = Serving::start(&world.host, &world.gateway_tls, any).await;
+    world.config.gateways.push(Gateway::new(other.address.to_string()));
+    let ranked = placement::rank(&world.config.id, &world.config.gateways);
+    let mut servings: Vec<Serving> = world.serving.take().into_iter().chain([other]).collect();
+    servings.sort_by_key(|serving| ranked.iter().position(|address| *address == serving.address.to_string()));
+    let agent = world.start_agent();
+    let at = |at: usize| {
+        let status = agent.control().status();
+        status.address.as_ref() == Some(&ranked[at]) && status.disks.iter().all(|disk| disk.gateway.is_some())
+    };
+    until("the first choice", || at(0)).await;
+    let guest = Guest::start(&agent.disks()[0], 9);
+    guest.goes_on(50).await;
+    let first = servings.remove(0);
+    let address = first.address;
+    drop(first);
+    until("the next gateway", || at(1)).await;
+    assert_eq!(agent.control().status().why.as_deref(), Some(Why::FailOver.as_str()));
+    guest.goes_on(50).await;
+    let _first = Serving::start(&world.host, &world.gateway_tls, address).await;
+    until("the first choice again", || at(0)).await;
+    guest.goes_on(50).await;
+    guest.stop().await;
+    world.compare(&agent).await;
+    // Both speak for one host, so nothing was lost, and no move forks.
+    assert_eq!(world.host.disk("d1").epochs(), [(1, ForkReason::NewDisk)]);
+    assert_eq!(world.host.disk("d2").epochs(), [(1, ForkReason::NewDisk)]);
+    assert!(agent.stop().await, "left clean");
 }

@@ -18,6 +18,7 @@ use self::gateway::{FakeGateway, Serving, certificates};
 use self::support::{Dice, until};
 use super::config::{Config, DiskConfig};
 use super::disk::{Disk, Overrides};
+use super::placement::Gateway;
 use super::splitter::Splitter;
 use super::{Agent, AgentError};
 use crate::flow::SystemClock;
@@ -46,7 +47,9 @@ impl World {
         let config = Config {
             id: "a1".into(),
             state_dir: folder.path().join("state"),
-            gateways: vec![serving.address.to_string()],
+            gateways: vec![Gateway::new(serving.address.to_string())],
+            lost_after: Duration::from_secs(3),
+            return_after: Duration::from_secs(1),
             tls,
             barrier_interval: Duration::from_millis(100),
             memory_bytes: 64 << 20,
@@ -94,7 +97,7 @@ impl World {
     }
 
     async fn start_gateway(&mut self) {
-        let address = self.config.gateways[0].parse().expect("address");
+        let address = self.config.gateways[0].address.parse().expect("address");
         self.serving = Some(Serving::start(&self.host, &self.gateway_tls, address).await);
     }
 

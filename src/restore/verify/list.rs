@@ -143,7 +143,7 @@ pub(super) async fn check(
 ) -> Result<Listing, VaultError> {
     let mut listing = Listing::default();
     let mut control = Vec::new();
-    for Listed { path, size_bytes } in vault.store().list(None).await? {
+    for Listed { path, size_bytes, .. } in vault.store().list(None).await? {
         report.objects += 1;
         report.bytes += size_bytes;
         match named(&path) {

@@ -25,15 +25,22 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let object = registration(&shared, lane, &mut out.findings).await?;
     let end = if listed.ended { end(&shared, lane, &mut out.findings).await? } else { None };
     let store = shared.vault.store();
-    let present =
+    let mut present =
         numbered(store.list(Some(&names::batches(lane))).await?, &mut out.findings, |n| names::batch(lane, n));
     let mut rows = BTreeMap::new();
-    read_lane_indexes(&shared, lane, &mut rows, &mut out.findings).await?;
+    match shared.want.newest {
+        Some(newest) => {
+            let skipped = present.len().saturating_sub(newest.batches);
+            present = present.into_iter().skip(skipped).collect();
+        }
+        None => read_lane_indexes(&shared, lane, &mut rows, &mut out.findings).await?,
+    }
     read_tails(&shared, lane, &present, &mut rows, &mut out.findings).await?;
 
     let stated = rows.values().map(|row| row.index.confirmed_through).max().unwrap_or(0);
     let confirmed_through = stated.max(end.unwrap_or(0));
-    for n in (1..=confirmed_through).filter(|n| !present.contains_key(n)) {
+    let first_read = if shared.want.newest.is_some() { present.keys().next().copied().unwrap_or(u64::MAX) } else { 1 };
+    for n in (first_read..=confirmed_through).filter(|n| !present.contains_key(n)) {
         out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
     }
     let (batches, bytes) = (present.len() as u64, present.values().sum());
@@ -96,7 +103,7 @@ async fn end(shared: &Shared, lane: Id128, findings: &mut Vec<Finding>) -> Resul
 /// Listed objects by number; what has no number, or is written otherwise, is foreign.
 fn numbered(listed: Vec<Listed>, findings: &mut Vec<Finding>, name: impl Fn(u64) -> Path) -> BTreeMap<u64, u64> {
     let mut out = BTreeMap::new();
-    for Listed { path, size_bytes } in listed {
+    for Listed { path, size_bytes, .. } in listed {
         match names::number(&path).filter(|&n| n > 0 && name(n) == path) {
             Some(n) => {
                 out.insert(n, size_bytes);

@@ -206,6 +206,22 @@ impl DiskSender {
         Ok(())
     }
 
+    /// Waits until there is credit for `record`; a [`DiskSender::send`] that follows does not wait for it any more. May be
+    /// dropped while it waits.
+    ///
+    /// # Errors
+    /// [`SendError::Ended`].
+    pub async fn ready(&mut self, record: &WireRecord) -> Result<(), SendError> {
+        let bytes = RECORD_HEAD_BYTES + record.rest.iter().map(Bytes::len).sum::<usize>();
+        self.credit(self.sent_bytes + bytes as u64).await
+    }
+
+    /// The last record that was sent; one before the first wanted, if none was.
+    #[must_use]
+    pub const fn last(&self) -> Seq {
+        self.last
+    }
+
     /// Record bytes that may be sent now without waiting for credit.
     #[must_use]
     pub fn credit_bytes(&self) -> u64 {

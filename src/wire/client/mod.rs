@@ -117,6 +117,13 @@ impl Client {
         disk::open(&self.connection, &self.addr, open, self.redirect.clone()).await
     }
 
+    /// What the gateway last said when it asked this agent to leave: gateways to try instead, best first; may be empty.
+    #[must_use]
+    pub fn redirects(&self) -> watch::Receiver<Option<Vec<String>>> {
+        // Nobody reads from the original, so one that came before anybody listened is new to a clone.
+        self.redirect.clone()
+    }
+
     /// The largest UDP payload that the path has proven to carry, in bytes; discovery goes on for a while.
     #[must_use]
     pub fn path_mtu_bytes(&self) -> u16 {

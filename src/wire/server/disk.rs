@@ -41,6 +41,8 @@ impl Stream {
 enum End {
     /// Nothing more to say: the agent closed, or the connection is gone.
     Quiet,
+    /// The gateway drains, and everything that was taken is vaulted.
+    Drained,
     /// The agent is told why.
     Refused(DiskRefusal),
 }
@@ -63,6 +65,10 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, agent: Arc<AgentIdentit
     };
     let (code, last) = match end {
         End::Quiet => (Code::Done, None),
+        End::Drained => {
+            let text = "the gateway stops; all that it took is vaulted".to_owned();
+            (Code::Draining, Some(Message::DiskRefused(Refused { code: Code::Draining, text })))
+        }
         End::Refused(refusal) => {
             let code = refusal.code();
             let disk = disk.as_ref().map_or("?", DiskId::as_str);
@@ -208,7 +214,7 @@ struct Flow {
 /// Reading is over; what acks are still owed.
 #[derive(Clone, Copy)]
 enum Stop {
-    /// The gateway drains: acks go on until this record is journaled.
+    /// The gateway drains: acks go on until this record is vaulted, so that the epoch can go on at another gateway.
     Drain(Seq),
     /// The agent closed: acks go on until this record is vaulted.
     Closed(Seq),
@@ -331,7 +337,7 @@ impl Outlet {
                 return DiskRefusal::MustFork { text }.into();
             }
             match *stop.borrow_and_update() {
-                Some(Stop::Drain(last)) if self.sent.journaled >= last => return End::Quiet,
+                Some(Stop::Drain(last)) if self.sent.vaulted >= last => return End::Drained,
                 Some(Stop::Closed(last)) if self.sent.vaulted >= last => return End::Quiet,
                 _ => {}
             }

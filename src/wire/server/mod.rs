@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Tasks own what they use: a connection's end drops its disk tasks and with them their sinks, and a newer connection
-//! of the same agent waits for that before it opens disks. Drain: new connections are refused, disk streams read no
-//! further record, go on with acks until everything taken is journaled (or the grace is over), then connections close.
+//! of the same agent waits for that before it opens disks. Drain: new connections are refused, agents are redirected, disk
+//! streams read no further record, go on with acks until everything taken is vaulted (or the grace is over), then
+//! connections close.
 
 mod disk;
 mod session;
@@ -68,7 +69,7 @@ struct Server<H> {
     seats: Seats,
 }
 
-/// Serves agents until `drain` starts and then until everything received is journaled or the grace is over. Returns
+/// Serves agents until `drain` starts and then until everything received is vaulted or the grace is over. Returns
 /// when every connection is closed.
 pub async fn serve<H: Host>(
     listener: Listener,

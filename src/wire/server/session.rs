@@ -213,6 +213,9 @@ async fn serve_agent<H: Host>(
 ) -> Close {
     let mut disks = JoinSet::new();
     let mut drain = server.drain.clone();
+    let leave = server.host.leave_turn();
+    tokio::pin!(leave);
+    let mut asked = false;
     let close = loop {
         tokio::select! {
             biased;
@@ -238,12 +241,16 @@ async fn serve_agent<H: Host>(
                 }
                 Err(error) => break Close::new(Code::Done, error.to_string()),
             },
+            () = &mut leave, if !asked => {
+                asked = true;
+                tracing::info!(agent = agent.agent, "agent is asked to go to another gateway: this one is overloaded");
+                redirect(server, &mut control).await;
+            }
         }
     };
     if close.0 == Code::Draining {
-        let redirect = Message::Redirect(Redirect::default());
-        let _ = timeout(REFUSAL_PATIENCE, write_message(&mut control.send, &redirect)).await;
-        // Disk streams end by themselves when everything they took is journaled.
+        redirect(server, &mut control).await;
+        // Disk streams end by themselves when everything they took is vaulted.
         let all_ended = async { while disks.join_next().await.is_some() {} };
         tokio::select! {
             biased;
@@ -257,6 +264,13 @@ async fn serve_agent<H: Host>(
     // Awaited, so that every sink is gone before this agent's seat is free.
     disks.shutdown().await;
     close
+}
+
+async fn redirect<H: Host>(server: &Server<H>, control: &mut Control) {
+    let redirect = Message::Redirect(Redirect { gateways: server.host.peers() });
+    metrics::counter!(names::REDIRECTS).increment(1);
+    // An agent that does not take it loses a hint.
+    let _ = timeout(REFUSAL_PATIENCE, write_message(&mut control.send, &redirect)).await;
 }
 
 async fn answer_ping<H>(server: &Server<H>, ping: Ping, control: &mut Control) -> Result<(), Close> {

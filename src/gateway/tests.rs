@@ -1,0 +1,149 @@
+//! Opening disks against a vault that other gateways write too.
+
+use std::path::Path;
+
+use super::host::{Disks, GatewayHost, Lanes};
+use super::lookout::Lookout;
+use super::overload::Overload;
+use super::runs::{Mark, Session};
+use super::*;
+use crate::flow::watch;
+use crate::journal::{BackendChoice, JournalConfig};
+use crate::restore::tests::{ModelDisk, TestVault};
+use crate::types::{Chain, Epoch, Id128, PointId};
+use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, Host as _, OpenDisk, OpenedDisk, Want};
+
+/// Gateway g2 in front of a vault that g1 has filled.
+struct World {
+    host: GatewayHost,
+    vault: TestVault,
+    disk: ModelDisk,
+    _window: watch::Sender<u64>,
+}
+
+async fn world(dir: &Path, records: u64) -> World {
+    let mut disk = ModelDisk::new(1 << 20);
+    for number in 0..records {
+        disk.write((number % 64) * 4096, vec![number as u8; 512]);
+    }
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 5, 1).await;
+    let config = JournalConfig {
+        shards: 1,
+        segment_bytes: 16 << 20,
+        backend: BackendChoice::Std,
+        ..JournalConfig::new(dir.to_owned(), 64 << 20)
+    };
+    let opened = tokio::task::spawn_blocking(move || Journal::open(&config, "g2")).await;
+    let (journal, _) = opened.expect("no panic").expect("journal");
+    let (window_sender, window) = watch::channel(8 << 20);
+    let host = GatewayHost {
+        hello: HelloInfo { gateway: "g2".into(), vault: vault.vault.id() },
+        journal,
+        vault: Arc::new(vault.vault.clone()),
+        disks: Arc::new(Disks::default()),
+        window,
+        clock: Arc::new(SystemClock::new()),
+        overload: Overload::new(),
+        peers: vec![],
+        lanes: Lanes::default(),
+    };
+    World { host, vault, disk, _window: window_sender }
+}
+
+impl World {
+    fn chain(&self, seq: u64) -> Chain {
+        self.disk.chain_at(PointId { epoch: Epoch(1), seq: Seq(seq) })
+    }
+
+    fn mark(&self, seq: u64) -> Mark {
+        Mark { seq: Seq(seq), chain: Some(self.chain(seq)) }
+    }
+
+    async fn open(&self, want: Want) -> Result<OpenedDisk<host::JournalSink>, DiskRefusal> {
+        let disk = self.disk.id.clone();
+        let agent = AgentIdentity { vault: self.vault.vault.id(), agent: "a1".into(), disks: vec![disk.clone()] };
+        let nonce = if matches!(want, Want::Fork { .. }) { Id128([7; 16]) } else { Id128::NONE };
+        self.host.open_disk(&agent, OpenDisk { disk, size_bytes: 1 << 20, nonce, want }).await
+    }
+
+    async fn resume(&self, floor: u64, chain: Chain, first_held: u64) -> Result<Seq, DiskRefusal> {
+        let (floor, first_held) = (Seq(floor), Seq(first_held));
+        let opened = self.open(Want::Resume { epoch: Epoch(1), floor, floor_chain: chain, first_held }).await?;
+        Ok(opened.next_seq)
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_goes_on_where_the_vault_has_come_by_way_of_another_gateway() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    assert_eq!(world.resume(12, world.chain(12), 20).await, Ok(Seq(31)));
+    let gone = world.resume(12, world.chain(12), 33).await;
+    assert!(
+        matches!(gone, Err(DiskRefusal::MustFork { .. })),
+        "31 and 32 were with the gateway that was lost: {gone:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_was_rolled_back_writes_no_second_account_although_this_gateway_knows_no_better() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    // Carried here up to 10, then by g1 up to 30; the agent comes back as it was at 10.
+    let run = world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1));
+    run.set_base(world.mark(10));
+    assert_eq!(world.resume(10, world.chain(10), 11).await, Ok(Seq(31)), "the agent sees that its state is old");
+}
+
+#[tokio::test]
+async fn another_account_of_a_record_is_refused_as_a_conflict() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    for floor in [20, 30] {
+        let refused = world.resume(floor, Chain([9; 32]), floor + 1).await.expect_err("another history");
+        assert_eq!(refused.code(), Code::Conflict, "{refused}");
+    }
+    // Known here, and with records still held by the agent: the vault is not asked.
+    world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(30));
+    let refused = world.resume(30, Chain([9; 32]), 5).await.expect_err("another history");
+    assert_eq!(refused.code(), Code::Conflict, "{refused}");
+    let floor = Some((PointId { epoch: Epoch(1), seq: Seq(20) }, Chain([9; 32])));
+    let opened = world.open(Want::Fork { reason: ForkReason::DiskChanged, floor }).await.expect("opened");
+    assert_eq!(opened.epoch, Epoch(2));
+    let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+    assert_eq!(epoch.chain_at_fork, world.chain(30), "what is vaulted stays");
+}
+
+#[tokio::test]
+async fn a_fork_continues_where_the_vault_ends_whatever_the_agent_knows() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    let floor = Some((PointId { epoch: Epoch(1), seq: Seq(12) }, world.chain(12)));
+    let opened = world.open(Want::Fork { reason: ForkReason::GatewayLost, floor }).await.expect("opened");
+    assert_eq!((opened.epoch, opened.next_seq), (Epoch(2), Seq(1)));
+    let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+    assert_eq!((epoch.fork_seq, epoch.chain_at_fork), (Seq(30), world.chain(30)));
+    assert_eq!(epoch.gateway, "g2");
+}
+
+#[tokio::test]
+async fn a_newer_epoch_from_elsewhere_ends_session_and_runs_within_a_look() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    let slot = world.host.disks.slot(&world.disk.id);
+    slot.run_or_new(Epoch(1)).set_base(world.mark(30));
+    let session = Session::new();
+    slot.take_over(session.clone());
+    let disks = Arc::clone(&world.host.disks);
+    let (vault, journal) = (Arc::clone(&world.host.vault), world.host.journal.clone());
+    let mut lookout = Lookout::new(vault, journal, disks, Arc::clone(&world.host.clock));
+    lookout.first_round().await;
+    assert!(slot.run(Epoch(1)).is_some() && session.fenced.borrow().is_none());
+
+    world.disk.fork(Seq(25));
+    world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created elsewhere");
+    lookout.first_round().await;
+    assert!(slot.runs().is_empty());
+    assert_eq!(*session.fenced.borrow(), Some(Epoch(2)));
+}
