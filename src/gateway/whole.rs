@@ -96,7 +96,7 @@ fn agent_config(dir: &Path, tls: TlsFiles, gateway: SocketAddr) -> Config {
     Config {
         id: "a1".into(),
         state_dir: dir.join("state"),
-        gateways: vec![crate::agent::placement::Gateway::new(gateway.to_string())],
+        gateways: vec![agent::placement::Gateway::new(gateway.to_string())],
         lost_after: Duration::from_secs(10),
         return_after: Duration::from_secs(60),
         tls,
