@@ -18,8 +18,9 @@ pub const DEFAULT_FILE: &str = include_str!("../../deploy/agent.toml");
 /// Queue of one disk: at 500 MiB/s it rides out an eighth of a second, at a usual 10 MiB/s six; a longer absence of the
 /// gateway is the dirty map's business.
 const QUEUE_BYTES_DEFAULT: u64 = 64 << 20;
-/// Default of `lost_after` with other gateways to go to: one of them is asked within 5 s of the loss.
-const LOST_AFTER_SEVERAL: Duration = Duration::from_secs(3);
+/// Default of `lost_after` with other gateways to go to: one of them is asked 4 s after the loss at the latest, and has
+/// a second left to carry the disks on within 5 s.
+const LOST_AFTER_SEVERAL: Duration = Duration::from_millis(2500);
 /// The same with one gateway.
 const LOST_AFTER_ONE: Duration = Duration::from_secs(10);
 /// A copy of 1 MiB must fit half of a queue.

@@ -7,7 +7,7 @@
 //! leaves the old one when all that it sent there is vaulted, and the last to leave drops it. So a move forks nothing.
 //!
 //! How soon a loss is met: `lost_after` and one keep-alive pass until it is noticed, [`ASK_FIRST`] for the gateway that
-//! was lost, then the next one is asked. With the defaults for several gateways that is 4.5 s at the most.
+//! was lost, then the next one is asked. With the defaults for several gateways that is 4 s at the most.
 
 use std::sync::Arc;
 use std::time::Duration;
