@@ -230,7 +230,11 @@ impl GatewayHost {
         for known in [run.vaulted_mark(), run.appended_mark()].into_iter().flatten() {
             self.check_same(slot, epoch, floor, known)?;
         }
-        let reached = run.resume_from(floor);
+        let mut reached = run.resume_from(floor);
+        if first_held > reached.seq.next() && run.has_gap() {
+            self.close_gap(slot, &run, &newest).await?;
+            reached = run.resume_from(floor);
+        }
         if let Some(Mark { seq, chain: Some(chain) }) = run.vaulted_mark() {
             self.journal.vaulted(&slot.disk, epoch, seq, chain);
         }
@@ -281,6 +285,13 @@ impl GatewayHost {
             && let Some(run) = slot.run(point.epoch)
         {
             run.set_base(Mark { seq: point.seq, chain: Some(chain) });
+        }
+        if let Some(newest) = self.newest_epoch(&open.disk).await?
+            && let Some(run) = slot.run(newest.epoch)
+            && run.has_gap()
+            && !run.is_broken()
+        {
+            self.close_gap(slot, &run, &newest).await?;
         }
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
@@ -355,6 +366,14 @@ impl GatewayHost {
         let (epoch, fork_seq, reason) = (object.epoch, object.fork_seq, &object.reason);
         tracing::info!(disk = %slot.disk, %epoch, %fork_seq, %reason, "epoch created");
         self.opened(slot, run, Mark { seq: Seq::NONE, chain: Some(chain) })
+    }
+
+    /// Between what is known to be vaulted and what stands in the journal, records are missing: released here by a life
+    /// that was killed before it noted so, or carried by another gateway. The vault has them; unless it is asked, what is
+    /// journaled above the gap would be forked away.
+    async fn close_gap(&self, slot: &DiskSlot, run: &Run, newest: &EpochObject) -> Result<(), DiskRefusal> {
+        run.set_base(self.vault_head(slot, newest, None).await?);
+        Ok(())
     }
 
     /// Waits until everything of the disk that is journaled here is vaulted, as far as it is contiguous.

@@ -151,7 +151,13 @@ impl Run {
         appended.waiting.is_empty() && appended.reached.map(|mark| mark.seq) == vaulted.reached.map(|mark| mark.seq)
     }
 
-    /// Learns what is vaulted from elsewhere: a journal mark or the agent's floor.
+    /// Whether records were handed to the journal that join nothing below them, as far as that is known.
+    #[must_use]
+    pub fn has_gap(&self) -> bool {
+        !self.levels.lock().appended.waiting.is_empty()
+    }
+
+    /// Learns what is vaulted from elsewhere: a journal mark, the agent's floor, or the vault.
     pub fn set_base(&self, base: Mark) {
         let mut levels = self.levels.lock();
         levels.vaulted.set_base(base);

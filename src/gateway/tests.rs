@@ -5,7 +5,7 @@ use std::path::Path;
 use super::host::{Disks, GatewayHost, Lanes};
 use super::lookout::Lookout;
 use super::overload::Overload;
-use super::runs::{Mark, Session};
+use super::runs::{Mark, Session, Span};
 use super::*;
 use crate::flow::watch;
 use crate::journal::{BackendChoice, JournalConfig};
@@ -125,6 +125,47 @@ async fn a_fork_continues_where_the_vault_ends_whatever_the_agent_knows() {
     let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
     assert_eq!((epoch.fork_seq, epoch.chain_at_fork), (Seq(30), world.chain(30)));
     assert_eq!(epoch.gateway, "g2");
+}
+
+/// Records 31 to 30 + `more` stand in the journal; of those below, which are vaulted, this gateway knows only up to `mark`.
+fn journaled_above_a_gap(world: &mut World, mark: Option<u64>, more: u64) -> Span {
+    for number in 0..more {
+        world.disk.write(number * 4096, vec![0xee; 512]);
+    }
+    let span = Span { first: Seq(31), last: Seq(30 + more), chain_last: world.chain(30 + more) };
+    let run = world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1));
+    run.found_in_journal(span);
+    if let Some(mark) = mark {
+        run.set_base(world.mark(mark));
+    }
+    span
+}
+
+#[tokio::test]
+async fn a_fork_waits_for_what_is_journaled_above_records_that_only_the_vault_knows() {
+    for mark in [None, Some(20)] {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut world = world(folder.path(), 30).await;
+        let span = journaled_above_a_gap(&mut world, mark, 5);
+        let run = world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1));
+        let floor = Some((PointId { epoch: Epoch(1), seq: Seq(12) }, world.chain(12)));
+        let fork = world.open(Want::Fork { reason: ForkReason::UncleanStart, floor });
+        tokio::pin!(fork);
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut fork).await;
+        assert!(early.is_err(), "forked although records 31 to 35 are journaled here and not vaulted");
+        run.span_vaulted(span);
+        fork.await.expect("opened");
+        let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+        assert_eq!((epoch.fork_seq, epoch.chain_at_fork), (Seq(35), world.chain(35)));
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_goes_on_above_records_that_only_the_vault_knows() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    journaled_above_a_gap(&mut world, Some(20), 5);
+    assert_eq!(world.resume(20, world.chain(20), 36).await, Ok(Seq(36)), "the agent holds nothing below 36 any more");
 }
 
 #[tokio::test]
