@@ -1,11 +1,13 @@
 //! The blob store as the rest of the vault sees it: few operations, every one counted, timed, bounded in time and with
 //! its errors classified. Reads are tried again here; writes are not, because only the uploader knows when.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -17,12 +19,37 @@ use crate::telemetry::names;
 
 /// Time for one small request.
 const SMALL_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for a read of data: a whole batch over a slow line.
-const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// Least rate of a read of data, in bytes per second: a whole batch over a slow line takes a few minutes. A small object
+/// gets little more than a small request, so that a connection which has died unnoticed holds nobody up for long.
+const READ_RATE_MIN: u64 = 128 << 10;
+/// Time for a whole listing, which may take thousands of requests.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1800);
+/// Time between two answers of a listing.
+const LIST_STALL: Duration = Duration::from_secs(30);
 /// Tries of a read before its error is handed on. With the pauses below some 20 seconds.
 const READ_TRIES: u32 = 6;
 const READ_PAUSE_MS_MIN: u64 = 200;
 const READ_PAUSE_MS_MAX: u64 = 8_000;
+
+fn read_timeout(bytes: u64) -> Duration {
+    SMALL_REQUEST_TIMEOUT + Duration::from_secs(bytes / READ_RATE_MIN)
+}
+
+/// Everything that a listing gives, as long as it goes on giving.
+async fn without_stalls<T>(mut pages: BoxStream<'_, object_store::Result<T>>) -> object_store::Result<Vec<T>> {
+    let mut all = Vec::new();
+    loop {
+        match timeout(LIST_STALL, pages.try_next()).await {
+            Ok(Ok(Some(next))) => all.push(next),
+            Ok(Ok(None)) => return Ok(all),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                let source = Box::new(io::Error::from(io::ErrorKind::TimedOut));
+                return Err(object_store::Error::Generic { store: "listing", source });
+            }
+        }
+    }
+}
 
 /// An object's name and size, as a listing tells them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +148,7 @@ impl VaultStore {
             }
             result.bytes().await.map(Ok)
         };
-        match self.run("get", path, READ_TIMEOUT, request).await? {
+        match self.run("get", path, read_timeout(bytes_max), request).await? {
             Ok(bytes) => Ok(bytes),
             Err(size_bytes) => Err(GetError::TooLarge { object: path.to_string(), size_bytes, bytes_max }),
         }
@@ -149,7 +176,7 @@ impl VaultStore {
                 let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
                 self.store.get_opts(path, options).await?.bytes().await
             };
-            let bytes = self.run("get", path, READ_TIMEOUT, request).await?;
+            let bytes = self.run("get", path, read_timeout(range.end - range.start), request).await?;
             if bytes.len() as u64 == range.end - range.start {
                 Ok(bytes)
             } else {
@@ -186,8 +213,8 @@ impl VaultStore {
                 size_bytes: size,
                 modified_micros: last_modified.timestamp_micros(),
             });
-            // A long listing takes many requests: the limit is for the whole of it.
-            self.run("list", &shown, READ_TIMEOUT, pages.try_collect::<Vec<_>>()).await.map_err(GetError::from)
+            let all = without_stalls(pages.boxed());
+            self.run("list", &shown, LIST_TIMEOUT, all).await.map_err(GetError::from)
         };
         let mut all = self.again("list", once).await?;
         all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
@@ -214,7 +241,7 @@ impl VaultStore {
     pub async fn folders(&self, folder: &Path) -> Result<Vec<String>, GetError> {
         let once = || async {
             let request = self.store.list_with_delimiter(Some(folder));
-            self.run("list", folder, READ_TIMEOUT, request).await.map_err(GetError::from)
+            self.run("list", folder, LIST_STALL * 10, request).await.map_err(GetError::from)
         };
         let listed = self.again("list", once).await?;
         let mut names: Vec<_> =
