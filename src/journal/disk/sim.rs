@@ -208,13 +208,18 @@ impl SimDisk {
         let mut state = self.0.state.lock();
         state.dead = true;
         let after = Self::with_identity(draw(&mut state.rng), state.identity);
-        for (path, content) in &state.files.clone() {
-            let content = content.lock();
-            let mut durable = content.durable.clone();
-            keep_some(&mut durable, &content.waiting, survival, block_bytes, &mut state.rng);
-            let restarted = Content { seen: durable.clone(), durable, waiting: Vec::new() };
-            after.0.state.lock().files.insert(path.clone(), Arc::new(Mutex::new(restarted)));
+        // Handed over, not copied: the dead disk refuses every operation before it looks at a file.
+        let files = std::mem::take(&mut state.files);
+        for content in files.values() {
+            let Content { seen, durable, waiting } = &mut *content.lock();
+            keep_some(durable, waiting, survival, block_bytes, &mut state.rng);
+            // Only what waited can differ.
+            for write in waiting.drain(..) {
+                let range = write.offset..write.offset + write.bytes.len();
+                seen[range.clone()].copy_from_slice(&durable[range]);
+            }
         }
+        after.0.state.lock().files = files;
         drop(state);
         self.0.released.notify_waiters();
         after
@@ -226,10 +231,7 @@ impl SimDisk {
         let mut state = self.0.state.lock();
         state.dead = true;
         let after = Self::with_identity(draw(&mut state.rng), state.identity);
-        for (path, content) in &state.files {
-            let copy = content.lock().clone();
-            after.0.state.lock().files.insert(path.clone(), Arc::new(Mutex::new(copy)));
-        }
+        after.0.state.lock().files = std::mem::take(&mut state.files);
         drop(state);
         self.0.released.notify_waiters();
         after
@@ -326,8 +328,9 @@ impl Files for SimDisk {
         if state.files.contains_key(path) {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));
         }
-        let zeroes = vec![0; bytes as usize];
-        let content = Content { seen: zeroes.clone(), durable: zeroes, waiting: Vec::new() };
+        // Twice fresh zeroes rather than a copy: the system gives them without touching memory.
+        let (seen, durable) = (vec![0; bytes as usize], vec![0; bytes as usize]);
+        let content = Content { seen, durable, waiting: Vec::new() };
         state.files.insert(path.to_owned(), Arc::new(Mutex::new(content)));
         Ok(())
     }
