@@ -16,13 +16,12 @@ use tokio::task::LocalSet;
 use self::wires::Wires;
 use super::admin::Health;
 use super::*;
-use crate::agent::config::{Config, DiskConfig};
+use crate::agent::config::Config;
 use crate::agent::tests::support::MemSource;
 use crate::agent::{self, Agent};
-use crate::journal::JournalConfig;
 use crate::journal::disk::sim::{Delays, SimDisk};
 use crate::keys::Identity;
-use crate::nbd::{Export, Listen};
+use crate::nbd::Export;
 use crate::types::{BarrierKind, DiskId, Id128, Micros};
 use crate::vault::InitOptions;
 use crate::vault::store::VaultStore;
@@ -59,54 +58,33 @@ fn disk_id() -> DiskId {
     DiskId::new("d1").expect("a name")
 }
 
-fn gateway_config(tls: TlsFiles, listen: SocketAddr) -> GatewayConfig {
-    GatewayConfig {
-        id: "g1".into(),
-        listen,
-        admin_listen: listen,
-        memory_bytes: 128 << 20,
-        drain_grace: Duration::from_secs(30),
-        tls,
-        vault_url: "sim://vault".into(),
-        catalog_key: "none".into(),
-        batch_age: Duration::from_secs(1),
-        upload_parallel_max: 4,
-        request_timeout: Duration::from_secs(30),
-        journal: JournalConfig {
-            shards: 1,
-            segment_bytes: 8 << 20,
-            cache_bytes: 1 << 20,
-            ..JournalConfig::new("/sim".into(), 32 << 20)
-        },
-        pipeline_threads: 0,
-        agents_max: 10,
-        streams_target: 10,
-        window_bytes: 8 << 20,
-        peers: Vec::new(),
-    }
+/// A file as the daemon reads it; what no file can ask for is set afterwards.
+fn gateway_config(dir: &Path, tls: &TlsFiles, listen: SocketAddr) -> GatewayConfig {
+    let (ca, cert, key) = (tls.ca.display(), tls.cert.display(), tls.key.display());
+    let file = dir.join("gateway.toml");
+    let text = format!(
+        "id = \"g1\"\nlisten = \"{listen}\"\nmemory = \"128 MiB\"\n\
+         [tls]\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\n\
+         [vault]\nurl = \"memory:x\"\ncatalog_key = \"none\"\n\
+         [journal]\ndir = \"/sim\"\ncapacity = \"64 MiB\"\nsegment = \"16 MiB\"\n"
+    );
+    std::fs::write(&file, text).expect("written");
+    let mut config = GatewayConfig::load(&file).expect("a good file");
+    config.pipeline_threads = 0;
+    config
 }
 
-fn agent_config(dir: &Path, tls: TlsFiles, gateway: SocketAddr) -> Config {
-    let disk = DiskConfig {
-        id: disk_id(),
-        path: dir.join("none"),
-        listen: Listen::Unix(dir.join("nbd")),
-        queue_bytes: 4 << 20,
-    };
-    Config {
-        id: "a1".into(),
-        state_dir: dir.join("state"),
-        gateways: vec![agent::placement::Gateway::new(gateway.to_string())],
-        lost_after: Duration::from_secs(10),
-        return_after: Duration::from_secs(60),
-        tls,
-        barrier_interval: Duration::from_secs(1),
-        memory_bytes: 16 << 20,
-        drain_grace: Duration::from_secs(10),
-        copy_parallel: 2,
-        copy_rate_bytes: 0,
-        disks: vec![disk],
-    }
+fn agent_config(dir: &Path, tls: &TlsFiles, gateway: SocketAddr) -> Config {
+    let (ca, cert, key) = (tls.ca.display(), tls.cert.display(), tls.key.display());
+    let (file, disk, dir) = (dir.join("agent.toml"), dir.join("disk"), dir.display());
+    std::fs::write(&disk, b"stands for the disk in memory").expect("written");
+    let text = format!(
+        "id = \"a1\"\nstate_dir = \"{dir}/state\"\ngateways = [\"{gateway}\"]\nbarrier_interval = \"1 s\"\n\
+         [tls]\nca = \"{ca}\"\ncert = \"{cert}\"\nkey = \"{key}\"\n\
+         [[disk]]\nid = \"d1\"\npath = \"{}\"\nlisten = \"unix:{dir}/nbd\"\n",
+        disk.display()
+    );
+    Config::parse(&file, &text).expect("a good file")
 }
 
 /// What a run leaves behind.
@@ -128,7 +106,7 @@ async fn live(dir: &Path) -> Outcome {
     let address: SocketAddr = "10.0.0.1:9443".parse().expect("address");
     let (net, disk) = (wires.net(address.ip()), SimDisk::new(1));
     disk.set_delays(Delays { write: Duration::from_millis(1), sync: Duration::from_millis(3) });
-    let config = gateway_config(gateway_tls, address);
+    let config = gateway_config(dir, &gateway_tls, address);
     let (journal, report) = Journal::open_on(&config.journal, &disk, &clock).expect("the journal opens");
     let listener = Listener::bind(address, &config.tls, &Tuning::default(), &clock, &net).expect("listening");
     let (trigger, drain) = DrainTrigger::new();
@@ -147,7 +125,7 @@ async fn live(dir: &Path) -> Outcome {
     let gateway = tokio::task::spawn_local(parts.run());
 
     let source = Arc::new(MemSource::new("d1", DISK_BYTES));
-    let config = agent_config(dir, agent_tls, address);
+    let config = agent_config(dir, &agent_tls, address);
     let agent = Agent::from_parts(agent::Parts {
         config: &config,
         overrides: &BTreeMap::new(),
