@@ -32,9 +32,9 @@ impl Strand {
     ///
     /// # Errors
     /// If there is no thread or no runtime to be had.
-    pub fn start<F: Future<Output = ()>>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> io::Result<Self>
+    pub fn start<F>(name: &str, work: impl FnOnce() -> F + Send + 'static) -> io::Result<Self>
     where
-        F: 'static,
+        F: Future<Output = ()> + 'static,
     {
         if simulated() {
             return Ok(Self(Kind::Local(tokio::task::spawn_local(work()))));

@@ -240,7 +240,7 @@ impl Engine {
         // A panic was reported as the shard's failure.
         threads.writers.drain(..).for_each(Strand::join);
         self.depot.stop();
-        threads.helper.take().map(Strand::join);
+        threads.helper.take().into_iter().for_each(Strand::join);
     }
 
     /// As [`Self::close`], without blocking.

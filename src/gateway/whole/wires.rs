@@ -51,7 +51,7 @@ impl Wires {
             let Some(inbox) = ports.lock().inboxes.get(&to).cloned() else { return };
             let mut inbox = inbox.lock();
             inbox.datagrams.push_back((from, datagram));
-            inbox.reader.take().map(Waker::wake);
+            inbox.reader.take().into_iter().for_each(Waker::wake);
         });
     }
 }
