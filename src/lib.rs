@@ -31,5 +31,6 @@ pub mod fault;
 pub mod flow;
 pub mod keys;
 pub mod limits;
+pub mod mutants;
 pub mod telemetry;
 pub mod types;

@@ -255,3 +255,27 @@ fn every_metric_is_recorded_somewhere() {
         .collect();
     assert_none(&unused, "never recorded");
 }
+
+#[test]
+fn every_test_and_event_that_the_durability_document_names_exists() {
+    let document = std::fs::read_to_string(root().join("docs/DURABILITY.md")).unwrap();
+    let (simulation, others): (Vec<_>, Vec<_>) =
+        sources().into_iter().partition(|source| source.name.starts_with("tests/simulation/"));
+    let text = |sources: &[Source]| sources.iter().map(|source| source.text.as_str()).collect::<String>();
+    let (simulated, all) = (text(&simulation), text(&others) + &text(&simulation));
+    // Inside a table row, what stands between two backticks. Tests are the names of several words, events are in capitals.
+    let rows = document.lines().filter(|line| line.starts_with('|'));
+    let named: BTreeSet<&str> = rows.flat_map(|line| line.split('`').skip(1).step_by(2)).collect();
+    let is_test = |name: &&&str| name.matches('_').count() >= 2 && !name.contains(['/', '.', ' ']);
+    let tests = named.iter().filter(is_test);
+    let missing_tests = tests.clone().filter(|name| !all.contains(&format!("fn {name}(")));
+    let is_event = |name: &&&str| name.starts_with(char::is_uppercase) && name.chars().all(char::is_alphabetic);
+    let missing_events = named
+        .iter()
+        .filter(is_event)
+        .filter(|name| [" ", "("].iter().all(|end| !simulated.contains(&format!("    {name}{end}"))));
+    assert!(tests.count() > 40, "the document names hardly any test: has its form changed?");
+    let missing_events = missing_events.filter(|_| !simulation.is_empty());
+    let missing: Vec<_> = missing_tests.chain(missing_events).map(|name| (*name).to_owned()).collect();
+    assert_none(&missing, "named in docs/DURABILITY.md, but not there");
+}

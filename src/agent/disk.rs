@@ -27,6 +27,7 @@ use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Budget, BudgetGuard, watch};
 use crate::keys::{RandomError, random};
 use crate::limits::{CHUNK_BYTES, RECORD_PAYLOAD_BYTES_MAX};
+use crate::mutants::{self, Mutant};
 use crate::nbd::Export;
 use crate::types::{DiskId, Epoch, Id128, Seq};
 use crate::wire::ForkReason;
@@ -424,7 +425,7 @@ impl Disk {
     /// If they cannot be read; they stay marked.
     pub fn copy(&self, chunks: Range<u64>, guard: Option<BudgetGuard>) -> io::Result<()> {
         let (offset_bytes, length_bytes) = self.tracker().byte_range(&chunks);
-        let _held = self.ranges.lock(offset_bytes, length_bytes);
+        let _held = (!mutants::on(Mutant::CopyUnlocked)).then(|| self.ranges.lock(offset_bytes, length_bytes));
         let pieces = match self.read_pieces(offset_bytes, length_bytes) {
             Ok(pieces) => pieces,
             Err(error) => {
@@ -558,12 +559,17 @@ impl Disk {
     /// If it cannot be remembered; nothing was started then.
     pub fn start_epoch(&self, start: EpochStart, nonce: Id128) -> Result<(), StateError> {
         // The old epoch was given up: what the tracker knows of it is in the state already.
-        self.persist(|state| {
+        let begin = |state: &mut DiskState| {
             state.epoch = Some(start.epoch);
             (state.floor_seq, state.floor_chain) = (Seq(start.next_seq.0 - 1), start.chain);
             state.nonce = nonce;
             state.synced = false;
-        })?;
+        };
+        if mutants::on(Mutant::EpochNotPersisted) {
+            begin(&mut self.state.lock())
+        } else {
+            self.persist(begin)?
+        }
         let label = self.state.lock().label;
         self.tracker().start_epoch(start, label, self.shared.clock.stamp());
         *self.plan.lock() = Plan::Resume;
@@ -597,6 +603,9 @@ impl Disk {
         let candidates = self.clear_candidates();
         if !candidates.is_empty() && !self.own_flush() {
             return Ok(());
+        }
+        if mutants::on(Mutant::MapClearedFirst) {
+            self.activity.clear(&candidates);
         }
         // Now, not before: the floor must cover everything that made a region a candidate.
         self.persist(|_| {})?;
@@ -638,7 +647,7 @@ impl Disk {
     /// If it cannot be written.
     pub fn close(&self) -> Result<bool, StateError> {
         self.settle()?;
-        let clean = self.all_vaulted() && self.activity.active_regions() == 0;
+        let clean = mutants::on(Mutant::CleanWhileDirty) || self.all_vaulted() && self.activity.active_regions() == 0;
         if clean {
             let modified_nanos = modified_nanos(&self.path);
             self.persist(|state| (state.clean, state.modified_nanos) = (true, modified_nanos))?;

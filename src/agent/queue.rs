@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::flow::BudgetGuard;
 use crate::limits::{RECORD_EXTENTS_MAX, RECORD_PAYLOAD_BYTES_MAX};
+use crate::mutants::{self, Mutant};
 use crate::types::{
     Chain, EXTENT_BYTES, Epoch, Extent, ExtentKind, Id128, Micros, RECORD_HEAD_BYTES, RecordHead, RecordKind, Seq,
     encode_extents, record_digest,
@@ -294,7 +295,7 @@ impl RecordQueue {
     /// Closes the open record. Its label is the moment of closing: nothing in it was written later.
     fn close_open(&mut self, stamp: Stamp) {
         if let Some(open) = self.held.back_mut().filter(|held| !held.closed) {
-            self.label = self.label.max(stamp.label);
+            self.label = if mutants::on(Mutant::LabelGoesBack) { stamp.label } else { self.label.max(stamp.label) };
             open.head.label = self.label;
             open.head.clock_uncertainty_micros = stamp.uncertainty_micros;
             open.head.extent_count = open.extents.len() as u32;

@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use super::disk::Disk;
 use super::queue::Content;
+use crate::mutants::{self, Mutant};
 use crate::nbd::{Export, StatusExtent, ZeroFlags};
 
 /// How a change is made.
@@ -53,8 +54,13 @@ impl Splitter {
     ) -> io::Result<()> {
         let length = content.length_bytes();
         let held = self.disk.ranges.lock(offset, length);
-        self.disk.activity.ensure(offset, length)?;
+        if !mutants::on(Mutant::MapSetLate) {
+            self.disk.activity.ensure(offset, length)?;
+        }
         let outcome = apply();
+        if mutants::on(Mutant::MapSetLate) {
+            self.disk.activity.ensure(offset, length)?;
+        }
         match &outcome {
             Ok(()) => self.disk.changed(offset, content),
             Err(error) if manner.refusable && error.kind() == io::ErrorKind::Unsupported => return outcome,

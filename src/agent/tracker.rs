@@ -26,6 +26,7 @@ use super::dirty::{DirtyMap, Floor};
 use super::queue::{Content, Next, Outgoing, RecordQueue, Stamp};
 use crate::flow::BudgetGuard;
 use crate::limits::CHUNK_BYTES;
+use crate::mutants::{self, Mutant};
 use crate::types::{BarrierKind, Chain, Epoch, Extent, ExtentKind, Id128, Micros, RecordKind, Seq};
 
 /// Whether writes become records.
@@ -189,7 +190,9 @@ impl Tracker {
             self.mode = Mode::Overflowed;
             self.overflows += 1;
         }
-        self.dirty.mark(offset_bytes, content.length_bytes(), stamp.at);
+        if !mutants::on(Mutant::OverflowForgotten) {
+            self.dirty.mark(offset_bytes, content.length_bytes(), stamp.at);
+        }
         Tracked::Marked
     }
 
@@ -240,7 +243,7 @@ impl Tracker {
     #[must_use]
     pub fn offers_points(&self) -> bool {
         let room = self.queue.bytes() + self.reserved_bytes < self.queue_bytes_max;
-        self.mode == Mode::Recording && !self.span && room
+        self.mode == Mode::Recording && (!self.span || mutants::on(Mutant::PointsInsideSpan)) && room
     }
 
     /// Makes a recovery point, or none if the present state is no point (not recording, or inside a span) or the queue is
@@ -411,7 +414,7 @@ impl Tracker {
         if self.exposed.and_then(|exposed| exposed.end).is_some_and(|end| end <= self.vaulted) {
             self.exposed = None;
         }
-        self.dirty.vaulted(self.vaulted)
+        self.dirty.vaulted(if mutants::on(Mutant::SettledAtJournaled) { self.journaled } else { self.vaulted })
     }
 }
 

@@ -20,6 +20,7 @@ use super::runs::{DiskSlot, Mark, Run, Session};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, watch};
 use crate::journal::{AppendError, Entry, Journal};
+use crate::mutants::{self, Mutant};
 use crate::restore;
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, Seq};
@@ -203,7 +204,7 @@ impl GatewayHost {
             self.journal.forget(&slot.disk, retired);
             metrics::counter!(names::RUNS_RETIRED).increment(1);
         }
-        if newest.epoch > epoch {
+        if newest.epoch > epoch && !mutants::on(Mutant::StaleResume) {
             return Err(DiskRefusal::Fenced { newest: newest.epoch });
         }
         if newest.epoch < epoch {
@@ -228,6 +229,9 @@ impl GatewayHost {
             }
         }
         for known in [run.vaulted_mark(), run.appended_mark()].into_iter().flatten() {
+            if mutants::on(Mutant::ConflictIgnored) {
+                break;
+            }
             self.check_same(slot, epoch, floor, known)?;
         }
         let mut reached = run.resume_from(floor);
@@ -409,6 +413,9 @@ impl GatewayHost {
             .map(|(point, chain)| Mark { seq: point.seq, chain: Some(chain) });
         // Marks of this gateway and the agent's floor may both lie below what another gateway vaulted: the vault knows.
         let known = here.into_iter().chain(agents).max_by_key(|mark| mark.seq);
+        if let (Some(own), true) = (known, mutants::on(Mutant::ForkAtOwnMark)) {
+            return Ok(own);
+        }
         let head = match self.vault_head(slot, newest, known).await {
             // An agent that was refused for it forks from what the vault has.
             Err(refusal) if refusal.code() == Code::Conflict => return self.vault_head(slot, newest, None).await,

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::flow::{Watermark, watch};
+use crate::mutants::{self, Mutant};
 use crate::types::{Chain, DiskId, Epoch, Seq};
 
 /// A place in a run, with the chain there if it is known.
@@ -77,7 +78,7 @@ impl Prefix {
         let Some(mut reached) = self.reached else { return };
         while let Some(entry) = self.waiting.first_entry() {
             let span = *entry.get();
-            if span.first > reached.seq.next() {
+            if span.first > reached.seq.next() && !mutants::on(Mutant::AckPastHole) {
                 break;
             }
             entry.remove();

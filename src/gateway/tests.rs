@@ -127,6 +127,16 @@ async fn a_fork_continues_where_the_vault_ends_whatever_the_agent_knows() {
     assert_eq!(epoch.gateway, "g2");
 }
 
+#[tokio::test]
+async fn an_agent_whose_epoch_is_not_the_newest_is_fenced() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    let floor = Some((PointId { epoch: Epoch(1), seq: Seq(30) }, world.chain(30)));
+    world.open(Want::Fork { reason: ForkReason::Operator, floor }).await.expect("opened");
+    let clone = world.resume(30, world.chain(30), 31).await;
+    assert_eq!(clone, Err(DiskRefusal::Fenced { newest: Epoch(2) }), "what it wrote would never count");
+}
+
 /// Records 31 to 30 + `more` stand in the journal; of those below, which are vaulted, this gateway knows only up to `mark`.
 fn journaled_above_a_gap(world: &mut World, mark: Option<u64>, more: u64) -> Span {
     for number in 0..more {

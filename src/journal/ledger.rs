@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use super::format::RowKind;
 use super::model::CommitAt;
+use crate::mutants::{self, Mutant};
 use crate::types::{Chain, DiskId, Epoch, Seq};
 
 /// A segment that nothing needs any more.
@@ -238,8 +239,9 @@ impl Ledger {
     }
 
     fn sweep(&mut self) {
+        let needless = |s: &Segment| s.waits_for == 0 || mutants::on(Mutant::ReleasedBeforeVaulted);
         let gone: Vec<u64> =
-            self.segments.iter().filter(|(_, s)| s.closed && s.waits_for == 0).map(|(number, _)| *number).collect();
+            self.segments.iter().filter(|(_, s)| s.closed && needless(s)).map(|(number, _)| *number).collect();
         for number in gone {
             let Some(segment) = self.segments.remove(&number) else { continue };
             self.notes.push_back((RowKind::Released, number, 0));
@@ -283,6 +285,7 @@ impl Ledger {
     /// The marks handed out last are durable: what they justify is released.
     pub fn marks_durable(&mut self) -> Vec<Freed> {
         let justified = std::mem::take(&mut self.justified);
+        let justified = if mutants::on(Mutant::ReleasedBeforeMarks) { self.releasing.len() } else { justified };
         self.releasing.drain(..justified).collect()
     }
 

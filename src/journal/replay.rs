@@ -23,6 +23,7 @@ use super::ledger::{Freed, Ledger};
 use super::model::{CommitAt, Damage, DamageKind};
 use super::runs::Runs;
 use super::walk::{Found, Step, Walk};
+use crate::mutants::{self, Mutant};
 use crate::types::{DiskId, Epoch, Id128, PointId, RecordHead, Seq};
 
 /// What one shard's files hold.
@@ -115,7 +116,7 @@ impl Scan {
         let Some((last, segment, file)) = self.pending.take() else { return };
         let commit = last.bytes();
         let torn: Vec<&Row> = last.rows.iter().filter(|row| !row.is_whole(commit)).collect();
-        if torn.is_empty() {
+        if torn.is_empty() || mutants::on(Mutant::TornTailBelieved) {
             self.commit(&last, segment, &file);
             return;
         }
@@ -303,6 +304,7 @@ fn replay_segment(
                 }
                 scan.found(found);
             }
+            Step::Damaged { offset_bytes, .. } if mutants::on(Mutant::TruncatedAtDamage) => return Ok(offset_bytes),
             Step::Damaged { offset_bytes, length_bytes } => {
                 scan.damaged(DamageKind::Commit, offset_bytes, length_bytes, Vec::new());
             }

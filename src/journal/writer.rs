@@ -29,6 +29,7 @@ use super::model::CommitAt;
 use super::shard::{Batch, Shard, Work};
 use crate::flow::Clock;
 use crate::limits::BLOCK_BYTES;
+use crate::mutants::{self, Mutant};
 use crate::telemetry::names;
 
 /// Segments that may fail in a row before the disk counts as lost.
@@ -296,5 +297,12 @@ async fn write_and_sync<F: DiskFile>(
             Err(error) => return Err(("to be written", error)),
         }
     }
-    file.sync_data().await.map_err(|error| ("to be synced", error))
+    if mutants::on(Mutant::AckBeforeSync) {
+        return Ok(());
+    }
+    let synced = file.sync_data().await;
+    if mutants::on(Mutant::SyncRetried) && synced.is_err() {
+        return file.sync_data().await.map_err(|error| ("to be synced", error));
+    }
+    synced.map_err(|error| ("to be synced", error))
 }

@@ -15,6 +15,7 @@ use crate::fault::{Classify, Fault};
 use crate::keys::seal::{SEAL_HEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
 use crate::keys::{LaneKey, RandomError};
 use crate::limits;
+use crate::mutants::{self, Mutant};
 use crate::types::{DiskId, Epoch, Id128, Seq};
 
 use super::codec::{Codec, Packer, UnpackError, unpack};
@@ -57,7 +58,7 @@ impl MessageContext<'_> {
             &[self.codec as u8],
             &self.plain_bytes.to_le_bytes(),
         ];
-        use_it(&context)
+        use_it(if mutants::on(Mutant::ContextCut) { &context[..3] } else { &context })
     }
 }
 

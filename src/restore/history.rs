@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 
+use crate::mutants::{self, Mutant};
 use crate::types::{Chain, Epoch, Micros, PointId, Seq};
 use crate::vault::epochs::{Lineage, LineageError, Segment};
 use crate::vault::index::{MessageMeta, RecordMeta};
@@ -197,6 +198,9 @@ impl History {
     }
 
     fn find_conflicts(&self, segment: &Segment, order: &[usize], picks: &[Pick], limit: u64) -> Vec<Conflict> {
+        if mutants::on(Mutant::FirstWins) {
+            return Vec::new();
+        }
         let mut found = Vec::new();
         let mut chains = ChainBook::default();
         chains.note(0, Some(segment.chain_before), None, 0, &mut found);

@@ -8,6 +8,7 @@ use super::objects::{self, EpochObject};
 use super::put::Created;
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
+use crate::mutants::{self, Mutant};
 use crate::types::{Chain, Epoch, PointId, Seq};
 
 /// Why an epoch was not created.
@@ -106,7 +107,7 @@ impl Lineage {
         while let Some(epoch) = at {
             segments.push(Segment {
                 epoch: epoch.epoch,
-                last: next.map(|next| next.fork_seq),
+                last: next.filter(|_| !mutants::on(Mutant::ForksIgnored)).map(|next| next.fork_seq),
                 chain_before: epoch.first_chain(),
                 chain_last: next.map(|next| next.chain_at_fork),
                 size_bytes: epoch.size_bytes,

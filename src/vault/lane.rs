@@ -9,6 +9,7 @@ use super::{Vault, VaultError, names};
 use crate::flow::Clock;
 use crate::keys::{self, LaneKey};
 use crate::limits;
+use crate::mutants::{self, Mutant};
 use crate::types::Id128;
 
 /// An open lane. Its key exists in this value and, wrapped, in the vault; nowhere else.
@@ -27,8 +28,9 @@ impl Lane {
     pub async fn open(vault: &Vault, gateway: &str, clock: &dyn Clock) -> Result<Self, VaultError> {
         let catalog_kid = vault.need_key()?.kid();
         let key = LaneKey::generate()?;
+        let id = if mutants::on(Mutant::LaneReused) { Id128([7; 16]) } else { Id128(keys::random()?) };
         let lane = LaneObject {
-            lane: Id128(keys::random()?),
+            lane: id,
             gateway: gateway.to_owned(),
             created_micros: clock.wall(),
             catalog_kid,

@@ -42,6 +42,7 @@ use super::upload_queue::{Next, QueueLimits, Turn, UploadQueue, Verdict};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Budget, BudgetGuard, Clock, Watermark};
+use crate::mutants::{self, Mutant};
 use crate::pipeline::BatchObject;
 use crate::telemetry;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
@@ -417,7 +418,13 @@ impl Driver {
         let path = names::batch(self.lane, n);
         let body = PutPayload::from(held.body.clone());
         let limit = self.config.request_timeout * (1 << held.timeouts.min(3));
-        let task = self.tasks.spawn(async move { create_only(&store, &path, body, limit).await.map(|_| ()) });
+        let task = self.tasks.spawn(async move {
+            if mutants::on(Mutant::VaultedBeforePut) {
+                return Ok(());
+            }
+            let put = create_only(&store, &path, body, limit).await.map(|_| ());
+            if mutants::on(Mutant::RefusedDropped) { Ok(()) } else { put }
+        });
         self.task_batches.insert(task.id(), n);
     }
 

@@ -79,3 +79,48 @@ fn labels_do_not_go_back_over_an_unclean_start() {
     let Next::Record(record) = disk.next_record() else { panic!("a sync-begin") };
     assert!(record.head.label >= late);
 }
+
+#[test]
+fn the_map_stays_as_it_is_until_the_floor_is_durable() {
+    let (folder, disk, mut replica) = protected();
+    Splitter::new(Arc::clone(&disk)).write(0, vec![1; 512].into(), false).expect("write");
+    replica.take(&disk);
+    std::fs::remove_dir_all(folder.path()).expect("removed");
+    disk.settle().expect_err("the state cannot be written");
+    assert_ne!(disk.activity.active_regions(), 0, "a crash now would not know what the old floor lacks");
+}
+
+#[test]
+fn an_epoch_is_remembered_before_its_first_record_goes_out() {
+    let folder = tempfile::tempdir().expect("folder");
+    let disk = open(&Arc::new(MemSource::new("d1", DISK_BYTES)), folder.path());
+    Replica::begin(&disk);
+    let state = disk.shared.dir.load(&disk.id).expect("state");
+    assert_eq!((state.epoch, state.nonce), (Some(Epoch(1)), Id128([1; 16])));
+}
+
+#[test]
+fn a_stop_with_something_on_its_way_is_not_clean() {
+    let (_folder, disk, _replica) = protected();
+    Splitter::new(Arc::clone(&disk)).write(0, vec![1; 512].into(), false).expect("write");
+    assert!(!disk.close().expect("closed"), "a write is not vaulted");
+    assert!(!disk.shared.dir.load(&disk.id).expect("state").clean);
+}
+
+#[test]
+fn a_copy_waits_for_a_write_of_its_range() {
+    let (_folder, disk, _replica) = protected();
+    disk.uncertain(0, 512);
+    let (CopyNext::Chunks(chunks), guard) = disk.next_copy(0) else { panic!("there is something to copy") };
+    let held = disk.ranges.lock(0, 512);
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| disk.copy(chunks, guard));
+        // Long enough for a copy that does not wait.
+        for _ in 0..50 {
+            assert!(!copy.is_finished(), "what it read may be older than the write whose record is ahead of it");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(held);
+        copy.join().expect("joined").expect("copied");
+    });
+}

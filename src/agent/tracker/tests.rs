@@ -376,3 +376,15 @@ fn acks_of_another_epoch_or_from_beyond_free_nothing() {
     assert_eq!(world.tracker.dirty().floor().seq, Seq(0), "record 1 was not sealed yet");
     assert_eq!(world.tracker.queue().first_held(), Seq(1), "nor sent");
 }
+
+#[test]
+fn what_is_journaled_and_not_vaulted_is_sent_again_after_a_fork() {
+    let mut world = World::new(64 << 20);
+    world.settle();
+    world.apply(Op::Write { cell: CHUNK_CELLS, cells: 1, value: 5 });
+    world.send(usize::MAX);
+    world.ack(Some(0), None);
+    assert_eq!(world.tracker.queue().bytes(), 0, "the gateway has it");
+    world.tracker.abandon(Duration::ZERO);
+    assert!(world.tracker.dirty().must_send().any(1..2), "the gateway may be lost, with its disk");
+}

@@ -13,6 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::{UploadEvent, UploadStop, Uploaded, UploaderConfig, Vaulted};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::Clock;
+use crate::mutants::{self, Mutant};
 use crate::telemetry;
 use crate::types::{DiskId, Id128};
 use crate::vault::index::lane::LaneIndexBuilder;
@@ -138,6 +139,9 @@ impl Confirmer {
     async fn check_seal(&mut self) -> Result<(), UploadStop> {
         let lane = self.lane.id();
         let mut pauses = Pauses::new(lane);
+        if mutants::on(Mutant::SealUnchecked) {
+            return Ok(());
+        }
         loop {
             let now = self.clock.monotonic();
             if self.seal_checked.is_some_and(|at| now.saturating_sub(at) < self.config.seal_check_every) {
