@@ -533,11 +533,13 @@ impl Disk {
         Ok(())
     }
 
-    /// Gives up the present epoch and plans to fork.
+    /// Gives up the present epoch, or the fork that was asked for, and plans to fork.
     pub fn abandon(&self, reason: ForkReason) {
         self.refresh();
         self.tracker().abandon(self.shared.clock.monotonic());
         *self.plan.lock() = Plan::Fork(reason);
+        // A gateway that refuses a fork as one that was answered long ago refuses its nonce for ever.
+        *self.fork_nonce.lock() = None;
         self.wake();
     }
 

@@ -3,6 +3,8 @@
 //! Opening a disk follows DESIGN's rules for epochs:
 //!
 //! - Resume only in the newest epoch of the vault, and only if what the agent still holds joins what stands here.
+//! - A fork that another gateway's new epoch overtook is refused, and so is one whose epoch has records: a request that is
+//!   long dead must not begin an epoch, which would fence the agent that made it.
 //! - Fork after everything journaled here is vaulted, so that no point acked as journaled is cut off; at the larger of
 //!   what this gateway and the agent know to be vaulted; from the vault's own indexes if neither knows.
 
@@ -13,8 +15,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
+use super::lookout::retire_below;
 use super::overload::Overload;
 use super::runs::{DiskSlot, Mark, Run, Session};
 use crate::fault::{Classify, Fault, chain_text};
@@ -34,8 +39,14 @@ use crate::wire::{
 /// How long a fork waits for journaled records to be vaulted before it asks the agent to come again. Below the agent's
 /// own patience, so that the answer arrives.
 const FORK_DRAIN_WAIT: Duration = Duration::from_secs(15);
-/// Two gateways that race for the same epoch number: each loser looks again. More losses in a row are no race.
+/// Two gateways that race for the same epoch number: the loser looks again, and finds the winner's epoch unless the
+/// store's listing lags.
 const EPOCH_RACES_MAX: u32 = 8;
+/// Ends of epochs that are read from the vault at the same time. Each may have some dozens of requests and 256 MiB of
+/// indexes under way, and at a fail-over thousands of disks ask at once.
+const HEADS_AT_ONCE: usize = 8;
+/// Registrations of lanes that are read at the same time.
+const LANES_AT_ONCE: usize = 16;
 
 /// What all sessions share.
 pub struct GatewayHost {
@@ -59,28 +70,68 @@ pub struct GatewayHost {
     pub lanes: Lanes,
 }
 
-/// What is known of lanes that carried disks of this gateway; bounded by the lanes of the vault.
-#[derive(Debug, Default)]
-pub struct Lanes(Mutex<BTreeMap<Id128, bool>>);
+/// What is known of lanes that carried disks of this gateway, bounded by the lanes of the vault; and who may read in them.
+#[derive(Debug)]
+pub struct Lanes {
+    /// Whether this gateway's name stands in a lane's registration.
+    ours: Mutex<BTreeMap<Id128, bool>>,
+    /// Held by the one that asks the vault: disks that are opened together ask for the same lanes.
+    asking: tokio::sync::Mutex<()>,
+    /// Taken while the end of an epoch is read.
+    heads: Semaphore,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { ours: Mutex::default(), asking: tokio::sync::Mutex::default(), heads: Semaphore::new(HEADS_AT_ONCE) }
+    }
+}
 
 impl Lanes {
     /// Whether another gateway than `own` wrote one of `lanes`.
     async fn of_others(&self, vault: &Vault, own: &str, lanes: &[Id128]) -> Result<bool, VaultError> {
+        if let Some(known) = self.known(lanes) {
+            return Ok(known);
+        }
+        let _asking = self.asking.lock().await;
+        let unknown: Vec<Id128> = {
+            let ours = self.ours.lock();
+            lanes.iter().copied().filter(|lane| !ours.contains_key(lane)).collect()
+        };
+        let asked = stream::iter(unknown).map(|lane| async move { (lane, is_ours(vault, own, lane).await) });
+        let mut asked = std::pin::pin!(asked.buffer_unordered(LANES_AT_ONCE));
+        while let Some((lane, ours)) = asked.next().await {
+            let ours = ours?;
+            self.ours.lock().insert(lane, ours);
+        }
+        Ok(self.known(lanes).unwrap_or(true))
+    }
+
+    /// The same as far as it is known already.
+    fn known(&self, lanes: &[Id128]) -> Option<bool> {
+        let ours = self.ours.lock();
+        let mut all_known = true;
         for lane in lanes {
-            let known = self.0.lock().get(lane).copied();
-            let ours = match known {
-                Some(ours) => ours,
-                None => {
-                    let ours = vault.lane(*lane).await?.gateway == own;
-                    self.0.lock().insert(*lane, ours);
-                    ours
-                }
-            };
-            if !ours {
-                return Ok(true);
+            match ours.get(lane) {
+                Some(false) => return Some(true),
+                Some(true) => {}
+                None => all_known = false,
             }
         }
-        Ok(false)
+        all_known.then_some(false)
+    }
+}
+
+/// A registration that is missing, damaged or of a newer release may be another gateway's: it must not keep the disks of
+/// its lane from being opened for ever.
+async fn is_ours(vault: &Vault, own: &str, lane: Id128) -> Result<bool, VaultError> {
+    match vault.lane(lane).await {
+        Ok(object) => Ok(object.gateway == own),
+        Err(error) if matches!(error.fault(), Fault::Corrupt | Fault::Reject) => {
+            tracing::warn!(%lane, error = chain_text(&error), "the lane counts as another gateway's");
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -200,10 +251,7 @@ impl GatewayHost {
             return must_fork(format!("the vault holds no epoch of disk {}", open.disk));
         };
         // What another gateway forked away counts above the fork no more, and is vaulted below it.
-        for retired in slot.retire_below(newest.epoch) {
-            self.journal.forget(&slot.disk, retired);
-            metrics::counter!(names::RUNS_RETIRED).increment(1);
-        }
+        retire_below(slot, &self.journal, newest.epoch);
         if newest.epoch > epoch && !mutants::on(Mutant::StaleResume) {
             return Err(DiskRefusal::Fenced { newest: newest.epoch });
         }
@@ -218,11 +266,10 @@ impl GatewayHost {
         if run.is_broken() {
             return must_fork(format!("records of epoch {epoch} were damaged in this gateway's journal"));
         }
-        // An agent that was rolled back holds nothing above its floor. If that lies below the vault's head, it would write
-        // records again that are vaulted with other content.
-        let fresh = first_held == floor.seq.next();
+        // An agent that was rolled back, perhaps with all that its memory held, has its floor below the vault's head: it
+        // would write records again that are vaulted with other content.
         let unknown = run.vaulted_mark().is_none_or(|mark| mark.seq < floor.seq);
-        if unknown || fresh && self.carried_elsewhere(&open.disk).await? {
+        if unknown || self.carried_elsewhere(&open.disk).await? {
             let head = self.vault_head(slot, &newest, Some(floor)).await?;
             if head.seq > floor.seq {
                 run.set_base(head);
@@ -290,13 +337,18 @@ impl GatewayHost {
         {
             run.set_base(Mark { seq: point.seq, chain: Some(chain) });
         }
-        if let Some(newest) = self.newest_epoch(&open.disk).await?
-            && let Some(run) = slot.run(newest.epoch)
-            && run.has_gap()
-            && !run.is_broken()
-        {
-            self.close_gap(slot, &run, &newest).await?;
+        let asked_at = self.newest_epoch(&open.disk).await?;
+        if let Some(newest) = &asked_at {
+            // Not worth waiting for: what another gateway forked away counts no more, or is vaulted.
+            retire_below(slot, &self.journal, newest.epoch);
+            if let Some(run) = slot.run(newest.epoch)
+                && run.has_gap()
+                && !run.is_broken()
+            {
+                self.close_gap(slot, &run, newest).await?;
+            }
         }
+        let asked_at = asked_at.map(|newest| newest.epoch);
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
             let newest = self.newest_epoch(&open.disk).await?;
@@ -304,10 +356,10 @@ impl GatewayHost {
                 None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }),
                 Some(newest) => {
                     check_size(open, newest.size_bytes)?;
+                    check_not_overtaken(open, asked_at, newest)?;
                     let at = self.fork_point(slot, newest, floor).await?;
-                    let unused = slot.run(newest.epoch).and_then(|run| run.appended_mark());
-                    let unused = at.seq == Seq::NONE && unused.is_none_or(|mark| mark.seq == Seq::NONE);
-                    if newest.nonce == open.nonce && unused {
+                    if newest.nonce == open.nonce {
+                        check_unused(slot, newest, at)?;
                         // The answer to the same request was lost on the way: the epoch is there and empty.
                         return Ok(self.start_epoch(slot, newest));
                     }
@@ -376,7 +428,12 @@ impl GatewayHost {
     /// that was killed before it noted so, or carried by another gateway. The vault has them; unless it is asked, what is
     /// journaled above the gap would be forked away.
     async fn close_gap(&self, slot: &DiskSlot, run: &Run, newest: &EpochObject) -> Result<(), DiskRefusal> {
-        run.set_base(self.vault_head(slot, newest, None).await?);
+        let head = match self.vault_head(slot, newest, run.vaulted_mark()).await {
+            // What the run calls vaulted may be what an agent said of it.
+            Err(refusal) if refusal.code() == Code::Conflict => self.vault_head(slot, newest, None).await?,
+            head => head?,
+        };
+        run.set_base(head);
         Ok(())
     }
 
@@ -432,6 +489,7 @@ impl GatewayHost {
         floor: Option<Mark>,
     ) -> Result<Mark, DiskRefusal> {
         let disk = &slot.disk;
+        let _turn = self.lanes.heads.acquire().await;
         let floor = floor.and_then(|mark| Some((mark.seq, mark.chain?)));
         let head = restore::head::head(&self.vault, disk, newest.epoch, floor).await;
         let head = head.map_err(|error| vault_refusal("the disk's head cannot be read from the vault", &error))?;
@@ -466,6 +524,27 @@ impl GatewayHost {
         let text = format!("the agent's history of disk {disk} up to e{epoch}-s{seq} is not the one that is vaulted");
         DiskRefusal::refused(Code::Conflict, text)
     }
+}
+
+/// A fork that waited here while another gateway began an epoch is no longer what was asked for: the agent may have given
+/// the request up, and carry that very epoch.
+fn check_not_overtaken(open: &OpenDisk, asked_at: Option<Epoch>, newest: &EpochObject) -> Result<(), DiskRefusal> {
+    if newest.nonce == open.nonce || asked_at == Some(newest.epoch) {
+        return Ok(());
+    }
+    let text = format!("epoch {} was begun at gateway {} meanwhile; try again", newest.epoch, newest.gateway);
+    Err(DiskRefusal::refused(Code::Unavailable, text))
+}
+
+/// A request that began an epoch with records was answered: it came again by a way that the agent has left. Another epoch
+/// would cut off what is vaulted of this one.
+fn check_unused(slot: &DiskSlot, newest: &EpochObject, at: Mark) -> Result<(), DiskRefusal> {
+    let appended = slot.run(newest.epoch).and_then(|run| run.appended_mark());
+    if at.seq == Seq::NONE && appended.is_none_or(|mark| mark.seq == Seq::NONE) {
+        return Ok(());
+    }
+    let text = format!("this fork was answered: epoch {} has records; ask anew for another one", newest.epoch);
+    Err(DiskRefusal::MustFork { text })
 }
 
 fn check_size(open: &OpenDisk, vault_bytes: u64) -> Result<(), DiskRefusal> {

@@ -6,6 +6,9 @@
 //!
 //! One question per disk, "is the next epoch there?", with no listing: every few seconds for a disk whose records move,
 //! each minute for one that rests, and never more questions per second than a bound.
+//!
+//! Beside that, one disk after the other: records that stand here above a gap that only the vault can close would hold the
+//! journal for ever if no agent came for them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +18,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::host::Disks;
-use super::runs::DiskSlot;
+use super::runs::{DiskSlot, Mark};
 use crate::fault::chain_text;
 use crate::flow::{Clock, Drain};
 use crate::journal::Journal;
+use crate::restore;
 use crate::telemetry::names;
 use crate::types::{DiskId, Epoch, Seq};
 use crate::vault::{Vault, VaultError};
@@ -33,6 +37,8 @@ const IDLE_EVERY: Duration = Duration::from_secs(60);
 const LOOKS_MAX: usize = 350;
 /// Looks at the same time.
 const AT_ONCE: usize = 16;
+/// Between two passes over runs with a gap: an agent that comes closes it at once, and reading indexes is dear.
+const GAPS_EVERY: Duration = Duration::from_secs(300);
 
 /// When a disk was looked at last, and how far it was appended then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,17 @@ impl Lookout {
 
     /// Looks again and again, until `drain`.
     pub async fn run(mut self, mut drain: Drain) {
+        let mut stop = drain.clone();
+        let (vault, journal, disks) = (Arc::clone(&self.vault), self.journal.clone(), Arc::clone(&self.disks));
+        tokio::select! {
+            biased;
+            () = stop.wait() => {}
+            () = self.look_on(&mut drain) => {}
+            () = close_gaps(&vault, &journal, &disks) => {}
+        }
+    }
+
+    async fn look_on(&mut self, drain: &mut Drain) {
         loop {
             tokio::select! {
                 biased;
@@ -120,6 +137,54 @@ impl Lookout {
     }
 }
 
+/// Gives up a disk's runs of epochs before `newest`, and what the journal holds of them.
+pub(super) fn retire_below(slot: &DiskSlot, journal: &Journal, newest: Epoch) -> Vec<Epoch> {
+    let retired = slot.retire_below(newest);
+    for epoch in &retired {
+        journal.forget(&slot.disk, *epoch);
+        metrics::counter!(names::RUNS_RETIRED).increment(1);
+    }
+    retired
+}
+
+/// Closes the gaps of all runs that have one, again and again.
+async fn close_gaps(vault: &Vault, journal: &Journal, disks: &Disks) {
+    loop {
+        tokio::time::sleep(GAPS_EVERY).await;
+        for slot in disks.all() {
+            if let Err(error) = close_gap(vault, journal, &slot).await {
+                let disk = &slot.disk;
+                tracing::warn!(%disk, error = chain_text(&error), "the vault does not tell what is missing in the journal");
+            }
+        }
+    }
+}
+
+/// Joins what stands in the journal above a gap to what the vault holds, so that it counts as vaulted when it is.
+pub(super) async fn close_gap(vault: &Vault, journal: &Journal, slot: &DiskSlot) -> Result<(), VaultError> {
+    if slot.runs().iter().all(|run| run.is_broken() || !run.has_gap()) {
+        return Ok(());
+    }
+    // A stream of the disk is being opened, which closes the gap itself.
+    let Ok(_opening) = slot.opening.try_lock() else { return Ok(()) };
+    let Some(newest) = vault.newest_epoch(&slot.disk).await? else { return Ok(()) };
+    retire_below(slot, journal, newest.epoch);
+    let Some(run) = slot.run(newest.epoch).filter(|run| run.has_gap() && !run.is_broken()) else { return Ok(()) };
+    let floor = run.vaulted_mark().and_then(|mark| Some((mark.seq, mark.chain?)));
+    let head = restore::head::head(vault, &slot.disk, run.epoch, floor).await?;
+    if let Some((seq, chain)) = head.at.filter(|_| !head.contradicts_floor) {
+        run.set_base(Mark { seq, chain: Some(chain) });
+    }
+    if let Some(Mark { seq, chain: Some(chain) }) = run.vaulted_mark() {
+        journal.vaulted(&slot.disk, run.epoch, seq, chain);
+    }
+    if run.has_gap() {
+        let (disk, epoch) = (&slot.disk, run.epoch);
+        tracing::warn!(%disk, %epoch, "records below those in the journal are neither here nor in the vault: only the agent can bring them");
+    }
+    Ok(())
+}
+
 /// Looks at one disk, and gives up what went on elsewhere.
 async fn look(vault: &Vault, journal: &Journal, slot: &DiskSlot) -> Result<(), VaultError> {
     let Some(run) = slot.runs().last().cloned() else { return Ok(()) };
@@ -129,11 +194,7 @@ async fn look(vault: &Vault, journal: &Journal, slot: &DiskSlot) -> Result<(), V
     // A stream of the disk is being opened, which looks for itself.
     let Ok(_opening) = slot.opening.try_lock() else { return Ok(()) };
     let Some(newest) = vault.newest_epoch(&slot.disk).await? else { return Ok(()) };
-    let retired = slot.retire_below(newest.epoch);
-    for epoch in &retired {
-        journal.forget(&slot.disk, *epoch);
-        metrics::counter!(names::RUNS_RETIRED).increment(1);
-    }
+    let retired = retire_below(slot, journal, newest.epoch);
     if !retired.is_empty() {
         let (disk, newest, gateway) = (&slot.disk, newest.epoch, newest.gateway.as_str());
         tracing::warn!(%disk, %newest, gateway, ?retired, "the disk went on elsewhere: its older records here are given up");

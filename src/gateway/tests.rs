@@ -10,7 +10,7 @@ use super::*;
 use crate::flow::watch;
 use crate::journal::{BackendChoice, JournalConfig};
 use crate::restore::tests::{ModelDisk, TestVault};
-use crate::types::{Chain, Epoch, Id128, PointId};
+use crate::types::{Chain, DiskId, Epoch, Id128, PointId};
 use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, Host as _, OpenDisk, OpenedDisk, Want};
 
 /// Gateway g2 in front of a vault that g1 has filled.
@@ -51,6 +51,16 @@ async fn world(dir: &Path, records: u64) -> World {
     World { host, vault, disk, _window: window_sender }
 }
 
+/// Names it to gateways as the fork of one request.
+const FORK_NONCE: Id128 = Id128([7; 16]);
+
+async fn open(host: &GatewayHost, disk: &DiskId, want: Want) -> Result<OpenedDisk<host::JournalSink>, DiskRefusal> {
+    let disks = vec![disk.clone()];
+    let agent = AgentIdentity { vault: host.hello.vault, agent: "a1".into(), disks };
+    let nonce = if matches!(want, Want::Fork { .. }) { FORK_NONCE } else { Id128::NONE };
+    host.open_disk(&agent, OpenDisk { disk: disk.clone(), size_bytes: 1 << 20, nonce, want }).await
+}
+
 impl World {
     fn chain(&self, seq: u64) -> Chain {
         self.disk.chain_at(PointId { epoch: Epoch(1), seq: Seq(seq) })
@@ -61,10 +71,7 @@ impl World {
     }
 
     async fn open(&self, want: Want) -> Result<OpenedDisk<host::JournalSink>, DiskRefusal> {
-        let disk = self.disk.id.clone();
-        let agent = AgentIdentity { vault: self.vault.vault.id(), agent: "a1".into(), disks: vec![disk.clone()] };
-        let nonce = if matches!(want, Want::Fork { .. }) { Id128([7; 16]) } else { Id128::NONE };
-        self.host.open_disk(&agent, OpenDisk { disk, size_bytes: 1 << 20, nonce, want }).await
+        open(&self.host, &self.disk.id, want).await
     }
 
     async fn resume(&self, floor: u64, chain: Chain, first_held: u64) -> Result<Seq, DiskRefusal> {
@@ -94,6 +101,14 @@ async fn an_agent_that_was_rolled_back_writes_no_second_account_although_this_ga
     let run = world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1));
     run.set_base(world.mark(10));
     assert_eq!(world.resume(10, world.chain(10), 11).await, Ok(Seq(31)), "the agent sees that its state is old");
+}
+
+#[tokio::test]
+async fn an_agent_that_was_rolled_back_with_its_memory_writes_no_second_account_either() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(10));
+    assert_eq!(world.resume(10, world.chain(10), 5).await, Ok(Seq(31)), "it holds 5 to 10 and more as they were then");
 }
 
 #[tokio::test]
@@ -168,6 +183,85 @@ async fn a_fork_waits_for_what_is_journaled_above_records_that_only_the_vault_kn
         let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
         assert_eq!((epoch.fork_seq, epoch.chain_at_fork), (Seq(35), world.chain(35)));
     }
+}
+
+/// While a fork under [`FORK_NONCE`] waits here for the vault, another gateway begins an epoch under `nonce`, and vaults
+/// records of it if `used`. Returns what comes of the fork, and the vault's newest epoch then.
+async fn overtaken(nonce: Id128, used: bool) -> (Result<Epoch, DiskRefusal>, Epoch) {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    let span = journaled_above_a_gap(&mut world, None, 5);
+    let run = world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1));
+    world.disk.fork(Seq(30));
+    world.disk.epochs[1].nonce = nonce;
+    for number in 0..3 {
+        world.disk.write(number * 4096, vec![3; 512]);
+    }
+    let want = Want::Fork { reason: ForkReason::GatewayLost, floor: None };
+    let fork = open(&world.host, &world.disk.id, want);
+    tokio::pin!(fork);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut fork).await;
+    assert!(early.is_err(), "records 31 to 35 are journaled here and not vaulted");
+    world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created elsewhere");
+    if used {
+        world.vault.put_batch(&[(&world.disk, world.disk.message(Epoch(2), 1, 3))]).await;
+    }
+    run.span_vaulted(span);
+    let answer = fork.await.map(|opened| opened.epoch);
+    let newest = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+    (answer, newest.epoch)
+}
+
+#[tokio::test]
+async fn a_fork_that_was_answered_elsewhere_begins_no_second_epoch() {
+    let (answer, newest) = overtaken(FORK_NONCE, true).await;
+    assert!(matches!(answer, Err(DiskRefusal::MustFork { .. })), "{answer:?}");
+    assert_eq!(newest, Epoch(2), "another one would fence the agent, and cut off what is vaulted");
+    let (answer, newest) = overtaken(FORK_NONCE, false).await;
+    assert_eq!((answer, newest), (Ok(Epoch(2)), Epoch(2)), "only the answer was lost");
+}
+
+#[tokio::test]
+async fn a_fork_that_another_epoch_overtook_is_to_be_asked_for_again() {
+    let (answer, newest) = overtaken(Id128([8; 16]), true).await;
+    assert_eq!(answer.expect_err("overtaken").code(), Code::Unavailable);
+    assert_eq!(newest, Epoch(2));
+}
+
+#[tokio::test]
+async fn a_fork_does_not_wait_for_records_that_another_gateway_forked_away() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    journaled_above_a_gap(&mut world, Some(30), 5);
+    world.disk.fork(Seq(30));
+    world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created elsewhere");
+    let opened = world.open(Want::Fork { reason: ForkReason::UncleanStart, floor: None }).await.expect("opened");
+    assert_eq!(opened.epoch, Epoch(3));
+    assert!(world.host.disks.slot(&world.disk.id).run(Epoch(1)).is_none());
+}
+
+#[tokio::test]
+async fn a_gap_that_no_agent_closes_is_closed_from_the_vault() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    let span = journaled_above_a_gap(&mut world, Some(20), 5);
+    let slot = world.host.disks.slot(&world.disk.id);
+    let run = slot.run_or_new(Epoch(1));
+    run.span_vaulted(span);
+    assert!(run.has_gap());
+    lookout::close_gap(&world.host.vault, &world.host.journal, &slot).await.expect("read");
+    assert!(!run.has_gap());
+    assert_eq!(run.vaulted_mark(), Some(world.mark(35)));
+}
+
+#[tokio::test]
+async fn a_lane_whose_registration_is_lost_does_not_keep_its_disks_from_going_on() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    let lane = vault::names::lane(world.vault.lane.id());
+    world.vault.tamper(&lane, |_| None).await;
+    world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(10));
+    assert_eq!(world.resume(10, world.chain(10), 11).await, Ok(Seq(31)));
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 //!
 //! The whole of a disk's indexes is more than a fail-over should read: thousands of disks move at once, and months of
 //! indexes are gigabytes. What the agent knows to be vaulted, its floor, lies seconds behind the end. So the newest
-//! batches of the newest lanes are read first, and more only until they reach down to the floor without a hole.
+//! batches of the newest lanes are read first, and more until nothing above the floor can hide in what was left unread.
+//!
+//! That is known lane by lane. A disk's records stand in a lane in the order of epoch and seq, so what lies below the
+//! part that was read is older than the oldest message of the disk in that part. A lane that says nothing of the disk
+//! there, and goes on below, proves nothing: the disk may have been busy in it until it moved away.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +14,11 @@ use super::history::Conflict;
 use super::source;
 use crate::types::{Chain, DiskId, Epoch, Seq};
 use crate::vault::index::{MessageMeta, RecordMeta};
-use crate::vault::reader::{Catalog, Newest, Want};
+use crate::vault::reader::{Catalog, Newest, Problem, Want};
 use crate::vault::{Vault, VaultError};
 
 /// What is read before everything is: the usual loss shows in the first, a vault that was away for a while in the second.
-const STEPS: [Newest; 2] = [Newest { lanes: 4, batches: 32 }, Newest { lanes: 16, batches: 1024 }];
+const STEPS: [Newest; 2] = [Newest { lanes: 16, batches: 32 }, Newest { lanes: 64, batches: 1024 }];
 
 /// The end of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,7 +41,9 @@ pub async fn head(vault: &Vault, disk: &DiskId, epoch: Epoch, floor: Option<(Seq
         for newest in STEPS {
             let want = Want { newest: Some(newest), ..Want::disk(disk) };
             let catalog = source::load(vault, &want).await?;
-            if let Some(end) = above(&messages(&catalog, disk, epoch), floor) {
+            if hides_nothing(&catalog, disk, epoch, floor.0)
+                && let Some(end) = above(&messages(&catalog, disk, epoch), floor)
+            {
                 return Ok(Head { at: Some(end), ..Head::default() });
             }
         }
@@ -67,6 +73,19 @@ fn ends(message: &MessageMeta) -> impl Iterator<Item = (Seq, Chain)> {
 fn messages<'a>(catalog: &'a Catalog, disk: &DiskId, epoch: Epoch) -> Vec<&'a MessageMeta> {
     let parts = catalog.batches.iter().flat_map(|batch| &batch.index.disks).filter(|part| part.disk == *disk);
     parts.flat_map(|part| &part.messages).filter(|message| message.epoch == epoch).collect()
+}
+
+/// Whether what was left unread holds no record of `epoch` above `floor`.
+fn hides_nothing(catalog: &Catalog, disk: &DiskId, epoch: Epoch, floor: Seq) -> bool {
+    let whole =
+        catalog.lanes_left_out == 0 && catalog.findings.iter().all(|finding| finding.problem == Problem::Foreign);
+    whole
+        && catalog.lanes.iter().filter(|lane| lane.cut).all(|lane| {
+            let batches = catalog.batches.iter().filter(|batch| batch.index.lane == lane.lane);
+            let mut parts = batches.flat_map(|batch| &batch.index.disks).filter(|part| part.disk == *disk);
+            parts
+                .any(|part| part.messages.iter().any(|message| (message.epoch, message.first) <= (epoch, floor.next())))
+        })
 }
 
 /// How far messages go on from the floor. `None` if they do not say it for sure: none reaches down to the floor, there
@@ -104,8 +123,10 @@ fn above(messages: &[&MessageMeta], floor: (Seq, Chain)) -> Option<(Seq, Chain)>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::SystemClock;
     use crate::restore::tests::{ModelDisk, TestVault};
     use crate::types::{Extent, ExtentKind, PointId, RecordKind};
+    use crate::vault::lane::Lane;
 
     fn disk_of(records: u64) -> ModelDisk {
         let mut disk = ModelDisk::new(1 << 20);
@@ -150,6 +171,60 @@ mod tests {
         let found = head(&vault.vault, &disk.id, Epoch(1), wrong).await.unwrap();
         assert_eq!(found.at, Some(at(&disk, 120)), "what the agent says wrongly changes nothing");
         assert!(found.contradicts_floor);
+    }
+
+    /// The vault's lane is left as it is, and another one begun.
+    async fn next_lane(vault: &mut TestVault, gateway: &str) {
+        vault.lane = Lane::open(&vault.vault, gateway, &SystemClock::new()).await.unwrap();
+        vault.next_batch = 1;
+    }
+
+    #[tokio::test]
+    async fn an_old_message_in_an_idle_lane_proves_nothing_for_a_lane_that_goes_on_below_what_was_read() {
+        let (disk, mut foreign) = (disk_of(60), ModelDisk::named("sdb", 1 << 20));
+        for number in 0..40 {
+            foreign.write(number * 4096, vec![1; 512]);
+        }
+        let mut vault = TestVault::in_memory().await;
+        vault.vault.create_epoch(&disk.epochs[0]).await.unwrap();
+        // Carried by g1 up to 20, then by g2 up to the end; then g2 carried others for a while.
+        vault.put_batch(&[(&disk, disk.message(Epoch(1), 1, 20))]).await;
+        next_lane(&mut vault, "g2").await;
+        vault.put_batch(&[(&disk, disk.message(Epoch(1), 21, 60))]).await;
+        for number in 1..=40 {
+            vault.put_batch(&[(&foreign, foreign.message(Epoch(1), number, number))]).await;
+        }
+        let found = head(&vault.vault, &disk.id, Epoch(1), Some(at(&disk, 30))).await.unwrap();
+        assert_eq!(found.at, Some(at(&disk, 60)), "31 to 60 are vaulted");
+    }
+
+    #[tokio::test]
+    async fn lanes_that_were_left_out_may_hold_more() {
+        let disk = disk_of(60);
+        let mut vault = TestVault::in_memory().await;
+        vault.vault.create_epoch(&disk.epochs[0]).await.unwrap();
+        vault.put_batch(&[(&disk, disk.message(Epoch(1), 21, 60))]).await;
+        vault.end().await;
+        for number in 0..=STEPS[0].lanes {
+            next_lane(&mut vault, &format!("g{number}")).await;
+            vault.put_batch(&[(&disk, disk.message(Epoch(1), 1, 20))]).await;
+            vault.end().await;
+        }
+        let found = head(&vault.vault, &disk.id, Epoch(1), Some(at(&disk, 20))).await.unwrap();
+        assert_eq!(found.at, Some(at(&disk, 60)));
+    }
+
+    #[tokio::test]
+    async fn a_few_batches_are_enough_where_each_lane_shows_that_it_holds_no_more() {
+        let disk = disk_of(120);
+        let mut vault = TestVault::in_memory().await;
+        vault.fill(&[&disk], 2, 1).await;
+        let want = Want { newest: Some(STEPS[0]), ..Want::disk(&disk.id) };
+        let catalog = source::load(&vault.vault, &want).await.unwrap();
+        assert!(catalog.lanes[0].cut);
+        assert!(hides_nothing(&catalog, &disk.id, Epoch(1), Seq(110)));
+        assert!(hides_nothing(&catalog, &disk.id, Epoch(2), Seq(0)), "an older epoch lies below all of a newer one");
+        assert!(!hides_nothing(&catalog, &disk.id, Epoch(1), Seq(10)));
     }
 
     #[tokio::test]

@@ -70,6 +70,8 @@ pub struct CatalogLane {
     pub bytes: u64,
     /// Every batch up to this number was once confirmed.
     pub confirmed_through: u64,
+    /// Whether older batches were left unread, as [`Newest`] asks for.
+    pub cut: bool,
 }
 
 /// Something wrong, by name.
@@ -167,6 +169,8 @@ pub struct Catalog {
     pub batches: Vec<CatalogBatch>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// Lanes of the wanted disks that were not looked into at all, as [`Newest`] asks for.
+    pub lanes_left_out: usize,
 }
 
 /// What all lanes share while they are read.
@@ -191,9 +195,10 @@ impl Catalog {
             requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
             bytes: Budget::new(BYTES_IN_FLIGHT),
         };
-        let mut waiting = wanted_lanes(vault, want).await?.into_iter();
+        let (lanes, lanes_left_out) = wanted_lanes(vault, want).await?;
+        let mut waiting = lanes.into_iter();
         let mut running = JoinSet::new();
-        let mut catalog = Self::default();
+        let mut catalog = Self { lanes_left_out, ..Self::default() };
         loop {
             while running.len() < LANES_AT_ONCE {
                 let Some(lane) = waiting.next() else { break };
@@ -231,8 +236,9 @@ fn task_error(error: &tokio::task::JoinError) -> GetError {
 }
 
 /// The lanes that may hold records of the wanted disks. Routes and registrations are both asked, because either may have
-/// been deleted: a lane without its registration must be reported, not forgotten.
-async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<Vec<ListedLane>, VaultError> {
+/// been deleted: a lane without its registration must be reported, not forgotten. Also tells how many were left out
+/// because only the newest are wanted.
+async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<(Vec<ListedLane>, usize), VaultError> {
     let mut lanes = vault.lanes().await?;
     // With the time at which each began to carry one of them.
     let mut routed: BTreeMap<Id128, i64> = BTreeMap::new();
@@ -260,13 +266,15 @@ async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<Vec<ListedLane>, Vau
     if want.disks.is_some() {
         lanes.retain(|lane| routed.contains_key(&lane.lane));
     }
+    let all = lanes.len();
     if let Some(newest) = want.newest {
         let began = |lane: &ListedLane| routed.get(&lane.lane).copied().unwrap_or(i64::MIN);
         lanes.sort_by_key(|lane| (lane.ended, std::cmp::Reverse(began(lane)), lane.lane));
         let open = lanes.iter().take_while(|lane| !lane.ended).count();
         lanes.truncate(open + newest.lanes);
     }
-    Ok(lanes)
+    let left_out = all - lanes.len();
+    Ok((lanes, left_out))
 }
 
 #[cfg(test)]

@@ -38,6 +38,16 @@ fn a_floor_that_came_while_the_state_was_written_stays() {
     assert_eq!(disk.shared.dir.load(&disk.id).expect("state").floor_seq, newest.get());
 }
 
+#[test]
+fn a_fork_is_asked_for_under_one_nonce_until_it_is_given_up() {
+    let (_folder, disk, _replica) = protected();
+    disk.abandon(ForkReason::GatewayLost);
+    let first = disk.nonce().expect("random");
+    assert_eq!(disk.nonce().expect("random"), first);
+    disk.abandon(ForkReason::GatewayLost);
+    assert_ne!(disk.nonce().expect("random"), first);
+}
+
 struct Broken;
 
 impl MapFile for Broken {

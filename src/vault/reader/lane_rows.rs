@@ -28,9 +28,11 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let mut present =
         numbered(store.list(Some(&names::batches(lane))).await?, &mut out.findings, |n| names::batch(lane, n));
     let mut rows = BTreeMap::new();
+    let mut cut = false;
     match shared.want.newest {
         Some(newest) => {
             let skipped = present.len().saturating_sub(newest.batches);
+            cut = skipped > 0;
             present = present.into_iter().skip(skipped).collect();
         }
         None => read_lane_indexes(&shared, lane, &mut rows, &mut out.findings).await?,
@@ -56,7 +58,8 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
             out.batches.push(CatalogBatch { object, size_bytes, present: listed_bytes.is_some(), index: row.index });
         }
     }
-    out.lanes.push(CatalogLane { lane, object, end, sealed: listed.sealed, batches, bytes, confirmed_through });
+    let sealed = listed.sealed;
+    out.lanes.push(CatalogLane { lane, object, end, sealed, batches, bytes, confirmed_through, cut });
     Ok(out)
 }
 

@@ -123,6 +123,8 @@ async fn carry<H: Host>(
     let opened = tokio::select! {
         biased;
         _ = stream.connection.closed() => return End::Quiet,
+        // The agent has taken the request back: it may be elsewhere by now, where an epoch begun here would fence it.
+        _ = stream.send.stopped() => return End::Quiet,
         opened = server.host.open_disk(agent, open) => opened,
     };
     let opened = match opened {

@@ -5,6 +5,7 @@ use crate::wire::messages::{Message, OpenDisk};
 use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::*;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::flow::watch;
@@ -280,6 +281,28 @@ async fn a_drain_acknowledges_what_was_taken_and_then_closes() {
     assert!(matches!(end(&mut events).await, DiskEvent::Refused { code: Code::Draining, .. }));
     assert_eq!(client.closed().await.code, Code::Draining);
     timeout(PATIENCE, server.task).await.expect("served to the end").expect("no panic");
+}
+
+#[tokio::test]
+async fn a_request_that_the_agent_takes_back_is_given_up_although_the_connection_lives() {
+    let slow = MemoryDisk { answers: Semaphore::new(0), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("slow", slow), ("d2", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["slow", "d2"])).await;
+    let requests_waiting = async |count| {
+        while host.disk("slow").waiting.load(Ordering::SeqCst) != count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let seen = async {
+        tokio::select! {
+            opened = client.open_disk(fork("slow")) => panic!("answered: {:?}", opened.err()),
+            () = requests_waiting(1) => {}
+        }
+    };
+    timeout(PATIENCE, seen).await.expect("the gateway works on it");
+    timeout(PATIENCE, requests_waiting(0)).await.expect("the gateway gives it up");
+    client.open_disk(fork("d2")).await.expect("the connection goes on");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -107,6 +108,26 @@ pub struct MemoryDisk {
     pub refusal: Mutex<Option<DiskRefusal>>,
     pub records: Mutex<Vec<Vec<u8>>>,
     pub opens: Mutex<Vec<OpenDisk>>,
+    /// A permit per request to open that is answered.
+    pub answers: Semaphore,
+    /// Requests to open that wait for their answer.
+    pub waiting: AtomicU64,
+}
+
+/// Counts a request as long as it waits.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl MemoryDisk {
@@ -124,6 +145,8 @@ impl MemoryDisk {
             refusal: Mutex::new(None),
             records: Mutex::default(),
             opens: Mutex::default(),
+            answers: Semaphore::new(Semaphore::MAX_PERMITS),
+            waiting: AtomicU64::new(0),
         }
     }
 
@@ -159,6 +182,9 @@ impl Host for MemoryHost {
         let unknown = || DiskRefusal::refused(Code::UnknownDisk, "no such disk");
         let disk = Arc::clone(self.disks.get(&open.disk).ok_or_else(unknown)?);
         disk.opens.lock().push(open);
+        let waiting = Waiting::new(&disk.waiting);
+        disk.answers.acquire().await.expect("never closed").forget();
+        drop(waiting);
         if let Some(refusal) = disk.refusal.lock().clone() {
             return Err(refusal);
         }
