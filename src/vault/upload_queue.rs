@@ -8,7 +8,9 @@
 //!
 //! - **Window.** At most `window` batches run. It starts small; each full window of successes adds one, as long as a
 //!   batch does not take much longer than it would alone: time per byte tells how many batches only wait for the line
-//!   (as TCP Vegas does). Overload (503, timeouts) halves it, once per round. It never falls below one.
+//!   (as TCP Vegas does). Overload (503, timeouts) halves it, once per round, and leaves a ceiling: close to it the window
+//!   grows eight times slower, so that a store is not asked for what it just refused; what goes well above the ceiling
+//!   lifts it. It never falls below one.
 //! - **Back-off.** A failed batch waits, twice as long after each failure, with jitter, so that many gateways do not
 //!   come back at the same moment. The first success after an outage calls the waiting ones at once.
 //! - **Park.** After a lasting failure (401, 403, an immutability policy, a full disk) nothing runs but one probe at a
@@ -108,6 +110,9 @@ const LINE_QUEUE_SHRINK: f64 = 4.0;
 const BEST_AGING: f64 = 1.01;
 const BEST_AGING_WINDOW_MAX: f64 = 4.0;
 
+/// How much slower the window grows where the store refused something lately: one refusal among nine requests at worst.
+const CEILING_CAUTION: f64 = 8.0;
+
 /// The scheduler. Times are those of one monotonic clock.
 #[derive(Debug)]
 pub struct UploadQueue {
@@ -117,6 +122,8 @@ pub struct UploadQueue {
     waiting: BTreeMap<u64, Waiting>,
     running: BTreeMap<u64, Running>,
     halved: Option<Duration>,
+    /// The window that was too much lately.
+    ceiling: Option<f64>,
     probe_at: Option<Duration>,
     best_seconds_per_byte: Option<f64>,
 }
@@ -133,6 +140,7 @@ impl UploadQueue {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             halved: None,
+            ceiling: None,
             probe_at: None,
             best_seconds_per_byte: None,
         }
@@ -216,7 +224,7 @@ impl UploadQueue {
     fn succeeded(&mut self, running: Running, now: Duration, bytes: u64, full: bool) -> Turn {
         let line_queue = self.line_queue(bytes, now.saturating_sub(running.started));
         if full && line_queue < LINE_QUEUE_GROW {
-            self.window += 1.0 / self.window;
+            self.grow();
         } else if line_queue > LINE_QUEUE_SHRINK {
             self.window -= 1.0 / self.window;
         }
@@ -225,6 +233,18 @@ impl UploadQueue {
             waiting.not_before = waiting.not_before.min(now);
         }
         if self.probe_at.take().is_some() { Turn::Resumed } else { Turn::None }
+    }
+
+    fn grow(&mut self) {
+        let caution = match self.ceiling {
+            Some(ceiling) if self.window >= ceiling + 1.0 => {
+                self.ceiling = None;
+                1.0
+            }
+            Some(ceiling) if self.window >= ceiling - 1.0 => CEILING_CAUTION,
+            _ => 1.0,
+        };
+        self.window += 1.0 / (self.window * caution);
     }
 
     /// How many of the window's batches only waited for the line while this one ran.
@@ -242,6 +262,7 @@ impl UploadQueue {
     /// Halves the window, unless the batch started before the last halving and so says nothing new.
     fn halve(&mut self, started: Duration, now: Duration) {
         if self.halved.is_none_or(|halved| started >= halved) {
+            self.ceiling = Some(self.window.floor());
             self.window = (self.window / 2.0).max(1.0);
             self.halved = Some(now);
         }

@@ -130,6 +130,73 @@ fn a_saturated_line_holds_the_window_and_a_long_one_lets_it_grow() {
     assert!(long >= 24, "a long line needs many, got {long}");
 }
 
+/// A store that carries `capacity` uploads at once, each in 100 ms, and answers further ones with 503 after 10 ms. Runs for
+/// `seconds` with always something to upload; returns how much of the capacity was used in the second half, which share
+/// of the requests was refused there, and the largest window there.
+fn on_a_store(
+    queue: &mut UploadQueue,
+    next_n: &mut u64,
+    from: Duration,
+    seconds: u64,
+    capacity: usize,
+) -> (f64, f64, u32) {
+    let (half, end) = (from + ms(seconds * 500), from + ms(seconds * 1000));
+    let mut now = from;
+    // When each ends, how, and what.
+    let mut running: Vec<(Duration, u64, bool)> = Vec::new();
+    let (mut done, mut refused, mut window_max) = (0_u64, 0_u64, 0);
+    while now < end {
+        while queue.len() < 100 {
+            queue.push(*next_n, now);
+            *next_n += 1;
+        }
+        let wake = loop {
+            match queue.next(now) {
+                Next::Start(n) => {
+                    let carried = running.iter().filter(|(.., carried)| *carried).count();
+                    let carried = carried < capacity;
+                    running.push((now + if carried { ms(100) } else { ms(10) }, n, carried));
+                }
+                Next::At(at) => break at,
+                Next::Idle => break Duration::MAX,
+            }
+        };
+        let first = (0..running.len()).min_by_key(|&at| running[at].0);
+        match first.filter(|&at| running[at].0 <= wake) {
+            None => now = wake,
+            Some(at) => {
+                let (ended, n, carried) = running.swap_remove(at);
+                now = ended;
+                if now >= half {
+                    (done, refused) = (done + u64::from(carried), refused + u64::from(!carried));
+                    window_max = window_max.max(queue.window());
+                }
+                let verdict = if carried { Verdict::Done { bytes: 4 << 20 } } else { Verdict::Overload };
+                queue.report(n, now, verdict);
+            }
+        }
+    }
+    for (_, n, _) in running {
+        queue.report(n, now, Verdict::Passing);
+    }
+    let possible = capacity as f64 * seconds as f64 * 5.0;
+    (done as f64 / possible, refused as f64 / (done + refused) as f64, window_max)
+}
+
+#[test]
+fn the_window_finds_what_a_store_bears_and_follows_it_up_and_down() {
+    let mut queue = queue(2);
+    let (mut n, mut now) = (1, ms(0));
+    for capacity in [8, 2, 20, 1, 12] {
+        let (used, refused, window) = on_a_store(&mut queue, &mut n, now, 60, capacity);
+        now += ms(60_000);
+        println!("capacity {capacity}: {used:.2} used, {refused:.2} refused, window up to {window}");
+        assert!(used > 0.8, "a store for {capacity} uploads was used to {used:.2}");
+        assert!(refused < 0.12, "a store for {capacity} uploads refused {refused:.2}");
+        assert!(window as usize <= capacity + 2, "a store for {capacity} uploads got a window of {window}");
+    }
+}
+
 proptest! {
     /// Whatever the store answers: nothing is lost or run twice at once, the window keeps its bounds, a parked queue
     /// runs one probe, and once the store is well everything is done.
