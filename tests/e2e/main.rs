@@ -26,3 +26,4 @@ mod several;
 mod soak;
 mod stolen;
 mod store;
+mod surroundings;

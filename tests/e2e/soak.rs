@@ -3,11 +3,13 @@
 //! end, and images restored at several of them must be what the disk was.
 //!
 //! The short form runs with all tests; `tests/soak` runs the long one. `TIDEGATE_SOAK_CYCLES`, `TIDEGATE_SOAK_VAULTS`
-//! (`directory`, `azurite` or both) and `TIDEGATE_SOAK_SEED` say how long, where and which.
+//! (`directory`, `azurite`, `slow`) and `TIDEGATE_SOAK_SEED` say how long, where and which.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use loadgen::blob::{BlobFaults, BlobProxy};
 use tidegate::cli::quickstart::child::{Child, Family, wait_until};
 use tidegate::cli::quickstart::copies;
 use tidegate::cli::quickstart::load::{Load, Numbers};
@@ -20,6 +22,8 @@ use crate::common::{PATIENCE, Scene, Setting, empty, program, turn};
 const DISKS: [&str; 2] = ["disk1", "disk2"];
 const DISK_BYTES: u64 = 64 << 20;
 const MIB_PER_SECOND: u64 = 16;
+/// What a slow store takes while it is slow: far less than the loads bring.
+const SLOW_BYTES_PER_SECOND: u64 = 2 << 20;
 /// Points of each disk whose images are restored and compared; the newest is always among them.
 const COMPARED_MAX: usize = 10;
 /// A line of progress every so many kills.
@@ -40,7 +44,7 @@ struct Report {
     lost: Vec<String>,
     compared: usize,
     took: Duration,
-    /// Kept until the verdict, for whoever looks for the reason.
+    /// Kept until the verdict if something was lost, for whoever looks for the reason.
     scene: Option<Scene>,
 }
 
@@ -59,6 +63,8 @@ struct Point {
 struct Soak {
     scene: Scene,
     loads: Vec<Load>,
+    /// In front of a slow store.
+    proxy: Option<BlobProxy>,
     numbers: Numbers,
     points: BTreeMap<&'static str, Vec<Point>>,
     report: Report,
@@ -66,7 +72,7 @@ struct Soak {
 }
 
 impl Soak {
-    fn start(vault: &str, url: Option<String>, seed: u64) -> Self {
+    fn start(vault: &str, url: Option<String>, seed: u64, proxy: Option<BlobProxy>) -> Self {
         let journal = vec![("journal", "capacity = \"128 MiB\"".into()), ("journal", "segment = \"16 MiB\"".into())];
         let setting = Setting { vault: url, gateway: journal, ..Setting::default() };
         let scene = Scene::new(setting, &DISKS, empty(DISK_BYTES));
@@ -74,6 +80,7 @@ impl Soak {
         Self {
             scene,
             loads,
+            proxy,
             numbers: Numbers::new(seed),
             points: BTreeMap::new(),
             report: Report { vault: vault.to_owned(), ..Report::default() },
@@ -145,13 +152,18 @@ impl Soak {
 
     /// One cycle: load, maybe a point, one or both killed at a random moment, and started again.
     fn cycle(&mut self, nth: u64) {
+        match nth % 10 {
+            3 => self.pace(SLOW_BYTES_PER_SECOND),
+            7 => self.pace(0),
+            _ => {}
+        }
         let which = self.numbers.below(2) as usize;
         let bytes = self.numbers.below(1 << 20);
         let load = &self.loads[which];
         let until = load.done().written_bytes + bytes;
         self.scene.wait("the workload's progress", |_| load.done().written_bytes >= until);
-        // Right after a death a disk is still being compared; every third time that is waited for.
-        self.point(which, nth.is_multiple_of(3));
+        // Right after a death a disk is still being compared; every third time that is waited for, if the store can keep up.
+        self.point(which, nth.is_multiple_of(3) && (self.proxy.is_none() || !(3..8).contains(&(nth % 10))));
         self.pause(120);
         // Agents die in a quarter of the cycles, in some of them together with their gateway.
         let (gateway, agent) = match self.numbers.below(20) {
@@ -186,7 +198,15 @@ impl Soak {
                 println!("{}: {} kills, {points} points, {seconds} s", self.report.vault, self.report.kills());
             }
         }
+        self.pace(0);
         self.finish()
+    }
+
+    /// A slow store is slow half of the time; then journals fill up and start full.
+    fn pace(&self, bytes_per_second: u64) {
+        if let Some(proxy) = &self.proxy {
+            proxy.set(BlobFaults { bytes_per_second, ..BlobFaults::default() });
+        }
     }
 
     /// Lets everything reach the vault and looks whether it is there.
@@ -211,7 +231,8 @@ impl Soak {
             self.compare(disk, points);
         }
         self.report.took = self.clock.monotonic();
-        self.report.scene = Some(self.scene);
+        // Gigabytes, which nobody needs if all is well.
+        self.report.scene = (!self.report.lost.is_empty()).then_some(self.scene);
         self.report
     }
 
@@ -293,13 +314,20 @@ fn gateways_and_agents_killed_again_and_again_under_load_lose_no_confirmed_point
     let _turn = turn();
     let kills: u64 = setting("TIDEGATE_SOAK_CYCLES", "24").parse().expect("TIDEGATE_SOAK_CYCLES is a number");
     let seed: u64 = setting("TIDEGATE_SOAK_SEED", "2026").parse().expect("TIDEGATE_SOAK_SEED is a number");
-    let vaults = setting("TIDEGATE_SOAK_VAULTS", "directory azurite");
+    let vaults = setting("TIDEGATE_SOAK_VAULTS", "directory azurite slow");
     let vaults: Vec<&str> = vaults.split_whitespace().collect();
     let mut reports = Vec::new();
     for vault in &vaults {
-        let azurite = (*vault == "azurite").then(Azurite::start);
-        let url = azurite.as_ref().map(|azurite| azurite.vault_url("soak"));
-        reports.push(Soak::start(vault, url, seed).run(kills.div_ceil(vaults.len() as u64)));
+        let azurite = (*vault != "directory").then(Azurite::start);
+        let proxy = azurite.as_ref().filter(|_| *vault == "slow").map(|azurite| {
+            let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            BlobProxy::start(any, azurite.address(), BlobFaults::default(), seed).unwrap()
+        });
+        let url = azurite
+            .as_ref()
+            .map(|azurite| azurite.vault_url_at(proxy.as_ref().map_or(azurite.address(), BlobProxy::address), "soak"));
+        let soak = Soak::start(vault, url, seed, proxy);
+        reports.push(soak.run(kills.div_ceil(vaults.len() as u64)));
     }
     print(&reports);
     let lost: Vec<&String> = reports.iter().flat_map(|report| &report.lost).collect();
