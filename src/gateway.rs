@@ -65,9 +65,8 @@ use runs::{Mark, Span};
 const VAULT_RETRY: Duration = Duration::from_secs(2);
 /// Bytes that one disk stream may have on its way: carries 800 Mbit/s over 10 ms, and bounds what a stalled disk holds.
 const QUIC_STREAM_WINDOW_BYTES: u64 = 1 << 20;
-/// How long a start waits for the vault to say which epochs went on at other gateways. Nothing depends on the answer but
-/// uploads that nobody needs.
-const FIRST_LOOK_MAX: Duration = Duration::from_secs(30);
+/// How often somebody looks whether the journal failed.
+const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How often the drain looks whether everything is vaulted.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -309,10 +308,7 @@ impl Parts {
         take_replayed(&disks, &self.report);
         self.check_vault()?;
         let (books, time) = (Arc::clone(&disks), Arc::clone(&self.clock));
-        let mut lookout = Lookout::new(Arc::clone(&self.vault), self.journal.clone(), books, time);
-        if tokio::time::timeout(FIRST_LOOK_MAX, lookout.first_round()).await.is_err() {
-            tracing::warn!("the vault is slow to say which epochs went on elsewhere; going on, and asking again");
-        }
+        let lookout = Lookout::new(Arc::clone(&self.vault), self.journal.clone(), books, time);
         let feeder = Feeder::start(&self, &disks)?;
         let Self { config, clock, health, vault, journal, listener, trigger, drain, .. } = self;
         let window = window::start(&config, &journal, Arc::clone(&disks), drain.clone());
@@ -332,23 +328,28 @@ impl Parts {
         let limits = ServerLimits { connections_max, drain_grace, ..ServerLimits::default() };
         let (books, time) = (Arc::clone(&disks), Arc::clone(&clock));
         tokio::spawn(overload.run(config.streams_target, journal.clone(), books, time, drain.clone()));
+        // Beside everything else: it only saves uploads that nobody needs.
         tokio::spawn(lookout.run(drain.clone()));
         let drained_since = tokio::spawn(drain_began(drain.clone(), Arc::clone(&clock)));
         health.set_ready();
         tracing::info!(address = %listener.local_addr(), gateway = %config.id, vault = %vault.id(), "ready for agents");
-        let watch = tokio::spawn(watch_journal(journal.clone(), trigger));
-        wire::serve(listener, host, limits, Arc::clone(&clock), drain).await;
+        let watch = tokio::spawn(watch_journal(journal.clone(), trigger.clone()));
+        wire::serve(listener, host, limits, Arc::clone(&clock), drain.clone()).await;
         watch.abort();
+        let asked = drain.started();
+        // However it ended, everything else ends too.
+        trigger.start();
         health.set_draining();
         // What the agents' streams have left of the grace is for disks whose agents were not here.
         let spent = drained_since.await.map_or(Duration::ZERO, |since| clock.monotonic().saturating_sub(since));
-        wait_vaulted(&disks, drain_grace.saturating_sub(spent).max(DRAIN_LOOK * 2)).await;
+        wait_vaulted(&disks, &journal, drain_grace.saturating_sub(spent).max(DRAIN_LOOK * 2)).await;
         feeder.stop().await;
-        let failure = journal.failure();
+        let failure = journal.failure().map(|text| format!("the journal failed: {text}"));
         journal.stop().await;
-        match failure {
+        let unasked = (!asked).then(|| "the UDP endpoint ended by itself".to_owned());
+        match failure.or(unasked) {
             None => Ok(()),
-            Some(text) => Err(GatewayError::Stage { text: format!("the journal failed: {text}"), fault: Fault::Fatal }),
+            Some(text) => Err(GatewayError::Stage { text, fault: Fault::Fatal }),
         }
     }
 
@@ -369,9 +370,14 @@ async fn drain_began(mut drain: Drain, clock: Arc<dyn Clock>) -> Duration {
 }
 
 /// Waits until everything journaled is vaulted, for the grace time at most.
-async fn wait_vaulted(disks: &Disks, grace: Duration) {
+async fn wait_vaulted(disks: &Disks, journal: &Journal, grace: Duration) {
     let all_vaulted = async {
-        let behind = || disks.all().iter().flat_map(|slot| slot.runs()).any(|run| run.behind());
+        // What a journal that failed had taken and not written is not vaulted ever.
+        let is_behind = |run: &runs::Run| match journal.failure() {
+            None => run.behind(),
+            Some(_) => run.behind() && run.journaled.get() > run.vaulted.get(),
+        };
+        let behind = || disks.all().iter().flat_map(|slot| slot.runs()).any(|run| is_behind(&run));
         while behind() {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
@@ -384,7 +390,7 @@ async fn wait_vaulted(disks: &Disks, grace: Duration) {
 /// Stops the gateway when its journal can no longer keep promises: its supervisor starts it anew, replay decides.
 async fn watch_journal(journal: Journal, trigger: DrainTrigger) {
     loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(FAILURE_LOOK).await;
         if let Some(failure) = journal.failure() {
             tracing::error!(%failure, "the journal failed: stopping");
             trigger.start();

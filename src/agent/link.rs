@@ -4,21 +4,20 @@
 //! corrected, and goes on to the next gateway when the connection is lost. Disks open their streams on what is published.
 //!
 //! A move (a redirect, a return to a better choice) publishes the new connection while the old one lives: each disk
-//! leaves the old one when all that it sent there is vaulted, and the last to leave drops it. So a move forks nothing.
+//! leaves the old one when all that it sent there is vaulted, and the last to leave drops it. So a move forks nothing. A
+//! gateway has one seat per agent, so nobody is asked at whose gateway a connection lives: asking would end that one.
 //!
 //! How soon a loss is met: `lost_after` and one keep-alive pass until it is noticed, [`ASK_FIRST`] for the gateway that
 //! was lost, then the next one is asked. With the defaults for several gateways that is 4 s at the most.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
-
-use tokio::time::MissedTickBehavior;
 
 use super::clock::AgentClock;
 use super::placement::{Gateway, Placement, Why};
 use crate::fault::chain_text;
 use crate::flow::watch;
-use crate::wire::{Client, Net, TlsFiles, Tuning};
+use crate::wire::{Client, ConnectError, Net, TlsFiles, Tuning};
 
 /// First pause after a failure: a gateway that restarts is back within a second.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -62,10 +61,13 @@ impl Backoff {
     pub fn next_pause(&mut self) -> Duration {
         let step = self.pause.min(self.max);
         self.pause = (self.pause * 2).min(self.max);
-        // Without randomness the pause is the middle: jitter is a courtesy, not a need.
-        let share = crate::keys::random::<1>().map_or(0.5, |[byte]| f64::from(byte) / 255.0);
-        step.mul_f64(0.5 + share / 2.0)
+        step.mul_f64(0.5 + jitter() / 2.0)
     }
+}
+
+/// Of chance, between 0 and 1. Without randomness the middle: jitter is a courtesy, not a need.
+fn jitter() -> f64 {
+    crate::keys::random::<1>().map_or(0.5, |[byte]| f64::from(byte) / 255.0)
 }
 
 /// The state of the connection, for everyone who looks.
@@ -91,8 +93,20 @@ pub async fn connected(link: &mut Link) -> Option<Arc<Client>> {
 
 /// Waits until another connection than `client` is published.
 pub async fn replaced(link: &mut Link, client: &Arc<Client>) {
-    let other = |state: &LinkState| state.client.as_ref().is_some_and(|other| !Arc::ptr_eq(other, client));
-    if link.wait_for(other).await.is_err() {
+    wait_for(link, |state| has_other(state, client)).await;
+}
+
+/// Waits until no other connection than `client` is published.
+pub async fn other_lost(link: &mut Link, client: &Arc<Client>) {
+    wait_for(link, |state| !has_other(state, client)).await;
+}
+
+fn has_other(state: &LinkState, client: &Arc<Client>) -> bool {
+    state.client.as_ref().is_some_and(|other| !Arc::ptr_eq(other, client))
+}
+
+async fn wait_for(link: &mut Link, is_so: impl FnMut(&LinkState) -> bool) {
+    if link.wait_for(is_so).await.is_err() {
         // The agent stops, and nothing will be published any more.
         std::future::pending::<()>().await;
     }
@@ -118,7 +132,8 @@ pub async fn run(config: LinkConfig, clock: Arc<AgentClock>, net: Net, state: wa
     let placement = Placement::new(&config.agent, &config.gateways, config.return_after);
     state.send_modify(|state| state.ranked = placement.ranked().to_vec());
     let tuning = Tuning { idle_timeout: config.lost_after, ..Tuning::default() };
-    let mut walker = Walker { config, clock, net, state, placement, tuning, reported: String::new() };
+    let (leaving, reported) = (Vec::new(), String::new());
+    let mut walker = Walker { config, clock, net, state, placement, tuning, leaving, reported };
     let mut next = None;
     loop {
         let (client, address) = match next.take() {
@@ -139,7 +154,17 @@ struct Walker {
     state: watch::Sender<LinkState>,
     placement: Placement,
     tuning: Tuning,
+    /// Gateways that were left, and connections to them that some disks may still use.
+    leaving: Vec<(String, Weak<Client>)>,
     reported: String,
+}
+
+/// Why a gateway did not take this agent.
+enum NoAnswer {
+    /// The name leads to this gateway, where a connection of this agent lives.
+    Known(String),
+    /// Anything else, in words.
+    Failed(String),
 }
 
 impl Walker {
@@ -149,9 +174,9 @@ impl Walker {
         let mut patience = if self.config.gateways.len() > 1 { ASK_FIRST } else { ASK_MAX };
         loop {
             for address in self.placement.candidates() {
-                match self.ask(&address, patience).await {
+                match self.ask(&address, patience, &[]).await {
                     Ok(client) => return (client, address),
-                    Err(text) => {
+                    Err(NoAnswer::Known(text) | NoAnswer::Failed(text)) => {
                         // An absent gateway is asked many times; one line per reason tells as much.
                         if self.reported != text {
                             tracing::warn!(gateway = address, error = text, "no connection");
@@ -166,20 +191,38 @@ impl Walker {
         }
     }
 
-    async fn ask(&self, address: &str, patience: Duration) -> Result<Client, String> {
-        let connecting = Client::connect_with(address, &self.config.tls, &self.tuning, self.clock.machine(), &self.net);
+    /// Connects, unless it is one of the gateways `known`.
+    async fn ask(&self, address: &str, patience: Duration, known: &[String]) -> Result<Client, NoAnswer> {
+        let (tls, clock) = (&self.config.tls, self.clock.machine());
+        let connecting = Client::connect_elsewhere(address, known, tls, &self.tuning, clock, &self.net);
         match tokio::time::timeout(patience, connecting).await {
             Ok(Ok(client)) => Ok(client),
-            Ok(Err(error)) => Err(chain_text(&error)),
-            Err(_) => Err(format!("gateway {address} does not answer within {patience:?}")),
+            Ok(Err(ConnectError::Known { gateway, .. })) => Err(NoAnswer::Known(gateway)),
+            Ok(Err(error)) => Err(NoAnswer::Failed(chain_text(&error))),
+            Err(_) => Err(NoAnswer::Failed(format!("gateway {address} does not answer within {patience:?}"))),
         }
+    }
+
+    /// As [`Self::ask`], from gateway `here`.
+    async fn ask_from(&mut self, here: &str, address: &str) -> Result<Client, String> {
+        self.leaving.retain(|(_, client)| client.strong_count() > 0);
+        let known: Vec<String> = self.leaving.iter().map(|(id, _)| id.clone()).chain([here.to_owned()]).collect();
+        let answer = self.ask(address, ASK_FIRST * 2, &known).await;
+        answer.map_err(|none| match none {
+            NoAnswer::Failed(text) => text,
+            NoAnswer::Known(id) if id == here => {
+                self.placement.is_same(address);
+                format!("{address} is the gateway {id}, where this agent is")
+            }
+            NoAnswer::Known(id) => format!("{address} is the gateway {id}, which this agent is leaving"),
+        })
     }
 
     /// Publishes a connection until it ends, or until there is another to go to: that one is returned.
     async fn stay(&mut self, client: Arc<Client>, address: &str) -> Option<Found> {
         self.placement.arrived(address, self.clock.monotonic());
         let why = self.placement.stay().map_or(Why::FirstChoice, |stay| stay.why);
-        let (id, vault) = (client.gateway().gateway.clone(), client.gateway().vault);
+        let (id, vault) = (client.gateway_id().to_owned(), client.gateway().vault);
         tracing::info!(gateway = address, id, %vault, why = why.as_str(), "connected");
         self.reported.clear();
         self.clock.correct(client.clock());
@@ -199,7 +242,11 @@ impl Walker {
             biased;
             lost = client.closed() => lost,
             () = corrected => return None,
-            found = self.elsewhere(&client) => return Some(found),
+            found = self.elsewhere(&client) => {
+                self.leaving.retain(|(_, client)| client.strong_count() > 0);
+                self.leaving.push((id, Arc::downgrade(&client)));
+                return Some(found);
+            }
         };
         tracing::warn!(error = %lost, "connection lost");
         self.placement.lost();
@@ -213,26 +260,34 @@ impl Walker {
 
     /// Waits until the agent should go elsewhere, and has a connection there.
     async fn elsewhere(&mut self, client: &Client) -> Found {
+        let here = client.gateway_id();
         let mut redirects = client.redirects();
         let mut leave_at: Option<Duration> = None;
-        let mut probes = tokio::time::interval(self.placement.probe_every());
-        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stopping = false;
         loop {
             let now = self.clock.monotonic();
             let leave = tokio::time::sleep(leave_at.unwrap_or_default().saturating_sub(now));
+            let probe_at = self.placement.probe_at().filter(|_| leave_at.is_none());
+            let probe = tokio::time::sleep(probe_at.unwrap_or_default().saturating_sub(now));
             tokio::select! {
                 biased;
                 hinted = redirected(&mut redirects) => {
                     let at = self.placement.redirected(hinted, self.clock.monotonic());
                     leave_at = Some(leave_at.map_or(at, |before| before.min(at)));
                 }
+                // That took until a disk was told so: a redirect does not say why.
+                () = client.stopping(), if !stopping => {
+                    stopping = true;
+                    self.placement.stopping();
+                    leave_at = Some(self.clock.monotonic());
+                }
                 () = leave, if leave_at.is_some() => {
-                    if let Some(found) = self.leave().await {
+                    if let Some(found) = self.leave(here).await {
                         return found;
                     }
                     leave_at = Some(self.clock.monotonic() + LEAVE_PAUSE);
                 }
-                _ = probes.tick(), if leave_at.is_none() => if let Some(found) = self.probe().await {
+                () = probe, if probe_at.is_some() => if let Some(found) = self.probe(here).await {
                     return found;
                 },
             }
@@ -240,9 +295,9 @@ impl Walker {
     }
 
     /// The first of the candidates that answers.
-    async fn leave(&mut self) -> Option<Found> {
-        for address in self.placement.candidates() {
-            match self.ask(&address, ASK_FIRST * 2).await {
+    async fn leave(&mut self, here: &str) -> Option<Found> {
+        for address in self.placement.successors(self.clock.monotonic()) {
+            match self.ask_from(here, &address).await {
                 Ok(client) => return Some((client, address)),
                 Err(error) => tracing::info!(gateway = address, error, "cannot take over"),
             }
@@ -251,20 +306,16 @@ impl Walker {
     }
 
     /// Looks at better choices. Returns the first that has proven itself.
-    async fn probe(&mut self) -> Option<Found> {
-        for address in self.placement.better() {
-            let answer = self.ask(&address, ASK_FIRST * 2).await;
-            let go = self.placement.probed(&address, answer.is_ok(), self.clock.monotonic());
+    async fn probe(&mut self, here: &str) -> Option<Found> {
+        for address in self.placement.to_probe(self.clock.monotonic()) {
+            let answer = self.ask_from(here, &address).await;
+            let go = self.placement.probed(&address, answer.is_ok(), self.clock.monotonic(), jitter());
             match answer {
                 Ok(client) if go => {
                     tracing::info!(gateway = address, "a better choice is back");
                     return Some((client, address));
                 }
-                Ok(client) => {
-                    client.close().await;
-                    // What is worse than one that answers need not be asked.
-                    return None;
-                }
+                Ok(client) => client.close().await,
                 Err(_) => {}
             }
         }

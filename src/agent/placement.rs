@@ -13,9 +13,11 @@
 //! - An agent stays where it is. Nothing but a loss, a redirect, or a better choice that has proven itself moves it, so
 //!   load figures and short absences cause no wandering.
 //! - After a loss the same gateway is asked first: one that is back has its journal, and then the epoch goes on.
-//! - A gateway that asks to leave again and again is returned to later each time.
+//! - A gateway that asks to leave again and again is returned to later each time, and an agent that is asked again and
+//!   again stays longer each time: where all have too much, moving helps nobody.
+//! - A gateway that stops is left at once. Two names may be one gateway: a name that leads back to it is no other choice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
@@ -28,6 +30,10 @@ pub const WEIGHT_MAX: u32 = 1000;
 const DOUBLINGS_MAX: u32 = 5;
 /// A stay of so many waits proves a gateway able: what it asked before is forgotten.
 const PROVEN_STAYS: u32 = 10;
+/// Probes of a better choice within the time that it has to answer: one that is lost delays a return by a fraction.
+const PROBES_PER_WAIT: u32 = 6;
+/// Shortest pause between two probes.
+const PROBE_PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// A gateway of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,10 +116,30 @@ pub struct Placement {
     hinted: Vec<String>,
     /// Who asked to leave: the last choice.
     left: Option<String>,
-    /// How often a gateway asked to leave.
-    asked: BTreeMap<String, u32>,
+    /// Whether the present gateway stops.
+    stopping: bool,
+    /// Which gateways asked to leave. Bounded by time, and by the gateways that this agent has been at.
+    asked: BTreeMap<String, Asked>,
+    /// How often any gateway asked, since the last that was proven able.
+    redirects: u32,
     /// Since when better ones have answered every probe.
     answering: BTreeMap<String, Duration>,
+    /// When better ones are to be probed again.
+    probe_at: BTreeMap<String, Duration>,
+    /// Other names of the present gateway.
+    same: BTreeSet<String>,
+}
+
+/// What a gateway asked.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    times: u32,
+    last: Duration,
+}
+
+/// 1, 1, 2, 4 and so on, to a bound.
+fn growth(times: u32) -> u32 {
+    1 << times.saturating_sub(1).min(DOUBLINGS_MAX)
 }
 
 impl Placement {
@@ -128,8 +154,12 @@ impl Placement {
             connected: false,
             hinted: Vec::new(),
             left: None,
+            stopping: false,
             asked: BTreeMap::new(),
+            redirects: 0,
             answering: BTreeMap::new(),
+            probe_at: BTreeMap::new(),
+            same: BTreeSet::new(),
         }
     }
 
@@ -153,12 +183,26 @@ impl Placement {
         let here = self.stay().map(|stay| &stay.address);
         let mut out: Vec<String> = Vec::new();
         for address in all {
-            if Some(address) != here && self.left.as_ref() != Some(address) && !out.contains(address) {
+            let elsewhere = Some(address) != here && !self.same.contains(address);
+            if elsewhere && self.left.as_ref() != Some(address) && !out.contains(address) {
                 out.push(address.clone());
             }
         }
         out.extend(self.left.clone().filter(|left| Some(left) != here));
         out
+    }
+
+    /// Whom to ask to take over from the present gateway, in this order. One that has too much itself is no help, unless
+    /// the present one stops.
+    #[must_use]
+    pub fn successors(&self, now: Duration) -> Vec<String> {
+        let asked_of_late = |address: &String| {
+            let asked = self.asked.get(address);
+            asked.is_some_and(|asked| now.saturating_sub(asked.last) < self.return_after * growth(asked.times))
+        };
+        let mut all = self.candidates();
+        all.retain(|address| self.stopping || !asked_of_late(address));
+        all
     }
 
     /// Learns that it is connected to a gateway.
@@ -175,8 +219,10 @@ impl Placement {
         if !same {
             self.stay = Some(Stay { address: address.to_owned(), since: now, why });
             self.answering.clear();
+            self.probe_at.clear();
         }
         self.connected = true;
+        self.stopping = false;
         self.hinted.clear();
         self.left = None;
     }
@@ -184,6 +230,26 @@ impl Placement {
     /// Learns that the connection is lost.
     pub fn lost(&mut self) {
         self.connected = false;
+        // What stands behind a name may be another one after a while.
+        self.same.clear();
+    }
+
+    /// Learns that another name leads to the gateway where it is.
+    pub fn is_same(&mut self, address: &str) {
+        if self.stay().is_some_and(|stay| stay.address != address) && self.same.len() < GATEWAYS_MAX * 2 {
+            self.same.insert(address.to_owned());
+        }
+    }
+
+    /// Learns that the present gateway stops, which asks to leave as one with too much does, but is to be left now.
+    pub fn stopping(&mut self) {
+        let Some(stay) = self.stay.as_ref().filter(|_| self.connected) else { return };
+        self.stopping = true;
+        if self.left.replace(stay.address.clone()).is_some() {
+            // It was counted as one that has too much.
+            self.redirects = self.redirects.saturating_sub(1);
+        }
+        self.asked.remove(&stay.address);
     }
 
     /// Learns that the present gateway asks it to leave, for one of `hinted`. Returns when it may: a gateway that stops
@@ -192,38 +258,66 @@ impl Placement {
         let Some(stay) = self.stay.as_ref().filter(|_| self.connected) else { return now };
         if self.left.as_ref() != Some(&stay.address) {
             let proven = now.saturating_sub(stay.since) >= self.return_after * PROVEN_STAYS;
-            let asked = self.asked.entry(stay.address.clone()).or_default();
-            *asked = if proven { 1 } else { asked.saturating_add(1) };
+            let before = |times: u32| if proven { 0 } else { times };
+            let memory = self.return_after * PROVEN_STAYS * (1 << DOUBLINGS_MAX);
+            self.asked.retain(|_, asked| now.saturating_sub(asked.last) < memory);
+            let asked = self.asked.entry(stay.address.clone()).or_insert(Asked { times: 0, last: now });
+            *asked = Asked { times: before(asked.times).saturating_add(1), last: now };
+            self.redirects = before(self.redirects).saturating_add(1);
         }
         self.left = Some(stay.address.clone());
         self.hinted = hinted.into_iter().filter(|address| *address != stay.address).take(GATEWAYS_MAX).collect();
-        (stay.since + self.return_after).max(now)
+        (stay.since + self.return_after * growth(self.redirects)).max(now)
     }
 
-    /// Better choices than the present one, best first: those to probe.
+    /// Better choices than the present one, best first.
     #[must_use]
     pub fn better(&self) -> Vec<String> {
         let Some(stay) = self.stay() else { return Vec::new() };
-        self.ranked.iter().take_while(|address| **address != stay.address).cloned().collect()
+        let here = |address: &String| *address == stay.address || self.same.contains(address);
+        self.ranked.iter().take_while(|address| !here(address)).cloned().collect()
     }
 
-    /// Takes the outcome of a probe. Returns whether to go there now.
-    pub fn probed(&mut self, address: &str, answered: bool, now: Duration) -> bool {
+    /// When to probe next, if there is a better choice.
+    #[must_use]
+    pub fn probe_at(&self) -> Option<Duration> {
+        self.better().iter().map(|address| self.probe_of(address)).min()
+    }
+
+    /// The better choices to probe now, best first.
+    #[must_use]
+    pub fn to_probe(&self, now: Duration) -> Vec<String> {
+        let mut due = self.better();
+        due.retain(|address| self.probe_of(address) <= now);
+        due
+    }
+
+    fn probe_of(&self, address: &str) -> Duration {
+        let first = || self.stay().map_or(Duration::ZERO, |stay| stay.since + self.probe_pause(address) / 2);
+        self.probe_at.get(address).copied().unwrap_or_else(first)
+    }
+
+    fn probe_pause(&self, address: &str) -> Duration {
+        (self.wait_for(address) / PROBES_PER_WAIT).max(PROBE_PAUSE_MIN)
+    }
+
+    /// How long a better choice must have answered.
+    fn wait_for(&self, address: &str) -> Duration {
+        self.return_after * growth(self.asked.get(address).map_or(0, |asked| asked.times))
+    }
+
+    /// Takes the outcome of a probe. Returns whether to go there now. `share`, of chance and between 0 and 1, spreads the
+    /// probes of many agents.
+    pub fn probed(&mut self, address: &str, answered: bool, now: Duration, share: f64) -> bool {
+        let pause = self.probe_pause(address).mul_f64(0.5 + share.clamp(0.0, 1.0) / 2.0);
+        self.probe_at.insert(address.to_owned(), now + pause);
         if !answered {
             self.answering.remove(address);
             return false;
         }
         let since = *self.answering.entry(address.to_owned()).or_insert(now);
-        let doublings = self.asked.get(address).map_or(0, |asked| asked.saturating_sub(1).min(DOUBLINGS_MAX));
         let stayed = self.stay().map_or(Duration::ZERO, |stay| now.saturating_sub(stay.since));
-        now.saturating_sub(since).min(stayed) >= self.return_after * (1 << doublings)
-    }
-
-    /// How long to wait between two rounds of probes.
-    #[must_use]
-    pub fn probe_every(&self) -> Duration {
-        // So many that one lost probe delays a return by a fraction of the wait.
-        (self.return_after / 6).max(Duration::from_millis(100))
+        now.saturating_sub(since).min(stayed) >= self.wait_for(address)
     }
 }
 
@@ -293,11 +387,11 @@ mod tests {
         placement.arrived(&ranked[2], seconds(0));
         assert_eq!(placement.better(), ranked[..2]);
         for at in (10..70).step_by(10) {
-            assert!(!placement.probed(&ranked[0], at != 40, seconds(at)), "{at} s");
+            assert!(!placement.probed(&ranked[0], at != 40, seconds(at), 0.5), "{at} s");
         }
         // Unbroken since 50.
-        assert!(!placement.probed(&ranked[0], true, seconds(100)));
-        assert!(placement.probed(&ranked[0], true, seconds(110)));
+        assert!(!placement.probed(&ranked[0], true, seconds(100), 0.5));
+        assert!(placement.probed(&ranked[0], true, seconds(110), 0.5));
         placement.arrived(&ranked[0], seconds(110));
         assert_eq!(placement.stay().map(|stay| stay.why), Some(Why::FirstChoice));
         assert!(placement.better().is_empty());
@@ -313,7 +407,7 @@ mod tests {
         assert_eq!(placement.candidates(), [&*ranked[2], "other:1", &*ranked[1], &*ranked[0]]);
         placement.arrived(&ranked[2], seconds(21));
         assert_eq!(placement.stay().map(|stay| stay.why), Some(Why::Redirected));
-        assert_eq!(placement.redirected(vec![], seconds(100)), seconds(100), "it has stayed long enough");
+        assert_eq!(placement.redirected(vec![], seconds(200)), seconds(200), "it has stayed long enough");
     }
 
     #[test]
@@ -325,7 +419,7 @@ mod tests {
             now = placement.redirected(vec![], now + seconds(1));
             placement.arrived(&ranked[1], now);
             let left = now;
-            while !placement.probed(&ranked[0], true, now) {
+            while !placement.probed(&ranked[0], true, now, 0.5) {
                 now += seconds(10);
             }
             waits.push((now - left).as_secs());
@@ -336,8 +430,8 @@ mod tests {
         now += WAIT * PROVEN_STAYS;
         placement.redirected(vec![], now);
         placement.arrived(&ranked[1], now);
-        placement.probed(&ranked[0], true, now);
-        assert!(placement.probed(&ranked[0], true, now + WAIT));
+        placement.probed(&ranked[0], true, now, 0.5);
+        assert!(placement.probed(&ranked[0], true, now + WAIT, 0.5));
     }
 
     #[test]
@@ -345,17 +439,108 @@ mod tests {
         let (mut placement, ranked) = at_best();
         placement.lost();
         placement.arrived(&ranked[1], seconds(5));
-        placement.probed(&ranked[0], true, seconds(10));
+        placement.probed(&ranked[0], true, seconds(10), 0.5);
         placement.lost();
         placement.arrived(&ranked[1], seconds(12));
         assert_eq!(placement.stay().map(|stay| stay.since), Some(seconds(5)));
-        assert!(placement.probed(&ranked[0], true, seconds(70)));
+        assert!(placement.probed(&ranked[0], true, seconds(70), 0.5));
+    }
+
+    #[test]
+    fn where_all_have_too_much_the_agent_moves_less_and_less() {
+        let (mut placement, ranked) = at_best();
+        let (mut now, mut stays) = (seconds(0), Vec::new());
+        for turn in 0..7 {
+            let there = &ranked[turn % 3];
+            placement.arrived(there, now);
+            let leave = placement.redirected(vec![], now + seconds(1));
+            stays.push((leave - now).as_secs());
+            now = leave;
+        }
+        assert_eq!(stays, [60, 120, 240, 480, 960, 1920, 1920]);
+        // One that serves it for long without asking proves that there is room again.
+        placement.arrived(&ranked[1], now);
+        let asked = now + WAIT * PROVEN_STAYS;
+        placement.redirected(vec![], asked);
+        placement.arrived(&ranked[2], asked);
+        assert_eq!(placement.redirected(vec![], asked), asked + WAIT * 2);
+    }
+
+    #[test]
+    fn one_that_asked_to_leave_of_late_is_no_successor_unless_the_present_one_stops() {
+        let (mut placement, ranked) = at_best();
+        placement.redirected(vec![ranked[1].clone()], seconds(100));
+        assert_eq!(placement.successors(seconds(100)), [&*ranked[1], &*ranked[2]]);
+        placement.arrived(&ranked[1], seconds(100));
+        placement.redirected(vec![ranked[0].clone()], seconds(150));
+        assert_eq!(placement.successors(seconds(150)), [&*ranked[2]], "the first one asked 50 s ago");
+        assert_eq!(placement.successors(seconds(160)), [&*ranked[0], &*ranked[2]]);
+        placement.stopping();
+        assert_eq!(placement.successors(seconds(150)), [&*ranked[0], &*ranked[2]]);
+    }
+
+    #[test]
+    fn one_that_stops_is_not_held_against_it() {
+        let (mut placement, ranked) = at_best();
+        let mut now = seconds(0);
+        for _ in 0..5 {
+            placement.redirected(vec![], now);
+            placement.stopping();
+            placement.lost();
+            assert_eq!(placement.candidates(), [&*ranked[1], &*ranked[2], &*ranked[0]]);
+            placement.arrived(&ranked[1], now);
+            placement.probed(&ranked[0], true, now, 0.5);
+            now += WAIT;
+            assert!(placement.probed(&ranked[0], true, now, 0.5));
+            placement.arrived(&ranked[0], now);
+        }
+        assert_eq!(placement.redirected(vec![], now), now + WAIT, "the first that counts");
+    }
+
+    #[test]
+    fn another_name_of_the_present_gateway_is_no_other_choice() {
+        let (mut placement, ranked) = at_best();
+        placement.lost();
+        placement.arrived(&ranked[2], seconds(5));
+        placement.is_same(&ranked[1]);
+        assert_eq!(placement.better(), [&*ranked[0]]);
+        placement.redirected(vec![ranked[1].clone()], seconds(6));
+        assert_eq!(placement.candidates(), [&*ranked[0]]);
+        placement.is_same(&ranked[0]);
+        assert!(placement.better().is_empty() && placement.probe_at().is_none() && placement.candidates().is_empty());
+        placement.lost();
+        assert_eq!(placement.candidates(), [&*ranked[1], &*ranked[0], &*ranked[2]], "names may lead elsewhere now");
+    }
+
+    #[test]
+    fn one_that_has_to_answer_for_long_is_probed_seldom_and_holds_up_no_other() {
+        let (mut placement, ranked) = at_best();
+        let mut now = seconds(0);
+        for _ in 0..6 {
+            now = placement.redirected(vec![], now);
+            placement.arrived(&ranked[2], now);
+            placement.arrived(&ranked[0], now);
+        }
+        now = placement.redirected(vec![], now);
+        placement.arrived(&ranked[2], now);
+        let (left, mut probes) = (now, [0, 0]);
+        while now < left + WAIT * 32 {
+            now = placement.probe_at().expect("there are better ones");
+            for address in placement.to_probe(now) {
+                let at = usize::from(address != ranked[0]);
+                probes[at] += 1;
+                // The second one never answers, so that nothing ends this.
+                assert!(!placement.probed(&address, at == 0, now, 1.0) || now >= left + WAIT * 32);
+            }
+        }
+        assert!((6..=8).contains(&probes[0]), "{probes:?}");
+        assert!((190..=194).contains(&probes[1]), "{probes:?}");
     }
 
     proptest! {
         #[test]
         fn everyone_of_the_list_is_a_candidate_once_unless_it_is_there(
-            count in 1_usize..6, steps in proptest::collection::vec((0_u8..4, any::<prop::sample::Index>()), 0..40),
+            count in 1_usize..6, steps in proptest::collection::vec((0_u8..5, any::<prop::sample::Index>()), 0..40),
         ) {
             let mut placement = Placement::new("a", &list(&vec![1; count]), WAIT);
             let ranked = placement.ranked().to_vec();
@@ -366,7 +551,8 @@ mod tests {
                     0 => placement.arrived(&some, now),
                     1 => placement.lost(),
                     2 => drop(placement.redirected(vec![some], now)),
-                    _ => drop(placement.probed(&some, true, now)),
+                    3 => placement.stopping(),
+                    _ => drop(placement.probed(&some, true, now, 0.5)),
                 }
                 let mut found = placement.candidates();
                 let here = placement.stay().map(|stay| stay.address.clone());

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! When the agent moves to another gateway, a session sends nothing more, waits until all that it sent is vaulted, and
-//! ends; the next one resumes the epoch over there. If the vault takes too long for that, the session goes on for a while.
+//! ends; the next one resumes the epoch over there. If the vault takes too long for that, the session goes on for a while,
+//! and it goes on as if nothing was when the other gateway is lost meanwhile.
 //!
 //! A session is three loops on one task; the first that ends, ends it. Nothing in a session is cancelled half-way in a
 //! way that matters: a record whose sending was dropped is sent again, because it is held until it is journaled; a copy
@@ -22,7 +23,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::disk::{COPY_CHUNKS, Disk, Plan};
-use super::link::{Backoff, Link, connected, replaced};
+use super::link::{Backoff, Link, connected, other_lost, replaced};
 use super::queue::{Next, Outgoing};
 use super::state::StateError;
 use super::tracker::{CopyNext, EpochStart, Mode};
@@ -68,6 +69,8 @@ enum End {
     Fenced(Epoch),
     /// The gateway does not want the disk.
     Refused(String),
+    /// The gateway stops, and all that was sent is vaulted: the epoch goes on elsewhere.
+    Stopping(String),
     /// The agent is at another gateway now, and all that was sent here is vaulted.
     Moved,
     /// The agent stops.
@@ -92,6 +95,10 @@ pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
         let Some(client) = connected(&mut link).await else { return };
         let started = disk.shared.clock.monotonic();
         let end = attempt(&disk, &client, &mut link.clone(), pace).await;
+        if matches!(end, End::Stopping(_)) {
+            // Nobody listens there any more; the next attempt waits until the agent is elsewhere.
+            client.note_stopping();
+        }
         drop(client);
         disk.note(|condition| condition.gateway = None);
         // A session that held for a while was a success, however it ended.
@@ -104,7 +111,7 @@ pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
                 backoff.reset();
                 continue;
             }
-            End::Lost(text) => {
+            End::Lost(text) | End::Stopping(text) => {
                 backoff.reset();
                 text
             }
@@ -200,7 +207,7 @@ async fn attempt(disk: &Arc<Disk>, client: &Arc<Client>, link: &mut Link, pace: 
     tracing::info!(disk = %disk.id, epoch = %info.epoch, next = %info.next_seq, journaled = %info.journaled, "replicating");
     // What the gateway has from earlier sessions counts at once.
     disk.acked(info.epoch, info.journaled, info.vaulted);
-    carry(disk, Outbox { sender, held: None }, receive(disk, events, info.epoch), replaced(link, client), pace).await
+    carry(disk, Outbox { sender, held: None }, receive(disk, events, info.epoch), (link, client), pace).await
 }
 
 /// A session, until it ends or has moved.
@@ -208,13 +215,16 @@ async fn carry(
     disk: &Arc<Disk>,
     mut outbox: Outbox,
     received: impl Future<Output = End>,
-    replaced: impl Future<Output = ()>,
+    (link, client): (&mut Link, &Arc<Client>),
     pace: CopyPace,
 ) -> End {
-    tokio::pin!(received, replaced);
-    let mut moving = false;
+    tokio::pin!(received);
+    let mut pause = Duration::ZERO;
     loop {
-        let until = async { if moving { tokio::time::sleep(MOVE_PAUSE).await } else { replaced.as_mut().await } };
+        let until = async {
+            tokio::time::sleep(pause).await;
+            replaced(link, client).await;
+        };
         tokio::select! {
             biased;
             end = &mut received => return end,
@@ -223,16 +233,18 @@ async fn carry(
             },
             end = copy(disk, pace) => return end,
         }
-        moving = true;
         tokio::select! {
             biased;
             end = &mut received => return end,
+            // There is nowhere to go any more.
+            () = other_lost(link, client) => pause = Duration::ZERO,
             () = vaulted(disk, outbox.sender.last()) => {
                 tracing::info!(disk = %disk.id, "all that was sent is vaulted: moving to the other gateway");
                 return End::Moved;
             }
             () = tokio::time::sleep(MOVE_PATIENCE) => {
                 tracing::info!(disk = %disk.id, "the vault takes long: staying at the gateway for now");
+                pause = MOVE_PAUSE;
             }
         }
     }
@@ -273,7 +285,7 @@ fn refused(code: Code, text: &str) -> End {
         Code::MustFork | Code::Seq | Code::Epoch => End::Fork(ForkReason::GatewayLost, text),
         Code::Conflict | Code::Chain => End::Diverged(text),
         // All that it took is vaulted: the epoch goes on elsewhere.
-        Code::Draining => End::Lost(text),
+        Code::Draining => End::Stopping(text),
         _ => End::Refused(text),
     }
 }

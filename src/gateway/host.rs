@@ -19,6 +19,7 @@ use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::FAILURE_LOOK;
 use super::lookout::retire_below;
 use super::overload::Overload;
 use super::runs::{DiskSlot, Mark, Run, Session};
@@ -208,6 +209,12 @@ impl Host for GatewayHost {
 
     fn leave_turn(&self) -> impl Future<Output = ()> + Send {
         self.overload.turn()
+    }
+
+    async fn broken(&self) {
+        while self.journal.failure().is_none() {
+            tokio::time::sleep(FAILURE_LOOK).await;
+        }
     }
 
     async fn open_disk(&self, agent: &AgentIdentity, open: OpenDisk) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {

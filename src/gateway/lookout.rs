@@ -39,6 +39,8 @@ const LOOKS_MAX: usize = 350;
 const AT_ONCE: usize = 16;
 /// Between two passes over runs with a gap: an agent that comes closes it at once, and reading indexes is dear.
 const GAPS_EVERY: Duration = Duration::from_secs(300);
+/// Longest look: a store that does not answer for one disk must not hold up the looks at the others.
+const LOOK_MAX: Duration = Duration::from_secs(3);
 
 /// When a disk was looked at last, and how far it was appended then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +72,7 @@ impl Lookout {
         Self { vault, journal, disks, clock, looks: BTreeMap::new() }
     }
 
-    /// Looks at every disk that stands in the journal, before anything of it is uploaded: a gateway that comes back after
-    /// hours has little that still counts.
+    /// Looks at every disk that stands in the journal: of what a gateway has that comes back after hours little counts.
     pub async fn first_round(&mut self) {
         let all: Vec<_> = self.disks.all().into_iter().filter(|slot| !slot.runs().is_empty()).collect();
         self.look_at(all).await;
@@ -79,23 +80,19 @@ impl Lookout {
 
     /// Looks again and again, until `drain`.
     pub async fn run(mut self, mut drain: Drain) {
-        let mut stop = drain.clone();
         let (vault, journal, disks) = (Arc::clone(&self.vault), self.journal.clone(), Arc::clone(&self.disks));
         tokio::select! {
             biased;
-            () = stop.wait() => {}
-            () = self.look_on(&mut drain) => {}
+            () = drain.wait() => {}
+            () = self.look_on() => {}
             () = close_gaps(&vault, &journal, &disks) => {}
         }
     }
 
-    async fn look_on(&mut self, drain: &mut Drain) {
+    async fn look_on(&mut self) {
+        self.first_round().await;
         loop {
-            tokio::select! {
-                biased;
-                () = drain.wait() => return,
-                () = tokio::time::sleep(ROUND) => {}
-            }
+            tokio::time::sleep(ROUND).await;
             let due = self.due();
             self.look_at(due).await;
         }
@@ -124,7 +121,13 @@ impl Lookout {
             self.looks.insert(slot.disk.clone(), Look { at: now, appended });
         }
         let (vault, journal) = (&self.vault, &self.journal);
-        let looks = stream::iter(slots).map(|slot| async move { (look(vault, journal, &slot).await, slot) });
+        let looks = stream::iter(slots).map(|slot| async move {
+            let looked = match tokio::time::timeout(LOOK_MAX, look(vault, journal, &slot)).await {
+                Ok(looked) => looked.map_err(|error| chain_text(&error)),
+                Err(_) => Err(format!("no answer within {LOOK_MAX:?}")),
+            };
+            (looked, slot)
+        });
         let failed: Vec<_> = looks
             .buffer_unordered(AT_ONCE)
             .filter_map(|(looked, slot)| async move { looked.err().map(|error| (slot, error)) })
@@ -132,7 +135,7 @@ impl Lookout {
             .await;
         if let Some((slot, error)) = failed.first() {
             let (disk, count) = (&slot.disk, failed.len());
-            tracing::warn!(%disk, count, error = chain_text(error), "could not look for newer epochs");
+            tracing::warn!(%disk, count, error, "could not look for newer epochs");
         }
     }
 }

@@ -93,9 +93,17 @@ struct Outcome {
     elapsed: Duration,
 }
 
-async fn live(dir: &Path) -> Outcome {
+/// A gateway that is to run, and what goes with it.
+struct Site {
+    parts: Parts,
+    vault: Vault,
+    clock: Arc<dyn Clock>,
+    wires: Wires,
+    agent_tls: TlsFiles,
+}
+
+async fn site(dir: &Path) -> Site {
     let clock: Arc<dyn Clock> = Arc::new(PausedClock(tokio::time::Instant::now()));
-    let began = clock.monotonic();
     let memory = Arc::new(InMemory::new());
     let store = || VaultStore::new(Arc::clone(&memory) as Arc<dyn ObjectStore>, "sim://vault");
     let options = InitOptions { recipients: vec![Identity::generate().recipient()], now: clock.wall() };
@@ -119,9 +127,16 @@ async fn live(dir: &Path) -> Outcome {
         journal,
         report,
         listener,
-        trigger: trigger.clone(),
+        trigger,
         drain,
     };
+    Site { parts, vault, clock, wires, agent_tls }
+}
+
+async fn live(dir: &Path) -> Outcome {
+    let Site { parts, vault, clock, wires, agent_tls } = site(dir).await;
+    let began = clock.monotonic();
+    let (address, trigger) = (parts.listener.local_addr(), parts.trigger.clone());
     let gateway = tokio::task::spawn_local(parts.run());
 
     let source = Arc::new(MemSource::new("d1", DISK_BYTES));
@@ -157,18 +172,32 @@ async fn live(dir: &Path) -> Outcome {
     Outcome { batches, elapsed: clock.monotonic() - began }
 }
 
-fn run(seed: u64) -> Outcome {
+fn run<T>(seed: u64, life: impl AsyncFnOnce(&Path) -> T) -> T {
     let _chance = crate::flow::sim::enter(seed);
     let dir = tempfile::tempdir().expect("folder");
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let local = LocalSet::new();
-    local.block_on(&runtime, live(dir.path()))
+    local.block_on(&runtime, life(dir.path()))
 }
 
 #[test]
 fn a_write_becomes_vaulted_with_everything_in_one_thread_and_no_real_time() {
-    let outcome = run(1);
+    let outcome = run(1, live);
     assert!(outcome.batches >= 2, "{} batches", outcome.batches);
     assert!(outcome.elapsed > Duration::from_secs(1), "simulated time passed");
+}
+
+#[test]
+fn a_gateway_that_can_serve_nobody_any_more_ends_and_says_so() {
+    let ended = run(2, async |dir: &Path| {
+        let Site { parts, .. } = site(dir).await;
+        let endpoint = parts.listener.endpoint().clone();
+        let gateway = tokio::task::spawn_local(parts.run());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        endpoint.close(0_u32.into(), b"");
+        tokio::time::timeout(Duration::from_secs(300), gateway).await
+    });
+    let ended = ended.expect("ends by itself").expect("no panic");
+    assert!(ended.is_err_and(|error| error.to_string().contains("endpoint")), "its supervisor starts it anew");
 }

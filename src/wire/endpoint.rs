@@ -183,7 +183,7 @@ impl Listener {
         &self.identity
     }
 
-    pub(super) const fn endpoint(&self) -> &quinn::Endpoint {
+    pub(crate) const fn endpoint(&self) -> &quinn::Endpoint {
         &self.endpoint
     }
 

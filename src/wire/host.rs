@@ -39,6 +39,12 @@ pub trait Host: Send + Sync + 'static {
         std::future::pending()
     }
 
+    /// Returns when nothing more of what was taken will ever be acknowledged, so that a drain need not wait for it. Asked
+    /// during a drain only.
+    fn broken(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// Decides about a disk stream. The wire has already checked that `agent` may write the disk.
     ///
     /// May take long (a fork waits for the vault); dropped when the connection is lost meanwhile. If the disk is

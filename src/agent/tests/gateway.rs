@@ -1,6 +1,7 @@
 //! A gateway in memory behind the real wire: keeps every epoch's records, forks as the vault would, forgets on demand.
 
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -262,7 +263,7 @@ impl RecordSink for FakeSink {
     }
 }
 
-/// A folder with an authority and the certificates of one gateway and one agent.
+/// A folder with an authority and the certificates of one gateway and one agent. [`another_gateway`] makes one more.
 pub fn certificates(dir: &Path, disks: &[&str]) -> (TlsFiles, TlsFiles) {
     let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false };
     let files =
@@ -274,11 +275,19 @@ pub fn certificates(dir: &Path, disks: &[&str]) -> (TlsFiles, TlsFiles) {
     (files(&gateway), files(&agent))
 }
 
+/// The certificate of one more gateway.
+pub fn another_gateway(dir: &Path, id: &str) -> TlsFiles {
+    let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false };
+    let issued = pki::issue_gateway(dir, id, &["127.0.0.1".into()], options).expect("gateway");
+    TlsFiles { ca: issued.ca, cert: issued.cert, key: issued.key }
+}
+
 /// A gateway process: the in-memory host behind a listener, on a runtime of its own that can be killed.
 pub struct Serving {
     pub address: SocketAddr,
     runtime: Option<Runtime>,
-    _drain: DrainTrigger,
+    /// One that is dropped starts a drain.
+    _drain: ManuallyDrop<DrainTrigger>,
 }
 
 impl Serving {
@@ -297,7 +306,7 @@ impl Serving {
         let address = listener.local_addr();
         let (drain, signal): (_, Drain) = DrainTrigger::new();
         runtime.spawn(serve(listener, Arc::clone(host), ServerLimits::default(), clock, signal));
-        Self { address, runtime: Some(runtime), _drain: drain }
+        Self { address, runtime: Some(runtime), _drain: ManuallyDrop::new(drain) }
     }
 }
 

@@ -206,11 +206,14 @@ async fn an_agent_that_starts_without_a_gateway_serves_its_guest_and_catches_up(
 async fn an_agent_goes_to_the_next_gateway_when_its_own_is_lost_and_back_in_the_same_epoch() {
     let mut world = World::new(&["d1", "d2"]).await;
     let any: SocketAddr = "127.0.0.1:0".parse().expect("address");
-    let other = Serving::start(&world.host, &world.gateway_tls, any).await;
+    let other_tls = another_gateway(&world.folder.path().join("pki"), "g2");
+    let other = Serving::start(&world.host, &other_tls, any).await;
     world.config.gateways.push(Gateway::new(other.address.to_string()));
     let ranked = placement::rank(&world.config.id, &world.config.gateways);
-    let mut servings: Vec<Serving> = world.serving.take().into_iter().chain([other]).collect();
-    servings.sort_by_key(|serving| ranked.iter().position(|address| *address == serving.address.to_string()));
+    let mut servings: Vec<(Serving, TlsFiles)> =
+        world.serving.take().map(|serving| (serving, world.gateway_tls.clone())).into_iter().collect();
+    servings.push((other, other_tls));
+    servings.sort_by_key(|(serving, _)| ranked.iter().position(|address| *address == serving.address.to_string()));
     let agent = world.start_agent();
     let at = |at: usize| {
         let status = agent.control().status();
@@ -219,13 +222,13 @@ async fn an_agent_goes_to_the_next_gateway_when_its_own_is_lost_and_back_in_the_
     until("the first choice", || at(0)).await;
     let guest = Guest::start(&agent.disks()[0], 9);
     guest.goes_on(50).await;
-    let first = servings.remove(0);
+    let (first, first_tls) = servings.remove(0);
     let address = first.address;
     drop(first);
     until("the next gateway", || at(1)).await;
     assert_eq!(agent.control().status().why.as_deref(), Some(Why::FailOver.as_str()));
     guest.goes_on(50).await;
-    let _first = Serving::start(&world.host, &world.gateway_tls, address).await;
+    let _first = Serving::start(&world.host, &first_tls, address).await;
     until("the first choice again", || at(0)).await;
     guest.goes_on(50).await;
     guest.stop().await;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use self::gateway::{FakeGateway, Serving, certificates};
+use self::gateway::{FakeGateway, Serving, another_gateway, certificates};
 use self::support::{Dice, until};
 use super::config::{Config, DiskConfig};
 use super::disk::{Disk, Overrides};

@@ -76,6 +76,14 @@ pub enum ConnectError {
         /// The gateway's words.
         text: String,
     },
+    /// It is a gateway that the caller did not want; nothing was said to it.
+    #[error("gateway {addr} is {gateway}, which is connected already")]
+    Known {
+        /// The address as configured.
+        addr: String,
+        /// The gateway's id.
+        gateway: String,
+    },
     /// The gateway does not keep to the protocol.
     #[error("gateway {addr} does not keep to the protocol: {text}")]
     Protocol {
@@ -91,7 +99,7 @@ impl Classify for ConnectError {
         match self {
             Self::Tls(error) => error.fault(),
             Self::Endpoint(error) => error.fault(),
-            Self::Unreachable { .. } | Self::Address { .. } => Fault::Retry,
+            Self::Unreachable { .. } | Self::Address { .. } | Self::Known { .. } => Fault::Retry,
             Self::GatewayCertificate { .. } | Self::AgentCertificate { .. } | Self::Protocol { .. } => Fault::Reject,
             Self::Refused { code, .. } => code.fault(),
         }

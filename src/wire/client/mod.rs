@@ -45,9 +45,11 @@ pub struct Client {
     addr: Arc<str>,
     identity: AgentIdentity,
     gateway: HelloOk,
+    gateway_id: String,
     clock: Arc<dyn Clock>,
     sync: Arc<Mutex<ClockSync>>,
     redirect: watch::Receiver<Option<Vec<String>>>,
+    stopping: watch::Sender<bool>,
     control: AbortHandle,
 }
 
@@ -71,12 +73,31 @@ impl Client {
         clock: Arc<dyn Clock>,
         net: &Net,
     ) -> Result<Self, ConnectError> {
+        Self::connect_elsewhere(addr, &[], tls, tuning, clock, net).await
+    }
+
+    /// As [`Client::connect_with`], unless `addr` leads to one of the gateways `known` (their ids): a gateway ends an
+    /// agent's older connection for a newer one, so one that carries disks must not be asked again by another name.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], and [`ConnectError::Known`].
+    pub async fn connect_elsewhere(
+        addr: &str,
+        known: &[String],
+        tls: &TlsFiles,
+        tuning: &Tuning,
+        clock: Arc<dyn Clock>,
+        net: &Net,
+    ) -> Result<Self, ConnectError> {
         let material = Material::load(tls, &clock)?;
         let identity = material.agent()?;
         let (endpoint, connection) = reach(addr, &material, tuning, net).await?;
         // From here on an early return drops the last handle, which closes the connection.
-        let opened = open(addr, &connection, &identity, &material, &*clock).await;
-        let (gateway, control, sync) = match opened {
+        let opened = match check_gateway(addr, &connection, &identity, known) {
+            Ok(id) => open(addr, &connection, &identity, &material, &*clock).await.map(|opened| (id, opened)),
+            Err(error) => Err(error),
+        };
+        let (gateway_id, (gateway, control, sync)) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 close_on(&connection, &error);
@@ -88,7 +109,8 @@ impl Client {
         let (redirect_sender, redirect) = watch::channel(None);
         let keeper = Keeper { control, sync: Arc::clone(&sync), clock: Arc::clone(&clock), redirect: redirect_sender };
         let control = tokio::spawn(keeper.run(connection.clone())).abort_handle();
-        Ok(Self { connection, endpoint, addr: addr.into(), identity, gateway, clock, sync, redirect, control })
+        let (addr, stopping) = (addr.into(), watch::Sender::new(false));
+        Ok(Self { connection, endpoint, addr, identity, gateway, gateway_id, clock, sync, redirect, stopping, control })
     }
 
     /// The identity of this agent's certificate.
@@ -101,6 +123,12 @@ impl Client {
     #[must_use]
     pub const fn gateway(&self) -> &HelloOk {
         &self.gateway
+    }
+
+    /// The gateway's id by its certificate.
+    #[must_use]
+    pub fn gateway_id(&self) -> &str {
+        &self.gateway_id
     }
 
     /// The gateway's clock against this machine's, at this moment.
@@ -122,6 +150,17 @@ impl Client {
     pub fn redirects(&self) -> watch::Receiver<Option<Vec<String>>> {
         // Nobody reads from the original, so one that came before anybody listened is new to a clone.
         self.redirect.clone()
+    }
+
+    /// Notes that the gateway stops, which it tells on disk streams.
+    pub fn note_stopping(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Waits until it is known that the gateway stops.
+    pub async fn stopping(&self) {
+        // No error: the sender lives as long as this does.
+        let _ = self.stopping.subscribe().wait_for(|&stopping| stopping).await;
     }
 
     /// The largest UDP payload that the path has proven to carry, in bytes; discovery goes on for a while.
@@ -224,7 +263,7 @@ struct Control {
     reader: FrameReader,
 }
 
-/// Identity, hello, first pings.
+/// Hello and first pings.
 async fn open(
     addr: &str,
     connection: &quinn::Connection,
@@ -232,7 +271,6 @@ async fn open(
     material: &Material,
     clock: &dyn Clock,
 ) -> Result<(HelloOk, Control, ClockSync), ConnectError> {
-    check_gateway(addr, connection, identity)?;
     let steps = async {
         let (send, recv) = connection.open_bi().await.map_err(quinn::ReadError::ConnectionLost)?;
         let mut control = Control { send, reader: FrameReader::new(recv) };
@@ -288,9 +326,17 @@ async fn open(
 
 /// The other side must be a gateway of this agent's vault: any other holder of a certificate of the same authority
 /// (another agent, say) would get this machine's data.
-fn check_gateway(addr: &str, connection: &quinn::Connection, own: &AgentIdentity) -> Result<(), ConnectError> {
+fn check_gateway(
+    addr: &str,
+    connection: &quinn::Connection,
+    own: &AgentIdentity,
+    known: &[String],
+) -> Result<String, ConnectError> {
     let text = match peer_identity(connection) {
-        Ok(Identity::Gateway(gateway)) if gateway.vault == own.vault => return Ok(()),
+        Ok(Identity::Gateway(gateway)) if gateway.vault == own.vault && known.contains(&gateway.gateway) => {
+            return Err(ConnectError::Known { addr: addr.to_owned(), gateway: gateway.gateway });
+        }
+        Ok(Identity::Gateway(gateway)) if gateway.vault == own.vault => return Ok(gateway.gateway),
         Ok(Identity::Gateway(gateway)) => format!(
             "it is gateway {} of vault {}, agent {} protects into vault {}; check the address, or issue a certificate \
              for that vault",

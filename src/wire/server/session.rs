@@ -255,6 +255,8 @@ async fn serve_agent<H: Host>(
         tokio::select! {
             biased;
             _ = connection.closed() => {}
+            // The sooner the agents are at another gateway, the sooner what was lost here comes again there.
+            () = server.host.broken() => {}
             _ = timeout(server.limits.drain_grace, all_ended) => {}
         }
     }

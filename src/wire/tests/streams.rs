@@ -306,6 +306,47 @@ async fn a_request_that_the_agent_takes_back_is_given_up_although_the_connection
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_acks_that_cannot_come() {
+    let state = MemoryDisk { acks: false, ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+    let limits = ServerLimits { drain_grace: Duration::from_secs(3600), ..ServerLimits::default() };
+    let server = start_with(&pki.gateway(), &host, 0, &Tuning::default(), limits);
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    sender.send(Source::new(&opened).record(100)).await.expect("sent");
+    let taken = async {
+        while host.disk("d1").records.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, taken).await.expect("taken");
+    server.drain.start();
+    assert_eq!(end(&mut events).await, DiskEvent::Redirect { gateways: vec![] });
+    assert!(!server.task.is_finished());
+    host.broken.notify_one();
+    assert!(matches!(end(&mut events).await, DiskEvent::Closed(lost) if lost.code == Code::Draining));
+    timeout(PATIENCE, server.task).await.expect("served to the end").expect("no panic");
+}
+
+#[tokio::test]
+async fn asking_a_gateway_by_another_name_does_not_end_the_connection_that_is_there() {
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let (agent, tuning) = (pki.agent("a1", &["d1"]), Tuning::default());
+    let older = connect(&server, &agent).await;
+    let (mut sender, mut events, opened) = older.open_disk(fork("d1")).await.expect("opened");
+    let known = [older.gateway().gateway.clone()];
+    let asked = Client::connect_elsewhere(&server.addr, &known, &agent, &tuning, clock(0), &Net::system()).await;
+    assert!(matches!(asked, Err(ConnectError::Known { gateway, .. }) if gateway == known[0]));
+    sender.send(Source::new(&opened).record(100)).await.expect("sent");
+    acked(&mut events, 1).await;
+    let others = ["g7".to_owned()];
+    let asked = Client::connect_elsewhere(&server.addr, &others, &agent, &tuning, clock(0), &Net::system()).await;
+    assert!(asked.is_ok());
+    assert_eq!(older.closed().await.code, Code::Superseded);
+}
+
+#[tokio::test]
 async fn a_newer_connection_of_an_agent_takes_the_place_of_the_older() {
     let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
     let server = start(&pki.gateway(), &host, 0);

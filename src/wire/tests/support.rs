@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark, watch};
@@ -159,11 +159,14 @@ impl MemoryDisk {
 #[derive(Default)]
 pub struct MemoryHost {
     pub disks: HashMap<DiskId, Arc<MemoryDisk>>,
+    /// Notified when nothing more will be acknowledged.
+    pub broken: Notify,
 }
 
 impl MemoryHost {
     pub fn with(disks: impl IntoIterator<Item = (&'static str, MemoryDisk)>) -> Arc<Self> {
-        Arc::new(Self { disks: disks.into_iter().map(|(name, state)| (disk(name), Arc::new(state))).collect() })
+        let disks = disks.into_iter().map(|(name, state)| (disk(name), Arc::new(state))).collect();
+        Arc::new(Self { disks, broken: Notify::new() })
     }
 
     pub fn disk(&self, name: &str) -> &Arc<MemoryDisk> {
@@ -176,6 +179,10 @@ impl Host for MemoryHost {
 
     fn hello(&self) -> HelloInfo {
         HelloInfo { gateway: "g1".into(), vault: VAULT }
+    }
+
+    async fn broken(&self) {
+        self.broken.notified().await;
     }
 
     async fn open_disk(&self, _agent: &AgentIdentity, open: OpenDisk) -> Result<OpenedDisk<MemorySink>, DiskRefusal> {
