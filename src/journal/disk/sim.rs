@@ -237,6 +237,18 @@ impl SimDisk {
         after
     }
 
+    /// A disk of its own with the same files.
+    #[cfg(test)]
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let mut state = self.0.state.lock();
+        let copy = Self::with_identity(draw(&mut state.rng), state.identity);
+        let files =
+            state.files.iter().map(|(path, content)| (path.clone(), Arc::new(Mutex::new(content.lock().clone()))));
+        copy.0.state.lock().files = files.collect();
+        copy
+    }
+
     /// Changes stored bytes behind everybody's back; nothing if there is no such file.
     pub fn corrupt(&self, path: &Path, change: impl FnOnce(&mut [u8])) {
         let Ok(content) = self.content(path) else { return };
@@ -381,7 +393,7 @@ impl SimFile {
         let lost = state.chance(faults.write_lost);
         let short = bytes.len() > 512 && state.chance(faults.write_short);
         let length = if short { 512 * (1 + draw(&mut state.rng) as usize % (bytes.len() / 512)) } else { bytes.len() };
-        drop(state);
+        // Still under the disk's lock: a crash finds an operation done or not begun, and nothing lands on the disk after it.
         let mut content = self.content.lock();
         if offset + length > content.seen.len() {
             return Err(injected("write beyond the end of a segment"));
@@ -403,7 +415,7 @@ impl SimFile {
         let faults = state.faults;
         let fails = state.chance(faults.sync_fails);
         let mut rng = draw(&mut state.rng) | 1;
-        drop(state);
+        // Still under the disk's lock: a crash finds an operation done or not begun, and nothing lands on the disk after it.
         let mut content = self.content.lock();
         let waiting = std::mem::take(&mut content.waiting);
         let survival = if fails { Survival::Subset } else { Survival::All };

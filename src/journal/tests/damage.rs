@@ -94,7 +94,7 @@ fn a_lost_segment_is_reported_but_a_released_one_is_not() {
     let mut source = filled(&disk, &config);
     source.journaled = Arc::new(Watermark::new(20));
     let whole = disk.kill();
-    let disk = whole.kill();
+    let disk = whole.copy();
     disk.remove(&segment_file(0, 2)).expect("a file to lose");
     let (journal, report) = open(&disk, &config);
     assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
