@@ -11,7 +11,8 @@
 //! Invariants
 //! - [`UploadEvent::Vaulted`] for batch n comes after those of all batches before it, after the store confirmed the
 //!   object (see `put`), after the routes of its disks are there, and while the last look found no seal.
-//! - `confirmed_through` never runs ahead of the store: it is what the next batch's index may claim.
+//! - `confirmed_through` is what the next batch's index may claim: batches that are there, with their routes, and acked.
+//!   A reader takes it as proof that what is missing was lost.
 //! - Memory: at most `queue_bytes_max` of bodies, `queue_batches_max` batches, one open and one leaving lane index.
 //! - Nothing is dropped. A lasting failure parks (the journal keeps the records) and a probe resumes by itself.
 //!
@@ -233,6 +234,7 @@ impl Uploader {
             Arc::clone(&clock),
             events.clone(),
             Arc::clone(&stop),
+            Arc::clone(&confirmed),
         );
         let driver = Driver {
             vault,
@@ -246,7 +248,6 @@ impl Uploader {
             task_batches: HashMap::new(),
             finished: BTreeMap::new(),
             next_confirmed: 1,
-            confirmed: Arc::clone(&confirmed),
             done,
             events,
             stop: Arc::clone(&stop),
@@ -351,7 +352,6 @@ struct Driver {
     task_batches: HashMap<TaskId, u64>,
     finished: BTreeMap<u64, Uploaded>,
     next_confirmed: u64,
-    confirmed: Arc<Watermark>,
     done: mpsc::Sender<Uploaded>,
     events: mpsc::Sender<UploadEvent>,
     stop: Arc<OnceLock<Arc<UploadStop>>>,
@@ -475,7 +475,6 @@ impl Driver {
         let Some(held) = self.held.remove(&n) else { return };
         self.finished.insert(n, held.rest);
         while let Some(uploaded) = self.finished.remove(&self.next_confirmed) {
-            self.confirmed.advance(self.next_confirmed);
             self.next_confirmed += 1;
             // Full is impossible: there are as many slots as places. Closed means that the confirmer stopped the lane.
             let _ = self.done.try_send(uploaded);

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::{UploadEvent, UploadStop, Uploaded, UploaderConfig, Vaulted};
 use crate::fault::{Classify, Fault, chain_text};
-use crate::flow::Clock;
+use crate::flow::{Clock, Watermark};
 use crate::mutants::{self, Mutant};
 use crate::telemetry;
 use crate::types::{DiskId, Id128};
@@ -39,6 +39,7 @@ pub(super) struct Confirmer {
     clock: Arc<dyn Clock>,
     events: mpsc::Sender<UploadEvent>,
     stop: Arc<OnceLock<Arc<UploadStop>>>,
+    confirmed: Arc<Watermark>,
     routed: HashSet<DiskId>,
     seal_checked: Option<Duration>,
     index: LaneIndexBuilder,
@@ -55,6 +56,7 @@ impl Confirmer {
         clock: Arc<dyn Clock>,
         events: mpsc::Sender<UploadEvent>,
         stop: Arc<OnceLock<Arc<UploadStop>>>,
+        confirmed: Arc<Watermark>,
     ) -> Self {
         let index = LaneIndexBuilder::new(vault.id(), lane.id(), 1);
         Self {
@@ -64,6 +66,7 @@ impl Confirmer {
             clock,
             events,
             stop,
+            confirmed,
             routed: HashSet::new(),
             seal_checked: None,
             index,
@@ -100,6 +103,7 @@ impl Confirmer {
         let Uploaded { vaulted, sealed_index, received_first, _place } = uploaded;
         self.write_routes(&vaulted).await?;
         self.check_seal().await?;
+        self.confirmed.advance(vaulted.n);
         let delay_micros = self.clock.wall().0.saturating_sub(received_first.0);
         metrics::histogram!(telemetry::names::VAULTED_DELAY_SECONDS).record(Duration::from_micros(delay_micros));
         metrics::counter!(telemetry::names::VAULTED_BYTES).increment(vaulted.record_bytes);

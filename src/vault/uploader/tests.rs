@@ -90,6 +90,28 @@ fn is_batch(path: &Path) -> bool {
 }
 
 #[tokio::test]
+async fn a_batch_whose_routes_are_not_there_yet_is_not_claimed_as_confirmed() {
+    let Setup { store, vault, lane, uploader, events } = setup(config()).await;
+    let events = collect(events);
+    let one = disk("d1");
+    store.plan(
+        |operation, path| {
+            if operation == "put" && path.as_ref().contains("/r/") { Fate::Status(503) } else { Fate::Good }
+        },
+    );
+    uploader.submit(batch(&vault, lane.id(), 1, 0, &[(&one, 1, 1)], 2000)).await.expect("taken");
+    while !vault.store().exists(&names::batch(lane.id(), 1)).await.expect("asked") {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(uploader.confirmed_through().get(), 0, "a crash now leaves a batch that no route leads to");
+    store.plan(|_, _| Fate::Good);
+    assert_eq!(uploader.confirmed_through().beyond(0).await, 1);
+    uploader.finish().await.expect("finished");
+    assert_eq!(numbers(&events.await.expect("collected")), [1]);
+}
+
+#[tokio::test]
 async fn batches_upload_side_by_side_and_are_acked_in_order() {
     let setup = setup(config()).await;
     let mut rng = Rng::seeded(3);
