@@ -120,16 +120,9 @@ async fn carry<H: Host>(
     };
     *disk = Some(open.disk.clone());
     let size_bytes = open.size_bytes;
-    let opened = tokio::select! {
-        biased;
-        _ = stream.connection.closed() => return End::Quiet,
-        // The agent has taken the request back: it may be elsewhere by now, where an epoch begun here would fence it.
-        _ = stream.send.stopped() => return End::Quiet,
-        opened = server.host.open_disk(agent, open) => opened,
-    };
-    let opened = match opened {
+    let opened = match open_on_host(server, agent, stream, open).await {
         Ok(opened) => opened,
-        Err(refusal) => return refusal.into(),
+        Err(end) => return end,
     };
     let _gauge = Gauged::new(names::DISK_STREAMS);
     let OpenedDisk { epoch, next_seq, chain, journaled, vaulted, window, fenced, must_fork, sink } = opened;
@@ -178,6 +171,21 @@ async fn carry<H: Host>(
             sent.await
         }
         Err(end) => end,
+    }
+}
+
+async fn open_on_host<H: Host>(
+    server: &Server<H>,
+    agent: &AgentIdentity,
+    stream: &mut Stream,
+    open: OpenDisk,
+) -> Result<OpenedDisk<H::Sink>, End> {
+    tokio::select! {
+        biased;
+        _ = stream.connection.closed() => Err(End::Quiet),
+        // The agent has taken the request back: it may be elsewhere by now, where an epoch begun here would fence it.
+        _ = stream.send.stopped() => Err(End::Quiet),
+        opened = server.host.open_disk(agent, open) => opened.map_err(End::from),
     }
 }
 
