@@ -1,34 +1,32 @@
 //! The seed's numbers. Every part of a run has dice of its own, so that one more throw here changes nothing there.
 
-/// A repeatable sequence (`SplitMix64`).
+use tidegate::vault::rng::Rng;
+
+/// A repeatable sequence, thrown in the ways that a run needs.
 #[derive(Debug, Clone)]
-pub struct Dice(u64);
+pub struct Dice(Rng);
 
 impl Dice {
     /// The sequence of a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Rng::seeded(seed))
     }
 
     /// Dice of their own for a part of the run.
     #[must_use]
     pub fn branch(&mut self) -> Self {
-        Self(self.roll() ^ 0x5851_f42d_4c95_7f2d)
+        Self::new(self.roll() ^ 0x5851_f42d_4c95_7f2d)
     }
 
     /// The next number.
     pub const fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     /// A number below `bound`; zero if the bound is zero.
     pub const fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.roll() % bound }
+        self.0.below(bound)
     }
 
     /// A number from `least` to `most`, both included.
