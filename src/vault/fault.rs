@@ -87,6 +87,18 @@ impl BlobError {
         }
     }
 
+    /// An answer that stands for a passing trouble of the service, such as 503, where the client library calls no answer
+    /// an error.
+    pub(super) fn answered(operation: &'static str, object: &str, place: &str, status: u16) -> Self {
+        let cause = match status {
+            429 | 503 => BlobCause::Throttled,
+            500.. => BlobCause::ServerError(status),
+            _ => BlobCause::Status(status),
+        };
+        let detail = format!("the answer was {status}");
+        Self { operation, object: object.to_owned(), cause, code: String::new(), place: place.to_owned(), detail }
+    }
+
     /// Whether another try, with nothing changed by anybody, may well succeed.
     #[must_use]
     pub fn is_passing(&self) -> bool {
@@ -180,6 +192,18 @@ impl Classify for BlobError {
             BlobCause::StorageFull => Fault::Retry,
             _ => Fault::Reject,
         }
+    }
+}
+
+/// What tells whether the same request may be sent again.
+pub(super) trait Passing: std::fmt::Display {
+    /// See [`BlobError::is_passing`].
+    fn is_passing(&self) -> bool;
+}
+
+impl Passing for BlobError {
+    fn is_passing(&self) -> bool {
+        self.is_passing()
     }
 }
 

@@ -1,5 +1,5 @@
 //! The blob store as the rest of the vault sees it: few operations, every one counted, timed, bounded in time and with
-//! its errors classified. Reads are tried again here; writes are not, because only the uploader knows when.
+//! its errors classified. Reads are tried again here; writes of objects are not, because only the uploader knows when.
 
 use std::io;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use tokio::time::{Instant, timeout};
 
-use super::fault::{BlobCause, BlobError};
+use super::fault::{BlobCause, BlobError, Passing};
 use super::rng::Rng;
 use crate::telemetry::names;
 
@@ -26,10 +26,10 @@ const READ_RATE_MIN: u64 = 128 << 10;
 const LIST_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Time between two answers of a listing.
 const LIST_STALL: Duration = Duration::from_secs(30);
-/// Tries of a read before its error is handed on. With the pauses below some 20 seconds.
-const READ_TRIES: u32 = 6;
-const READ_PAUSE_MS_MIN: u64 = 200;
-const READ_PAUSE_MS_MAX: u64 = 8_000;
+/// Tries of a request before its error is handed on. With the pauses below some 20 seconds.
+const TRIES: u32 = 6;
+const PAUSE_MS_MIN: u64 = 200;
+const PAUSE_MS_MAX: u64 = 8_000;
 
 fn read_timeout(bytes: u64) -> Duration {
     SMALL_REQUEST_TIMEOUT + Duration::from_secs(bytes / READ_RATE_MIN)
@@ -250,19 +250,20 @@ impl VaultStore {
         Ok(names)
     }
 
-    /// Tries a read until it succeeds, fails for good, or the tries are used up.
-    async fn again<T, F>(&self, operation: &'static str, mut once: impl FnMut() -> F) -> Result<T, GetError>
+    /// Tries what can be asked twice until it succeeds, fails for good, or the tries are used up.
+    pub(super) async fn again<T, E, F>(&self, operation: &'static str, mut once: impl FnMut() -> F) -> Result<T, E>
     where
-        F: Future<Output = Result<T, GetError>>,
+        E: Passing,
+        F: Future<Output = Result<T, E>>,
     {
         let mut rng = Rng::from_entropy();
         for attempt in 1.. {
             match once().await {
-                Err(error) if attempt < READ_TRIES && error.is_passing() => {
+                Err(error) if attempt < TRIES && error.is_passing() => {
                     metrics::counter!(names::BLOB_RETRIES, "operation" => operation).increment(1);
-                    let ceiling_ms = (READ_PAUSE_MS_MIN << attempt).min(READ_PAUSE_MS_MAX);
+                    let ceiling_ms = (PAUSE_MS_MIN << attempt).min(PAUSE_MS_MAX);
                     let pause_ms = ceiling_ms / 2 + rng.below(ceiling_ms / 2);
-                    tracing::debug!(%error, attempt, pause_ms, "read of the vault is tried again");
+                    tracing::debug!(%error, attempt, pause_ms, "request to the vault is tried again");
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                 }
                 result => return result,
@@ -300,11 +301,13 @@ pub enum GetError {
     },
 }
 
-impl GetError {
+impl Passing for GetError {
     fn is_passing(&self) -> bool {
         matches!(self, Self::Blob(error) if error.is_passing())
     }
+}
 
+impl GetError {
     /// Whether the object is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Azurite, the blob service that the tests run against: on a free loopback port, its data in a directory of its own.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,8 @@ const ACCOUNT: &str = "devstoreaccount1";
 /// Looks for the port before giving up: 60 s on a busy machine.
 const LOOKS_MAX: u32 = 600;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Time for the first answer; a service that is slow to start answers at the next look.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Ports that others may take in the moment between finding and using them.
 const STARTS_MAX: u32 = 5;
 
@@ -103,7 +106,21 @@ fn log(data: &Path) -> String {
     std::fs::read_to_string(data.join("log")).unwrap_or_default()
 }
 
-/// Starts a process and waits until it accepts connections; `None` if it ended before.
+/// Whether a blob service answers there. A connection alone proves nothing: while many tests look for free ports, another
+/// one's listener may stand there for a moment.
+fn answers(address: SocketAddr) -> bool {
+    let ask = || {
+        let mut connection = TcpStream::connect(address)?;
+        connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        connection.write_all(b"GET /?comp=list HTTP/1.0\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer)?;
+        Ok::<_, std::io::Error>(answer.starts_with(b"HTTP/1."))
+    };
+    ask().unwrap_or(false)
+}
+
+/// Starts a process and waits until it answers requests; `None` if it ended before.
 fn launch(data: &Path, address: SocketAddr) -> Option<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join("log")).expect("a log file");
     let errors = log.try_clone().expect("a second handle");
@@ -122,7 +139,7 @@ fn launch(data: &Path, address: SocketAddr) -> Option<Child> {
         if process.try_wait().expect("the process can be asked").is_some() {
             return None;
         }
-        if TcpStream::connect(address).is_ok() {
+        if answers(address) {
             return Some(process);
         }
         std::thread::sleep(LOOK_EVERY);
