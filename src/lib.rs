@@ -29,6 +29,8 @@ pub mod cli;
 pub mod config;
 pub mod fault;
 pub mod flow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod keys;
 pub mod limits;
 pub mod mutants;

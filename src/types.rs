@@ -166,7 +166,9 @@ impl FromStr for PointId {
             let (epoch, seq) = s.strip_prefix('e')?.split_once("-s")?;
             Some(Self { epoch: Epoch(epoch.parse().ok()?), seq: Seq(seq.parse().ok()?) })
         };
-        parse().ok_or_else(|| InvalidPointError { text: s.to_owned() })
+        // A point has one name: no signs, no leading zeros.
+        let point = parse().filter(|point: &Self| point.to_string() == s);
+        point.ok_or_else(|| InvalidPointError { text: s.to_owned() })
     }
 }
 
@@ -222,7 +224,8 @@ macro_rules! hex_text {
 #[must_use]
 pub fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut out = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
+    // Not left to the parser of numbers, which takes a sign.
+    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
@@ -721,7 +724,17 @@ mod tests {
     fn point_ids_are_read_back_from_their_text() {
         let point = PointId { epoch: Epoch(2), seq: Seq(19) };
         assert_eq!(point.to_string().parse(), Ok(point));
-        assert!("e2s19".parse::<PointId>().is_err());
+        for text in ["e2s19", "e+2-s19", "e2-s+19", "e02-s19", "e2-s019", "e2-s19 "] {
+            assert!(text.parse::<PointId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_made_of_digits_only() {
+        assert_eq!(parse_hex::<2>("0aFf"), Some([10, 255]));
+        for text in ["+a+b", "-a0b", "0aF", "0aFff", "0ag0", "0a 0"] {
+            assert_eq!(parse_hex::<2>(text), None, "{text}");
+        }
     }
 
     #[test]

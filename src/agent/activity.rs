@@ -193,7 +193,7 @@ fn regions_of_disk(disk_bytes: u64) -> u64 {
     disk_bytes.div_ceil(REGION_BYTES)
 }
 
-fn encode_file(disk: &DiskId, disk_bytes: u64, set: &ChunkSet) -> Vec<u8> {
+pub(crate) fn encode_file(disk: &DiskId, disk_bytes: u64, set: &ChunkSet) -> Vec<u8> {
     let blocks = regions_of_disk(disk_bytes).div_ceil(BLOCK_REGIONS);
     let mut out = Vec::with_capacity((blocks as usize + 1) * BLOCK_BYTES);
     out.extend_from_slice(&header(disk, disk_bytes));
@@ -202,7 +202,7 @@ fn encode_file(disk: &DiskId, disk_bytes: u64, set: &ChunkSet) -> Vec<u8> {
 }
 
 /// Reads a map file's bytes; returns the active regions and how many blocks were damaged (they count as active).
-fn decode_file(bytes: &[u8], disk: &DiskId, disk_bytes: u64) -> Result<(ChunkSet, u64), &'static str> {
+pub(crate) fn decode_file(bytes: &[u8], disk: &DiskId, disk_bytes: u64) -> Result<(ChunkSet, u64), &'static str> {
     let head = bytes.get(..BLOCK_BYTES).ok_or("cut short")?;
     if head[..4] != MAGIC {
         return Err("another format or version");
@@ -223,6 +223,21 @@ fn decode_file(bytes: &[u8], disk: &DiskId, disk_bytes: u64) -> Result<(ChunkSet
         }
     }
     Ok((set, damaged))
+}
+
+/// Sets header and checksums right, for a fuzzer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn mend(bytes: &mut [u8], disk: &DiskId, disk_bytes: u64) {
+    for (number, block) in bytes.chunks_exact_mut(BLOCK_BYTES).enumerate() {
+        match number.checked_sub(1) {
+            None => block.copy_from_slice(&header(disk, disk_bytes)),
+            Some(number) => {
+                block[BLOCK_BITMAP_BYTES..BLOCK_BITMAP_BYTES + 4].copy_from_slice(&(number as u32).to_le_bytes());
+                let crc = crc32c([&block[..BLOCK_BYTES - 4]]);
+                block[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+            }
+        }
+    }
 }
 
 impl ActivityMap {

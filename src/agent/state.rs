@@ -200,13 +200,13 @@ impl StateDir {
     }
 }
 
-fn encode(state: &DiskState) -> Vec<u8> {
+pub(crate) fn encode(state: &DiskState) -> Vec<u8> {
     // A struct of plain fields always serialises; an empty line would be refused as damaged on reading.
     let json = serde_json::to_string(state).unwrap_or_default();
     format!("{json}\n{:08x}\n", crc32c([json.as_bytes()])).into_bytes()
 }
 
-fn decode(bytes: &[u8], disk: &DiskId, path: &Path) -> Result<DiskState, StateError> {
+pub(crate) fn decode(bytes: &[u8], disk: &DiskId, path: &Path) -> Result<DiskState, StateError> {
     let damaged = |what: &str| StateError::Damaged { path: path.to_owned(), what: what.to_owned() };
     let text = std::str::from_utf8(bytes).map_err(|_| damaged("not text"))?;
     let mut lines = text.split_terminator('\n');

@@ -63,6 +63,14 @@ impl GatewayConfig {
         Self::read(Reader::load(path)?, path)
     }
 
+    /// Reads a configuration from text; `path` names it and is what relative paths start from.
+    ///
+    /// # Errors
+    /// As [`GatewayConfig::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::read(Reader::parse(path, text)?, path)
+    }
+
     fn read(mut reader: Reader, path: &Path) -> Result<Self, ConfigError> {
         let id = reader.parsed("id", |text| check_name(text).map(|()| text.to_owned()).map_err(|e| e.to_string()));
         let id = reader.required("id", id);

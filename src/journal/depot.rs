@@ -117,7 +117,8 @@ pub fn segment_name(segment: u64) -> String {
 #[must_use]
 pub fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("seg-")?;
-    digits.parse().ok().filter(|number| segment_name(*number) == name)
+    // The largest number has none after it; no journal comes that far.
+    digits.parse().ok().filter(|number| *number < u64::MAX && segment_name(*number) == name)
 }
 
 impl Depot {

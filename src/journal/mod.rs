@@ -43,17 +43,17 @@
 //! new segment. After a failed write or sync the commit goes to another segment; a disk that fails three in a row
 //! fails the journal ([`Journal::failure`]), and the process has to stop: what was not acked is sent again.
 
-mod depot;
+pub(crate) mod depot;
 mod directory;
 pub mod disk;
 mod engine;
 mod error;
-mod format;
+pub(crate) mod format;
 pub mod inspect;
 mod ledger;
 mod model;
 mod reader;
-mod replay;
+pub(crate) mod replay;
 mod runs;
 pub mod salvage;
 mod shard;

@@ -125,7 +125,7 @@ pub(super) fn write_new(path: &Path, text: &str) -> Result<(), KeyFileError> {
     at(path, write())
 }
 
-pub(super) fn catalog_key_text(key: &CatalogKey) -> Zeroizing<String> {
+pub(crate) fn catalog_key_text(key: &CatalogKey) -> Zeroizing<String> {
     let mut text = Zeroizing::new(format!("{CATALOG_KEY_FORMAT} {} ", key.kid()));
     for byte in key.expose() {
         // Two digits at a time: a formatted copy of the whole secret would stay in memory unwiped.
@@ -137,7 +137,7 @@ pub(super) fn catalog_key_text(key: &CatalogKey) -> Zeroizing<String> {
     text
 }
 
-fn parse_catalog_key(text: &str) -> Result<CatalogKey, KeyFileProblem> {
+pub(crate) fn parse_catalog_key(text: &str) -> Result<CatalogKey, KeyFileProblem> {
     let parse = || {
         let mut words = payload_lines(text).next()?.split_ascii_whitespace();
         let format = words.next()?;
@@ -157,11 +157,12 @@ pub(super) fn read_catalog_key(path: &Path) -> Result<CatalogKey, KeyFileError> 
 }
 
 pub(super) fn read_identity(path: &Path) -> Result<Identity, KeyFileError> {
-    let parse = |text: Zeroizing<String>| {
-        let line = payload_lines(&text).find(|line| line.starts_with(IDENTITY_PREFIX));
-        line.and_then(Identity::parse).ok_or_else(|| not_that(&text, IDENTITY))
-    };
-    at(path, read_text(path).and_then(parse))
+    at(path, read_text(path).and_then(|text| parse_identity(&text)))
+}
+
+pub(crate) fn parse_identity(text: &str) -> Result<Identity, KeyFileProblem> {
+    let line = payload_lines(text).find(|line| line.starts_with(IDENTITY_PREFIX));
+    line.and_then(Identity::parse).ok_or_else(|| not_that(text, IDENTITY))
 }
 
 /// Reads a file of recovery recipients, one `age1…` per line.
@@ -169,12 +170,13 @@ pub(super) fn read_identity(path: &Path) -> Result<Identity, KeyFileError> {
 /// # Errors
 /// [`KeyFileError`] if the file cannot be read, holds none, or a line is none.
 pub fn read_recipients(path: &Path) -> Result<Vec<Recipient>, KeyFileError> {
-    let parse = |text: Zeroizing<String>| {
-        let recipients: Result<Vec<Recipient>, _> = payload_lines(&text).map(str::parse).collect();
-        match recipients {
-            Ok(recipients) if !recipients.is_empty() => Ok(recipients),
-            _ => Err(not_that(&text, RECIPIENTS)),
-        }
-    };
-    at(path, read_text(path).and_then(parse))
+    at(path, read_text(path).and_then(|text| parse_recipients(&text)))
+}
+
+pub(crate) fn parse_recipients(text: &str) -> Result<Vec<Recipient>, KeyFileProblem> {
+    let recipients: Result<Vec<Recipient>, _> = payload_lines(text).map(str::parse).collect();
+    match recipients {
+        Ok(recipients) if !recipients.is_empty() => Ok(recipients),
+        _ => Err(not_that(text, RECIPIENTS)),
+    }
 }

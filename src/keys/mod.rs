@@ -18,7 +18,7 @@
 //! - Key files are created with mode 0600 and never overwritten: overwriting the only key loses the vault.
 //! - Every derivation names its purpose, so no two uses share a key.
 
-mod file;
+pub(crate) mod file;
 pub mod seal;
 mod wrap;
 

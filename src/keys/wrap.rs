@@ -96,7 +96,7 @@ impl Identity {
         Self(age::x25519::Identity::generate())
     }
 
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         text.parse().ok().map(Self)
     }
 

@@ -125,7 +125,16 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn connect(listen: &Listen, export: &str) -> Result<Self, ClientError> {
-        let mut handshake = Handshake::start(listen)?;
+        Self::choose(Handshake::start(listen)?, export)
+    }
+
+    /// The same over a socket that is connected already.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn over(stream: UnixStream, export: &str) -> Result<Self, ClientError> {
+        Self::choose(Handshake::greet(Stream::Unix(stream))?, export)
+    }
+
+    fn choose(mut handshake: Handshake, export: &str) -> Result<Self, ClientError> {
         let (structured, _) = handshake.ask(option::STRUCTURED_REPLY, &[])?;
         let mut allocation = false;
         if structured {
@@ -425,7 +434,10 @@ struct Handshake {
 impl Handshake {
     fn start(listen: &Listen) -> Result<Self, ClientError> {
         let connect_error = |source| ClientError::Connect { listen: listen.clone(), source };
-        let mut stream = Stream::connect(listen).map_err(connect_error)?;
+        Self::greet(Stream::connect(listen).map_err(connect_error)?)
+    }
+
+    fn greet(mut stream: Stream) -> Result<Self, ClientError> {
         let greeting: [u8; proto::GREETING_BYTES] = stream.array()?;
         let mut fields = Fields(&greeting);
         let what = "greeting";

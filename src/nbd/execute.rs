@@ -12,7 +12,7 @@ use crate::fault::chain_text;
 
 /// A reply as bytes to be sent.
 #[derive(Debug)]
-pub(super) enum ReplyBytes {
+pub(crate) enum ReplyBytes {
     /// A simple reply without payload, the most frequent one: no allocation.
     Simple([u8; proto::SIMPLE_REPLY_BYTES]),
     /// One piece.
@@ -23,13 +23,13 @@ pub(super) enum ReplyBytes {
 
 /// A request that failed.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) code: ErrorCode,
-    pub(super) text: String,
+pub(crate) struct Failure {
+    pub(crate) code: ErrorCode,
+    pub(crate) text: String,
 }
 
 impl Failure {
-    pub(super) fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into() }
     }
 
@@ -38,7 +38,7 @@ impl Failure {
     }
 
     /// The reply that tells it.
-    pub(super) fn reply(&self, request: &Request, agreed: Agreed) -> ReplyBytes {
+    pub(crate) fn reply(&self, request: &Request, agreed: Agreed) -> ReplyBytes {
         if agreed.structured {
             ReplyBytes::Whole(proto::encode_error_chunk(request.cookie, self.code, &self.text))
         } else {
@@ -61,15 +61,15 @@ fn code_of(error: &io::Error) -> ErrorCode {
 
 /// What an export allows, looked up once per connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) size_bytes: u64,
-    pub(super) read_only: bool,
-    pub(super) fast_zero: bool,
-    pub(super) agreed: Agreed,
+pub(crate) struct Bounds {
+    pub(crate) size_bytes: u64,
+    pub(crate) read_only: bool,
+    pub(crate) fast_zero: bool,
+    pub(crate) agreed: Agreed,
 }
 
 /// Checks a request against the export and the protocol, before anything is allocated for it.
-pub(super) fn check(request: &Request, bounds: &Bounds) -> Result<(), Failure> {
+pub(crate) fn check(request: &Request, bounds: &Bounds) -> Result<(), Failure> {
     let invalid = |text: &str| Err(Failure::new(ErrorCode::Invalid, text));
     let (allowed, writes) = match request.command {
         Command::Read if bounds.agreed.structured => (flag::FUA | flag::DF, false),
@@ -106,7 +106,7 @@ pub(super) fn check(request: &Request, bounds: &Bounds) -> Result<(), Failure> {
 }
 
 /// Bytes that a request and its reply hold in memory while it is in flight.
-pub(super) fn memory_bytes(request: &Request) -> u64 {
+pub(crate) fn memory_bytes(request: &Request) -> u64 {
     match request.command {
         Command::Read | Command::Write => request.length.into(),
         Command::BlockStatus => 8 * proto::STATUS_RUNS_MAX as u64,
@@ -115,7 +115,7 @@ pub(super) fn memory_bytes(request: &Request) -> u64 {
 }
 
 /// Does a checked request.
-pub(super) fn execute(
+pub(crate) fn execute(
     export: &dyn Export,
     agreed: Agreed,
     request: &Request,

@@ -32,7 +32,7 @@
 
 pub mod client;
 mod connection;
-mod execute;
+pub(crate) mod execute;
 pub mod file;
 pub mod handshake;
 pub mod proto;

@@ -104,7 +104,7 @@ pub fn path_of(target: &Path) -> PathBuf {
     name.into()
 }
 
-fn with_crc(text: &str) -> String {
+pub(crate) fn with_crc(text: &str) -> String {
     format!("{text} {:08x}\n", crc_fast::crc32_iscsi(text.as_bytes()))
 }
 
@@ -112,6 +112,50 @@ fn with_crc(text: &str) -> String {
 fn checked(line: &str) -> Option<&str> {
     let (text, crc) = line.strip_suffix('\n')?.rsplit_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc_fast::crc32_iscsi(text.as_bytes())).then_some(text)
+}
+
+/// What the bytes of a note say.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Note {
+    /// Nothing of this target: a run that was stopped before it wrote anything, or one into another target.
+    Nothing,
+    /// It is of another plan, or no note at all.
+    OtherPlan {
+        /// Its first line.
+        first: String,
+    },
+    /// It is of this plan and this target.
+    Ours {
+        /// Which messages are in the target.
+        done: Vec<bool>,
+        /// Up to where it can be believed, and written on.
+        valid_bytes: usize,
+    },
+}
+
+/// The first line of a note.
+pub(crate) fn first_line(head: &ResumeHead, target_id: &str) -> String {
+    with_crc(&format!("{} {target_id}", head.text()))
+}
+
+/// Reads the bytes of a note.
+pub(crate) fn read_note(bytes: &[u8], head: &ResumeHead, target_id: Option<&str>, messages: usize) -> Note {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines = text.split_inclusive('\n');
+    let Some(first) = lines.next() else { return Note::Nothing };
+    let written = checked(first).and_then(|line| line.rsplit_once(' ')).filter(|(plan, _)| *plan == head.text());
+    let Some((_, written_to)) = written else { return Note::OtherPlan { first: first.to_owned() } };
+    if target_id != Some(written_to) {
+        return Note::Nothing;
+    }
+    let mut done = vec![false; messages];
+    let mut valid_bytes = first.len();
+    for line in lines {
+        let Some((from, to)) = checked(line).and_then(done_range).filter(|&(_, to)| to < messages) else { break };
+        done[from..=to].fill(true);
+        valid_bytes += line.len();
+    }
+    Note::Ours { done, valid_bytes }
 }
 
 impl ResumeFile {
@@ -130,26 +174,12 @@ impl ResumeFile {
         let Some(mut note) = Self::locked(target, false)? else { return Ok(None) };
         let mut bytes = Vec::new();
         note.file.read_to_end(&mut bytes).map_err(|source| note.failed(source))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let mut lines = text.split_inclusive('\n');
-        let Some(first) = lines.next() else {
-            // A run that was stopped before it wrote anything.
-            return Ok(Some(Earlier { note, done: None }));
+        let (done, valid_bytes) = match read_note(&bytes, head, target_id, messages) {
+            Note::Ours { done, valid_bytes } => (done, valid_bytes),
+            Note::OtherPlan { .. } if force => return Ok(Some(Earlier { note, done: None })),
+            Note::OtherPlan { first } => return Err(other_plan(&note.path, &first)),
+            Note::Nothing => return Ok(Some(Earlier { note, done: None })),
         };
-        let written = checked(first).and_then(|line| line.rsplit_once(' ')).filter(|(plan, _)| *plan == head.text());
-        let Some((_, written_to)) = written else {
-            return if force { Ok(Some(Earlier { note, done: None })) } else { Err(other_plan(&note.path, first)) };
-        };
-        if target_id != Some(written_to) {
-            return Ok(Some(Earlier { note, done: None }));
-        }
-        let mut done = vec![false; messages];
-        let mut valid_bytes = first.len();
-        for line in lines {
-            let Some((from, to)) = checked(line).and_then(done_range).filter(|&(_, to)| to < messages) else { break };
-            done[from..=to].fill(true);
-            valid_bytes += line.len();
-        }
         let cut = note.file.set_len(valid_bytes as u64).and_then(|()| note.file.seek(SeekFrom::End(0)));
         cut.map_err(|source| note.failed(source))?;
         Ok(Some(Earlier { note, done: Some(done) }))
@@ -182,7 +212,7 @@ impl ResumeFile {
     /// # Errors
     /// [`ResumeError::Io`].
     pub fn start(&mut self, head: &ResumeHead, target_id: &str) -> Result<(), ResumeError> {
-        let line = with_crc(&format!("{} {target_id}", head.text()));
+        let line = first_line(head, target_id);
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_all());
         written.map_err(|source| self.failed(source))
     }

@@ -95,7 +95,7 @@ impl Classify for StoreError {
 
 /// A parsed vault URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Location {
+pub(crate) enum Location {
     File(PathBuf),
     Memory(String),
     Azure { endpoint: String, account: String, container: String, prefix: String },
@@ -265,7 +265,7 @@ fn show(url: &str) -> String {
 }
 
 /// Splits a URL into its parts.
-pub(super) fn parse(text: &str) -> Result<Location, StoreError> {
+pub(crate) fn parse(text: &str) -> Result<Location, StoreError> {
     let refuse = |problem: &str| StoreError::Url { url: show(text), problem: problem.to_owned() };
     let url = url::Url::parse(text).map_err(|error| refuse(&error.to_string()))?;
     if !url.username().is_empty() || url.password().is_some() {

@@ -344,4 +344,4 @@ impl BatchIndex {
 const MESSAGE_STORED_BYTES_MIN: usize = SEAL_OVERHEAD_BYTES;
 
 #[cfg(test)]
-pub(in crate::vault) mod tests;
+pub(crate) mod tests;

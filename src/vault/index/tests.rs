@@ -12,7 +12,7 @@ pub(in crate::vault) fn key() -> CatalogKey {
 }
 
 /// One of everything that rows can hold.
-pub(in crate::vault) fn sample() -> BatchIndex {
+pub(crate) fn sample() -> BatchIndex {
     let row = |seq: u64, kind| RecordMeta {
         seq: Seq(seq),
         label: Micros(1_800_000_000_000_000 + seq * 1500),

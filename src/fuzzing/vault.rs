@@ -1,0 +1,215 @@
+//! What a blob store may give back: batches, indexes, control objects, sealed messages.
+
+use bytes::Bytes;
+use object_store::path::Path;
+
+use crate::keys::{CatalogKey, LaneKey, mac};
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::pipeline::codec::{Codec, unpack};
+use crate::pipeline::message::{MessageContext, Scratch, open, seal};
+use crate::types::{DiskId, Epoch, Id128, RecordView, Seq};
+use crate::vault::batch::{BatchError, BatchHeader, BatchTrailer, Tail, open_index, parse_tail};
+use crate::vault::epochs::Lineage;
+use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
+use crate::vault::index::{BatchIndex, IndexPlace};
+use crate::vault::objects::{
+    ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, RouteObject, VaultObject,
+    decode, decode_unchecked, encode,
+};
+
+const PART_BYTES: usize = 64;
+
+fn catalog_key() -> CatalogKey {
+    CatalogKey::from_secret([7; 32])
+}
+
+/// Sets magic and checksum of the 64 bytes from `at` on, if they are there.
+fn mend_part(bytes: &mut [u8], at: usize, magic: &[u8; 4]) {
+    if let Some(part) = bytes.get_mut(at..at + PART_BYTES) {
+        part[..4].copy_from_slice(magic);
+        let sum = crc_fast::crc32_iscsi(&part[..60]);
+        part[60..].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
+/// First byte: bit 0 sets the checksums right, bit 1 the sizes too, bits 2 on how many bytes of the object are not at hand.
+pub(super) fn batch(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let mut bytes = bytes.to_vec();
+    let more = u64::from(mode >> 2);
+    let total_bytes = bytes.len() as u64 + more;
+    if mode & 1 == 1 && bytes.len() >= 2 * PART_BYTES {
+        let trailer = bytes.len() - PART_BYTES;
+        if mode & 2 == 2 {
+            let index_bytes = u64::from(u16::from_le_bytes([bytes[trailer + 16], bytes[trailer + 17]]));
+            let offset_bytes = (total_bytes - PART_BYTES as u64).saturating_sub(index_bytes);
+            bytes[trailer + 8..trailer + 16].copy_from_slice(&offset_bytes.to_le_bytes());
+            bytes[trailer + 18..trailer + 20].fill(0);
+            bytes[trailer + 24..trailer + 32].copy_from_slice(&total_bytes.to_le_bytes());
+        }
+        mend_part(&mut bytes, trailer, b"TGT\x01");
+        mend_part(&mut bytes, 0, b"TGB\x01");
+    }
+    let bytes = Bytes::from(bytes);
+    if let Ok(header) = BatchHeader::decode(&bytes) {
+        assert_eq!(header.encode(), bytes[..PART_BYTES]);
+    }
+    match parse_tail(total_bytes, &bytes) {
+        Err(_) => {}
+        Ok(Tail::Whole { trailer, index }) => {
+            check_trailer(&trailer, &bytes);
+            assert_eq!(index.bytes.len() as u64, trailer.index_range().end - trailer.index_range().start);
+            let place = IndexPlace { vault: Id128::NONE, object: "b/0", lane: trailer.lane, n: trailer.n };
+            // Nobody seals by chance.
+            let opened = open_index(&catalog_key(), &place, &trailer, &index);
+            assert!(matches!(opened, Err(BatchError::Index(_))), "{opened:?}");
+        }
+        Ok(Tail::More { trailer, range }) => {
+            check_trailer(&trailer, &bytes);
+            assert_eq!(range, trailer.index_offset_bytes..total_bytes);
+        }
+    }
+}
+
+fn check_trailer(trailer: &BatchTrailer, bytes: &[u8]) {
+    assert_eq!(trailer.encode(), bytes[bytes.len() - PART_BYTES..]);
+}
+
+/// The plaintext of an index: refused, or the one encoding of what it decodes to. Then the way through the seal.
+pub(super) fn index(input: &[u8]) {
+    let Ok(index) = BatchIndex::decode(input) else { return };
+    assert_eq!(index.encode(), input);
+    let _ = index.check_layout(PART_BYTES as u64, u64::from(u32::MAX));
+    let rows: usize = index.disks.iter().flat_map(|part| &part.messages).map(|one| one.records.len()).sum();
+    assert!(rows <= input.len(), "every row has its bytes");
+    for message in index.disks.iter().flat_map(|part| &part.messages) {
+        assert_eq!(message.last.0 - message.first.0 + 1, message.records.len() as u64);
+        assert!(message.offset_bytes.checked_add(message.stored_bytes.into()).is_some());
+    }
+    let (key, place) = (catalog_key(), IndexPlace { vault: Id128::NONE, object: "b/0", lane: index.lane, n: index.n });
+    let sealed = index.seal(&key, &place).unwrap();
+    assert_eq!(BatchIndex::open(&key, &place, &sealed), Ok(index));
+}
+
+/// First byte: bit 0 sets the checksums and the size right, along the lengths that the entries state.
+pub(super) fn lane_index(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let mut bytes = bytes.to_vec();
+    if mode & 1 == 1 && bytes.len() >= PART_BYTES {
+        let total_bytes = bytes.len() as u64;
+        bytes[48..56].copy_from_slice(&total_bytes.to_le_bytes());
+        bytes[56..60].fill(0);
+        mend_part(&mut bytes, 0, b"TGX\x01");
+        let mut at = PART_BYTES;
+        while let Some(head) = bytes.get(at..at + 32) {
+            let end = at + 32 + usize::from(u16::from_le_bytes([head[16], head[17]]));
+            if end > bytes.len() {
+                break;
+            }
+            bytes[at + 18..at + 20].fill(0);
+            let sum = crc_fast::crc32_iscsi(&[&bytes[at..at + 28], &bytes[at + 32..end]].concat());
+            bytes[at + 28..at + 32].copy_from_slice(&sum.to_le_bytes());
+            at = end;
+        }
+    }
+    let object = Bytes::from(bytes);
+    let Ok(parsed) = LaneIndex::parse(&object) else { return };
+    assert!(parsed.entries.len() * 32 <= object.len(), "every entry has its bytes");
+    let mut builder = LaneIndexBuilder::new(parsed.vault, parsed.lane, parsed.first);
+    for entry in parsed.entries {
+        assert!(builder.push(entry.n, entry.total_bytes, entry.index));
+    }
+    assert_eq!(builder.finish(), object, "a lane index has one encoding");
+}
+
+/// First byte: which object; bit 7 appends the right MAC to the line.
+pub(super) fn objects(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let authentic = mode & 0x80 != 0;
+    match mode % 7 {
+        0 => drop(object::<VaultObject>(bytes, authentic)),
+        1 => drop(object::<LaneObject>(bytes, authentic)),
+        2 => drop(object::<LaneEndObject>(bytes, authentic)),
+        3 => drop(object::<LaneSealObject>(bytes, authentic)),
+        4 => drop(object::<DiskObject>(bytes, authentic)),
+        5 => drop(object::<RouteObject>(bytes, authentic)),
+        _ => lineage(bytes, authentic),
+    }
+}
+
+fn object<T: ControlObject + PartialEq + std::fmt::Debug>(bytes: &[u8], authentic: bool) -> Option<T> {
+    let (key, path) = (catalog_key(), Path::from("x/y"));
+    let mut stored = bytes.to_vec();
+    if authentic {
+        stored.push(b'\n');
+        let tag = mac(&key, "object x/y", &stored);
+        stored.extend(tag.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
+        stored.push(b'\n');
+    }
+    let unchecked = decode_unchecked::<T>(&path, &stored).ok();
+    let checked = decode::<T>(&key, &path, &stored).ok();
+    let content = if authentic && !bytes.contains(&b'\n') {
+        assert_eq!(checked, unchecked);
+        checked?
+    } else {
+        unchecked?
+    };
+    let again = encode(&key, &path, &content).unwrap();
+    assert_eq!(decode::<T>(&key, &path, &again).unwrap(), content);
+    Some(content)
+}
+
+/// Epochs, one per line.
+fn lineage(bytes: &[u8], authentic: bool) {
+    let lines = bytes.split(|byte| *byte == b'\n').take(32);
+    let epochs: Vec<EpochObject> = if authentic {
+        lines.filter_map(|line| object(line, true)).collect()
+    } else {
+        lines.filter_map(|line| object(&[line, b"\n"].concat(), false)).collect()
+    };
+    for epoch in &epochs {
+        let _ = (epoch.fork_point(), epoch.first_chain());
+    }
+    if let Ok(lineage) = Lineage::of(&epochs) {
+        assert!(lineage.segments().len() <= epochs.len());
+        assert!(lineage.segments().windows(2).all(|pair| pair[0].epoch < pair[1].epoch));
+        assert_eq!(lineage.newest(), epochs.iter().map(|epoch| epoch.epoch).max());
+    }
+}
+
+/// First two bytes: the plaintext size that the index states. Third: bit 0 packed. The rest as a sealed message, which
+/// must be refused; as packed content, which must never overrun its size; and as plaintext, which must come back.
+pub(super) fn message(input: &[u8]) {
+    let [low, high, packed, bytes @ ..] = input else { return };
+    let plain_bytes = u32::from(u16::from_le_bytes([*low, *high]));
+    let Ok(disk) = DiskId::new("disk") else { return };
+    let codec = if packed & 1 == 1 { Codec::Lz4 } else { Codec::Raw };
+    let context = MessageContext {
+        vault: Id128::NONE,
+        object: "b/0",
+        disk: &disk,
+        epoch: Epoch(1),
+        first: Seq(1),
+        last: Seq(1),
+        codec,
+        plain_bytes,
+    };
+    let key = LaneKey::from_secret([7; 32]);
+    let mut out = Vec::new();
+    assert!(open(&key, &context, bytes, &mut out).is_err());
+    if unpack(codec, bytes, plain_bytes as usize, &mut out).is_ok() {
+        assert_eq!(out.len(), plain_bytes as usize);
+        // What a restore does with it next.
+        let mut rest = out.as_slice();
+        while let Ok((_, after)) = RecordView::split(rest) {
+            rest = after;
+        }
+    }
+    let mut sealed = Vec::new();
+    let info = seal(&key, &context, bytes, &mut Scratch::default(), &mut sealed).unwrap();
+    let opened = MessageContext { codec: info.codec, plain_bytes: bytes.len() as u32, ..context };
+    open(&key, &opened, &sealed, &mut out).unwrap();
+    assert_eq!(out, bytes);
+    let too_large = MessageContext { plain_bytes: MESSAGE_BYTES_MAX as u32 + 1, ..opened };
+    assert!(open(&key, &too_large, &sealed, &mut out).is_err());
+}
