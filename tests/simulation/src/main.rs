@@ -201,6 +201,7 @@ fn child(args: &Args, seed: u64, totals: &Totals) -> Result<(), Failed> {
     totals.images.fetch_add(field("images"), Ordering::Relaxed);
     totals.changes.fetch_add(field("changes"), Ordering::Relaxed);
     if !status.success() {
+        println!("\nFAILED seed {seed}: {status}");
         let mut errors = String::new();
         if let Some(mut stderr) = child.stderr.take() {
             std::io::Read::read_to_string(&mut stderr, &mut errors)?;

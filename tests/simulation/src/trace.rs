@@ -150,6 +150,8 @@ pub fn install(level: Level) {
         let traced = TRACE.with(|trace| trace.try_borrow().is_ok_and(|trace| trace.is_some()));
         if traced {
             let text = info.to_string().replace('\n', " ");
+            // At once: a second panic, out of what the first one left half done, may end the process.
+            eprintln!("PANIC at {} us: {text}", now());
             event(format_args!("PANIC {text}"));
             PANICS.with_borrow_mut(|panics| panics.push(text));
         } else {
