@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tidegate::agent::config::{Config, DiskConfig};
 use tidegate::agent::disk::{Disk, Overrides, Plan};
 use tidegate::agent::placement::Gateway;
-use tidegate::agent::points::{self, PointRequest};
+use tidegate::agent::points::{self, PointMade, PointRequest};
 use tidegate::agent::tracker::Mode;
 use tidegate::agent::{Agent, Parts};
 use tidegate::flow::Clock;
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::dice::Dice;
 use crate::disk::{GuestDisk, SECTOR};
-use crate::model::{Change, Content, History, Seen, made};
+use crate::model::{Change, Content, GroupPoint, History, Seen, made};
 use crate::net::SimNet;
 use crate::node::{Node, NodeClock};
 use crate::{Failed, event};
@@ -363,14 +363,21 @@ impl Guest {
 }
 
 /// Asks for a recovery point of all disks of a machine as an operator does, and notes it as promised when it is vaulted.
-pub async fn promise_point(disks: Vec<Arc<Disk>>, histories: Vec<Rc<RefCell<History>>>, name: String) {
+pub async fn promise_point(
+    disks: Vec<Arc<Disk>>,
+    histories: Vec<Rc<RefCell<History>>>,
+    groups: Rc<RefCell<Vec<GroupPoint>>>,
+    name: String,
+) {
     let request = PointRequest { kind: BarrierKind::Fs, name, wait: true, timeout: Duration::from_secs(60) };
     match points::make(&disks, &request).await {
         Ok(made) => {
-            for (point, history) in made.iter().zip(histories) {
+            for (point, history) in made.iter().zip(&histories) {
                 event!("point {} of disk {} is vaulted", point.id(), point.disk);
                 history.borrow_mut().promised.push((point.id(), crate::trace::now()));
             }
+            let members = histories.into_iter().zip(made.iter().map(PointMade::id)).collect();
+            groups.borrow_mut().push(GroupPoint { members });
         }
         Err(error) => event!("no point: {error}"),
     }

@@ -44,6 +44,10 @@ pub enum Act {
     JournalDisk { gateway: usize, faults: Faults, delays: Delays, last: u64 },
     /// It is well again.
     JournalWell { gateway: usize },
+    /// Something else fills the file system of a journal.
+    JournalFull { gateway: usize, last: u64 },
+    /// It goes away.
+    JournalRoom { gateway: usize },
     /// A gateway's machine dies, and its journal has rotten bytes when it comes back.
     Rot { gateway: usize },
     /// An agent's address is translated to another one.
@@ -180,11 +184,13 @@ fn bad_store(dice: &mut Dice) -> store::Weather {
 
 fn bad_journal(dice: &mut Dice, gateway: usize, last: u64) -> Act {
     let (mut faults, mut delays) = (Faults::default(), Delays::default());
-    match dice.below(5) {
-        0 => faults.write_fails = *dice.pick(&[2, 20]),
-        1 => faults.write_short = *dice.pick(&[10, 50]),
-        2 => faults.sync_fails = *dice.pick(&[2, 20, 100]),
-        3 => faults.write_lost = *dice.pick(&[1, 10]),
+    match dice.below(6) {
+        // Early, while the journal has not all its files yet, it is full for its writers.
+        0 => return Act::JournalFull { gateway, last },
+        1 => faults.write_fails = *dice.pick(&[2, 20]),
+        2 => faults.write_short = *dice.pick(&[10, 50]),
+        3 => faults.sync_fails = *dice.pick(&[2, 20, 100]),
+        4 => faults.write_lost = *dice.pick(&[1, 10]),
         _ => {
             delays.write = Duration::from_millis(*dice.pick(&[5, 50, 500]));
             delays.sync = Duration::from_millis(*dice.pick(&[5, 200, 2_000]));

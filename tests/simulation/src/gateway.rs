@@ -66,6 +66,8 @@ pub struct GatewayMachine {
     pub disk: SimDisk,
     /// Whether the journal's disk did what no journal can make good: lost writes that it had confirmed, or rot.
     pub lied: bool,
+    /// Whether something else has taken the rest of the file system that the journal is on.
+    pub full: bool,
     /// Certificate files.
     pub tls: TlsFiles,
     /// Its settings.
@@ -143,8 +145,24 @@ impl GatewayMachine {
         } else {
             self.disk.kill()
         };
+        if self.full {
+            self.fill();
+        }
         self.node.kill();
         *self.live.borrow_mut() = Live::default();
+    }
+
+    /// Something else takes the rest of the file system: no file is made any more, those that are there stay.
+    pub fn fill(&mut self) {
+        let used: usize = self.disk.files().iter().map(|path| self.disk.bytes_of(path).len()).sum();
+        self.disk.set_room(used as u64);
+        self.full = true;
+    }
+
+    /// It gives back what it took.
+    pub fn make_room(&mut self) {
+        self.disk.set_room(u64::MAX);
+        self.full = false;
     }
 
     /// Notes a journaled ack that an agent has seen.

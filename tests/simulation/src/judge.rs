@@ -5,6 +5,7 @@
 //!   lineage; unless another owner of the disk took over before the ack came.
 //! - The image at every point looked at is the one that its owner's changes make: no mixture, nothing of a fenced epoch
 //!   past its fork.
+//! - Points that a machine's disks were promised together are one moment of them.
 //! - The newest image is the owner's disk.
 //! - Labels never go back within one owner's points.
 //! - A flipped bit anywhere in the store is reported, and never returned.
@@ -102,6 +103,7 @@ impl<'a> Judge<'a> {
         for disk in self.disks() {
             self.disk(&vault, &disk).await?;
         }
+        self.groups();
         if self.failures.is_empty() && !contested && self.dice.one_in(3) {
             self.flips().await?;
         }
@@ -183,6 +185,15 @@ impl<'a> Judge<'a> {
                 self.failures
                     .push(format!("disk {disk}: point {point} was promised to {} and is not there", mine.owner));
             }
+        }
+    }
+
+    /// INV7: that the images at the points are those of the models is seen disk by disk.
+    fn groups(&mut self) {
+        for group in self.world.groups.borrow().iter().filter(|group| !group.is_one_moment()) {
+            let points: Vec<String> =
+                group.members.iter().map(|(history, point)| format!("{} {point}", history.borrow().owner)).collect();
+            self.failures.push(format!("a point of several disks is no moment of them: {}", points.join(", ")));
         }
     }
 

@@ -3,9 +3,12 @@
 //! A history belongs to one owner of the disk: a clone or a machine that was rolled back starts another one. Samples are
 //! taken before and after every change and at the end of every window: each says that the records up to (epoch, seq)
 //! and the changes up to a count existed at the same moment. From them follows exactly which changes the image at a
-//! recovery point must hold.
+//! recovery point must hold. Changes of all disks are numbered together, so that a point of several disks can be held
+//! against one moment.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use tidegate::types::{Epoch, PointId, Seq};
@@ -22,6 +25,11 @@ pub struct Change {
     pub length: u64,
     /// What stands there afterwards.
     pub content: Content,
+}
+
+thread_local! {
+    /// Changes so far, of every disk.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// What a change puts at its place.
@@ -101,6 +109,8 @@ pub struct History {
     pub base: Vec<u8>,
     /// Every change.
     pub changes: Vec<Change>,
+    /// The number of each among the changes of all disks.
+    moments: Vec<u64>,
     /// Every sample, in order.
     pub samples: Vec<Sample>,
     /// Acks by epoch.
@@ -119,11 +129,19 @@ impl History {
             owner,
             base,
             changes: Vec::new(),
+            moments: Vec::new(),
             samples: Vec::new(),
             acked: BTreeMap::new(),
             promised: Vec::new(),
             marked: false,
         }
+    }
+
+    fn add(&mut self, change: Change) {
+        let moment = CHANGES.get() + 1;
+        CHANGES.set(moment);
+        self.changes.push(change);
+        self.moments.push(moment);
     }
 
     fn push(&mut self, sample: Sample) {
@@ -149,7 +167,7 @@ impl History {
 
     /// Notes a change that was just made; a sample was taken just before.
     pub fn changed(&mut self, change: Change, failed: bool, seen: Seen) {
-        self.changes.push(change);
+        self.add(change);
         let at = self.place(seen);
         let recorded = seen.recording && seen.at.is_some() && !failed;
         if !recorded {
@@ -169,7 +187,7 @@ impl History {
             if image[sector.clone()] != known[sector.clone()] {
                 let (offset, length) = (at as u64, sector.len() as u64);
                 let content = Content::Found(Bytes::copy_from_slice(&image[sector]));
-                self.changes.push(Change { offset, length, content });
+                self.add(Change { offset, length, content });
             }
             at += SECTOR;
         }
@@ -206,6 +224,27 @@ impl History {
     }
 }
 
+/// A point that several disks were promised as one moment.
+pub struct GroupPoint {
+    /// Of each disk its history and its point.
+    pub members: Vec<(Rc<RefCell<History>>, PointId)>,
+}
+
+impl GroupPoint {
+    /// Whether some moment lies after everything that the points hold and before everything that they do not.
+    #[must_use]
+    pub fn is_one_moment(&self) -> bool {
+        let (mut held, mut left_out) = (0, u64::MAX);
+        for (history, point) in &self.members {
+            let history = history.borrow();
+            let count = history.changes_at(*point);
+            held = history.moments[..count].last().map_or(held, |last| held.max(*last));
+            left_out = history.moments.get(count).map_or(left_out, |next| left_out.min(*next));
+        }
+        held < left_out
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +273,22 @@ mod tests {
         assert_eq!(history.changes_at(point(1, 3)), 2);
         assert_eq!(history.changes_at(point(1, 4)), 2);
         assert_eq!(history.changes_at(point(1, 9)), 3);
+    }
+
+    #[test]
+    fn points_of_two_disks_are_one_moment_only_if_no_change_lies_between_them() {
+        let histories = [(), ()].map(|()| Rc::new(RefCell::new(History::new("a".into(), vec![0; 4096]))));
+        for seq in 1..=3 {
+            for history in &histories {
+                history.borrow_mut().changed(change(), false, seen(1, seq, true));
+            }
+        }
+        let at = |first, second| {
+            let members = histories.iter().map(Rc::clone).zip([point(1, first), point(1, second)]).collect();
+            GroupPoint { members }.is_one_moment()
+        };
+        assert!(at(2, 2) && at(3, 2) && at(3, 3));
+        assert!(!at(1, 2) && !at(3, 1), "the second has a change that came after one that the first has not");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::dice::Dice;
 use crate::disk::{GuestDisk, Snapshot};
 use crate::faults::{self, Act};
 use crate::gateway::{GatewayMachine, GatewaySettings};
-use crate::model::History;
+use crate::model::{GroupPoint, History};
 use crate::net::{self, SimNet};
 use crate::node::{EPOCH_MICROS, Node};
 use crate::pki::Authority;
@@ -57,9 +57,11 @@ pub struct World {
     pub identity: Identity,
     /// Histories of owners that are gone.
     pub past: Vec<(DiskId, Rc<RefCell<History>>)>,
+    /// Points of all disks of a machine, as they were promised.
+    pub groups: Rc<RefCell<Vec<GroupPoint>>>,
     /// What was found wrong.
     pub failures: Vec<String>,
-    /// Journaled acks that no disk could have kept.
+    /// State directories and certificates.
     pub dir: TempDir,
     net: SimNet,
     key: CatalogKey,
@@ -100,6 +102,7 @@ impl World {
             blobs,
             identity,
             past: Vec::new(),
+            groups: Rc::default(),
             failures: Vec::new(),
             dir,
             net,
@@ -134,7 +137,8 @@ impl World {
             let (tls, disk) = (authority.gateway(&name)?, SimDisk::new(self.dice.roll()));
             let settings = settings.clone();
             let (live, journaled) = (Rc::default(), BTreeMap::new());
-            self.gateways.push(GatewayMachine { node, disk, lied: false, tls, settings, live, journaled, up_at: 0 });
+            let (lied, full, up_at) = (false, false, 0);
+            self.gateways.push(GatewayMachine { node, disk, lied, full, tls, settings, live, journaled, up_at });
         }
         for number in 1..=self.dice.between(1, 3) {
             let agent = format!("a{number}");
@@ -232,6 +236,7 @@ impl World {
         for gateway in 0..self.gateways.len() {
             self.gateways[gateway].disk.set_faults(Faults::default());
             self.gateways[gateway].disk.set_delays(Delays::default());
+            self.gateways[gateway].make_room();
             self.wake(gateway);
             self.boot_gateway(gateway)?;
         }
@@ -505,6 +510,11 @@ impl World {
                 self.gateways[gateway].disk.set_delays(delays);
                 self.at(self.now + last, Act::JournalWell { gateway });
             }
+            Act::JournalFull { gateway, last } => {
+                self.gateways[gateway].fill();
+                self.at(self.now + last, Act::JournalRoom { gateway });
+            }
+            Act::JournalRoom { gateway } => self.gateways[gateway].make_room(),
             Act::JournalWell { gateway } => {
                 self.gateways[gateway].disk.set_faults(Faults::default());
                 self.gateways[gateway].disk.set_delays(Delays::default());
@@ -520,7 +530,7 @@ impl World {
         let disks = machine.live.borrow().disks.clone();
         let histories = machine.disks.iter().map(|one| Rc::clone(&one.history)).collect();
         if disks.len() == machine.disks.len() {
-            machine.node.spawn(promise_point(disks, histories, name));
+            machine.node.spawn(promise_point(disks, histories, Rc::clone(&self.groups), name));
         }
     }
 
