@@ -307,8 +307,6 @@ impl Parts {
         let disks = Arc::new(Disks::default());
         take_replayed(&disks, &self.report);
         self.check_vault()?;
-        let (books, time) = (Arc::clone(&disks), Arc::clone(&self.clock));
-        let lookout = Lookout::new(Arc::clone(&self.vault), self.journal.clone(), books, time);
         let feeder = Feeder::start(&self, &disks)?;
         let Self { config, clock, health, vault, journal, listener, trigger, drain, .. } = self;
         let window = window::start(&config, &journal, Arc::clone(&disks), drain.clone());
@@ -329,7 +327,7 @@ impl Parts {
         let (books, time) = (Arc::clone(&disks), Arc::clone(&clock));
         tokio::spawn(overload.run(config.streams_target, journal.clone(), books, time, drain.clone()));
         // Beside everything else: it only saves uploads that nobody needs.
-        tokio::spawn(lookout.run(drain.clone()));
+        tokio::spawn(Lookout::new(Arc::clone(&host)).run(drain.clone()));
         let drained_since = tokio::spawn(drain_began(drain.clone(), Arc::clone(&clock)));
         health.set_ready();
         tracing::info!(address = %listener.local_addr(), gateway = %config.id, vault = %vault.id(), "ready for agents");

@@ -231,7 +231,7 @@ impl Host for GatewayHost {
 }
 
 impl GatewayHost {
-    async fn newest_epoch(&self, disk: &DiskId) -> Result<Option<EpochObject>, DiskRefusal> {
+    pub(super) async fn newest_epoch(&self, disk: &DiskId) -> Result<Option<EpochObject>, DiskRefusal> {
         let newest = self.vault.newest_epoch(disk).await;
         newest.map_err(|error| vault_refusal("the disk's newest epoch cannot be read from the vault", &error))
     }
@@ -434,7 +434,7 @@ impl GatewayHost {
     /// Between what is known to be vaulted and what stands in the journal, records are missing: released here by a life
     /// that was killed before it noted so, or carried by another gateway. The vault has them; unless it is asked, what is
     /// journaled above the gap would be forked away.
-    async fn close_gap(&self, slot: &DiskSlot, run: &Run, newest: &EpochObject) -> Result<(), DiskRefusal> {
+    pub(super) async fn close_gap(&self, slot: &DiskSlot, run: &Run, newest: &EpochObject) -> Result<(), DiskRefusal> {
         let head = match self.vault_head(slot, newest, run.vaulted_mark()).await {
             // What the run calls vaulted may be what an agent said of it.
             Err(refusal) if refusal.code() == Code::Conflict => self.vault_head(slot, newest, None).await?,

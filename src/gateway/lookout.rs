@@ -17,15 +17,15 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 
-use super::host::Disks;
+use super::host::GatewayHost;
 use super::runs::{DiskSlot, Mark};
 use crate::fault::chain_text;
-use crate::flow::{Clock, Drain};
+use crate::flow::Drain;
 use crate::journal::Journal;
-use crate::restore;
 use crate::telemetry::names;
 use crate::types::{DiskId, Epoch, Seq};
 use crate::vault::{Vault, VaultError};
+use crate::wire::DiskRefusal;
 
 /// Between two rounds.
 const ROUND: Duration = Duration::from_secs(1);
@@ -58,34 +58,31 @@ fn is_due(last: Option<Look>, appended: Seq, behind: bool, now: Duration) -> boo
 
 /// The task that looks.
 pub struct Lookout {
-    vault: Arc<Vault>,
-    journal: Journal,
-    disks: Arc<Disks>,
-    clock: Arc<dyn Clock>,
+    host: Arc<GatewayHost>,
     looks: BTreeMap<DiskId, Look>,
 }
 
 impl Lookout {
     /// One that has looked at nothing yet.
     #[must_use]
-    pub fn new(vault: Arc<Vault>, journal: Journal, disks: Arc<Disks>, clock: Arc<dyn Clock>) -> Self {
-        Self { vault, journal, disks, clock, looks: BTreeMap::new() }
+    pub fn new(host: Arc<GatewayHost>) -> Self {
+        Self { host, looks: BTreeMap::new() }
     }
 
     /// Looks at every disk that stands in the journal: of what a gateway has that comes back after hours little counts.
     pub async fn first_round(&mut self) {
-        let all: Vec<_> = self.disks.all().into_iter().filter(|slot| !slot.runs().is_empty()).collect();
+        let all: Vec<_> = self.host.disks.all().into_iter().filter(|slot| !slot.runs().is_empty()).collect();
         self.look_at(all).await;
     }
 
     /// Looks again and again, until `drain`.
     pub async fn run(mut self, mut drain: Drain) {
-        let (vault, journal, disks) = (Arc::clone(&self.vault), self.journal.clone(), Arc::clone(&self.disks));
+        let host = Arc::clone(&self.host);
         tokio::select! {
             biased;
             () = drain.wait() => {}
             () = self.look_on() => {}
-            () = close_gaps(&vault, &journal, &disks) => {}
+            () = close_gaps(&host) => {}
         }
     }
 
@@ -100,9 +97,9 @@ impl Lookout {
 
     /// The disks to look at now, the longest unseen first.
     fn due(&self) -> Vec<Arc<DiskSlot>> {
-        let now = self.clock.monotonic();
+        let now = self.host.clock.monotonic();
         let mut due: Vec<(Option<Duration>, Arc<DiskSlot>)> = Vec::new();
-        for slot in self.disks.all() {
+        for slot in self.host.disks.all() {
             let Some(run) = slot.runs().last().cloned() else { continue };
             let last = self.looks.get(&slot.disk).copied();
             let appended = run.appended_mark().map_or(Seq::NONE, |mark| mark.seq);
@@ -115,12 +112,12 @@ impl Lookout {
     }
 
     async fn look_at(&mut self, slots: Vec<Arc<DiskSlot>>) {
-        let now = self.clock.monotonic();
+        let now = self.host.clock.monotonic();
         for slot in &slots {
             let appended = slot.runs().last().and_then(|run| run.appended_mark()).map_or(Seq::NONE, |mark| mark.seq);
             self.looks.insert(slot.disk.clone(), Look { at: now, appended });
         }
-        let (vault, journal) = (&self.vault, &self.journal);
+        let (vault, journal) = (&self.host.vault, &self.host.journal);
         let looks = stream::iter(slots).map(|slot| async move {
             let looked = match tokio::time::timeout(LOOK_MAX, look(vault, journal, &slot)).await {
                 Ok(looked) => looked.map_err(|error| chain_text(&error)),
@@ -151,11 +148,11 @@ pub(super) fn retire_below(slot: &DiskSlot, journal: &Journal, newest: Epoch) ->
 }
 
 /// Closes the gaps of all runs that have one, again and again.
-async fn close_gaps(vault: &Vault, journal: &Journal, disks: &Disks) {
+async fn close_gaps(host: &GatewayHost) {
     loop {
         tokio::time::sleep(GAPS_EVERY).await;
-        for slot in disks.all() {
-            if let Err(error) = close_gap(vault, journal, &slot).await {
+        for slot in host.disks.all() {
+            if let Err(error) = close_gap(host, &slot).await {
                 let disk = &slot.disk;
                 tracing::warn!(%disk, error = chain_text(&error), "the vault does not tell what is missing in the journal");
             }
@@ -164,22 +161,18 @@ async fn close_gaps(vault: &Vault, journal: &Journal, disks: &Disks) {
 }
 
 /// Joins what stands in the journal above a gap to what the vault holds, so that it counts as vaulted when it is.
-pub(super) async fn close_gap(vault: &Vault, journal: &Journal, slot: &DiskSlot) -> Result<(), VaultError> {
+pub(super) async fn close_gap(host: &GatewayHost, slot: &DiskSlot) -> Result<(), DiskRefusal> {
     if slot.runs().iter().all(|run| run.is_broken() || !run.has_gap()) {
         return Ok(());
     }
     // A stream of the disk is being opened, which closes the gap itself.
     let Ok(_opening) = slot.opening.try_lock() else { return Ok(()) };
-    let Some(newest) = vault.newest_epoch(&slot.disk).await? else { return Ok(()) };
-    retire_below(slot, journal, newest.epoch);
+    let Some(newest) = host.newest_epoch(&slot.disk).await? else { return Ok(()) };
+    retire_below(slot, &host.journal, newest.epoch);
     let Some(run) = slot.run(newest.epoch).filter(|run| run.has_gap() && !run.is_broken()) else { return Ok(()) };
-    let floor = run.vaulted_mark().and_then(|mark| Some((mark.seq, mark.chain?)));
-    let head = restore::head::head(vault, &slot.disk, run.epoch, floor).await?;
-    if let Some((seq, chain)) = head.at.filter(|_| !head.contradicts_floor) {
-        run.set_base(Mark { seq, chain: Some(chain) });
-    }
+    host.close_gap(slot, &run, &newest).await?;
     if let Some(Mark { seq, chain: Some(chain) }) = run.vaulted_mark() {
-        journal.vaulted(&slot.disk, run.epoch, seq, chain);
+        host.journal.vaulted(&slot.disk, run.epoch, seq, chain);
     }
     if run.has_gap() {
         let (disk, epoch) = (&slot.disk, run.epoch);

@@ -15,7 +15,7 @@ use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, Host as _, OpenD
 
 /// Gateway g2 in front of a vault that g1 has filled.
 struct World {
-    host: GatewayHost,
+    host: Arc<GatewayHost>,
     vault: TestVault,
     disk: ModelDisk,
     _window: watch::Sender<u64>,
@@ -37,7 +37,7 @@ async fn world(dir: &Path, records: u64) -> World {
     let opened = tokio::task::spawn_blocking(move || Journal::open(&config, "g2")).await;
     let (journal, _) = opened.expect("no panic").expect("journal");
     let (window_sender, window) = watch::channel(8 << 20);
-    let host = GatewayHost {
+    let host = Arc::new(GatewayHost {
         hello: HelloInfo { gateway: "g2".into(), vault: vault.vault.id() },
         journal,
         vault: Arc::new(vault.vault.clone()),
@@ -47,7 +47,7 @@ async fn world(dir: &Path, records: u64) -> World {
         overload: Overload::new(),
         peers: vec![],
         lanes: Lanes::default(),
-    };
+    });
     World { host, vault, disk, _window: window_sender }
 }
 
@@ -249,7 +249,7 @@ async fn a_gap_that_no_agent_closes_is_closed_from_the_vault() {
     let run = slot.run_or_new(Epoch(1));
     run.span_vaulted(span);
     assert!(run.has_gap());
-    lookout::close_gap(&world.host.vault, &world.host.journal, &slot).await.expect("read");
+    lookout::close_gap(&world.host, &slot).await.expect("read");
     assert!(!run.has_gap());
     assert_eq!(run.vaulted_mark(), Some(world.mark(35)));
 }
@@ -280,9 +280,7 @@ async fn a_newer_epoch_from_elsewhere_ends_session_and_runs_within_a_look() {
     slot.run_or_new(Epoch(1)).set_base(world.mark(30));
     let session = Session::new();
     slot.take_over(session.clone());
-    let disks = Arc::clone(&world.host.disks);
-    let (vault, journal) = (Arc::clone(&world.host.vault), world.host.journal.clone());
-    let mut lookout = Lookout::new(vault, journal, disks, Arc::clone(&world.host.clock));
+    let mut lookout = Lookout::new(Arc::clone(&world.host));
     lookout.first_round().await;
     assert!(slot.run(Epoch(1)).is_some() && session.fenced.borrow().is_none());
 
