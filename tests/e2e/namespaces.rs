@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::common::{output, succeed, turn};
+use crate::common::{ext4, output, succeed, turn};
 use crate::several::{Fleet, Place, late_batches};
 
 /// A namespace with one link to this one. Goes away with everything in it.
@@ -77,7 +77,7 @@ fn a_cut_link_and_a_gateway_lost_with_its_disk_hold_no_disk_up_and_lose_nothing(
     }
     let namespaces = [1, 2, 3].map(Namespace::new);
     let places: Vec<Place> = namespaces.iter().map(Namespace::place).collect();
-    let mut fleet = Fleet::at(&places, late_batches(), &["disk1", "disk2"]);
+    let mut fleet = Fleet::at(&places, late_batches(), &["disk1", "disk2"], ext4(128 << 20));
     let load = fleet.scene.load("disk1", 41, 16);
     fleet.scene.wait_copied("disk1");
     fleet.scene.wait_copied("disk2");

@@ -25,7 +25,7 @@ pub struct Place {
 
 /// One of several gateways of an installation.
 pub struct Member {
-    id: String,
+    pub id: String,
     admin: SocketAddr,
     inside: Vec<String>,
     process: Option<Child>,
@@ -67,15 +67,20 @@ fn port(udp: bool) -> u16 {
 
 impl Fleet {
     fn new(count: usize, setting: Setting, disks: &[&str]) -> Self {
-        let here = Place { host: Ipv4Addr::LOCALHOST, inside: Vec::new() };
-        Self::at(&vec![here; count], setting, disks)
+        Self::here(count, setting, disks, ext4(128 << 20))
     }
 
-    pub fn at(places: &[Place], mut setting: Setting, disks: &[&str]) -> Self {
+    /// On this host, with disks that `make` makes.
+    pub fn here(count: usize, setting: Setting, disks: &[&str], make: impl Fn(&str, &Path)) -> Self {
+        let here = Place { host: Ipv4Addr::LOCALHOST, inside: Vec::new() };
+        Self::at(&vec![here; count], setting, disks, make)
+    }
+
+    pub fn at(places: &[Place], mut setting: Setting, disks: &[&str], make: impl Fn(&str, &Path)) -> Self {
         let listens: Vec<String> = places.iter().map(|place| format!("{}:{}", place.host, port(true))).collect();
         setting.agent.push(("", format!("gateways = {listens:?}")));
         setting.agent.push(("", "return_after = \"2 s\"".into()));
-        let scene = Scene::stopped(setting, disks, ext4(128 << 20));
+        let scene = Scene::stopped(setting, disks, make);
         let config = std::fs::read_to_string(scene.site.path("gateway.toml")).unwrap();
         let mut members = Vec::new();
         for ((number, listen), place) in (1..).zip(&listens).zip(places) {
@@ -130,6 +135,11 @@ impl Fleet {
         found.unwrap()
     }
 
+    /// SIGKILL; its journal stays.
+    pub fn kill(&mut self, at: usize) {
+        self.members[at].process.take().unwrap().kill().unwrap();
+    }
+
     fn pid(&self, at: usize) -> u32 {
         self.members[at].process.as_ref().unwrap().id()
     }
@@ -141,7 +151,7 @@ impl Fleet {
 
     /// SIGKILL, and its journal is gone too.
     pub fn destroy(&mut self, at: usize) {
-        self.members[at].process.take().unwrap().kill().unwrap();
+        self.kill(at);
         std::fs::remove_dir_all(self.scene.site.path(&format!("journal-{}", self.members[at].id))).unwrap();
     }
 

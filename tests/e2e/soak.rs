@@ -2,8 +2,13 @@
 //! they start, and nobody lends a hand. Every recovery point that an agent confirmed must be offered by the vault in the
 //! end, and images restored at several of them must be what the disk was.
 //!
+//! A gateway that is alone comes back with its journal, so a point counts as confirmed when it is journaled. Where there
+//! are two, disks go on at the other one while the first is dead: what only its journal had may be cut off, so a point
+//! counts when its agent was told that it is vaulted.
+//!
 //! The short form runs with all tests; `tests/soak` runs the long one. `TIDEGATE_SOAK_CYCLES`, `TIDEGATE_SOAK_VAULTS`
-//! (`directory`, `azurite`, `slow`) and `TIDEGATE_SOAK_SEED` say how long, where and which.
+//! (`directory`, `azurite`, `slow`, `two`: two gateways and a directory) and `TIDEGATE_SOAK_SEED` say how long, where
+//! and which.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +23,7 @@ use tidegate::types::Digest;
 
 use crate::common::azurite::Azurite;
 use crate::common::{PATIENCE, Scene, Setting, empty, program, turn};
+use crate::several::Fleet;
 
 const DISKS: [&str; 2] = ["disk1", "disk2"];
 const DISK_BYTES: u64 = 64 << 20;
@@ -44,8 +50,10 @@ struct Report {
     lost: Vec<String>,
     compared: usize,
     took: Duration,
+    /// Deaths during which the other gateway carried the disks.
+    moves: u64,
     /// Kept until the verdict if something was lost, for whoever looks for the reason.
-    scene: Option<Scene>,
+    fleet: Option<Fleet>,
 }
 
 impl Report {
@@ -54,14 +62,17 @@ impl Report {
     }
 }
 
-/// A confirmed point, and what the disk was then.
+/// A point, and what the disk was then.
 struct Point {
     id: String,
     sha256: Digest,
+    /// The agent was told what makes it outlive the deaths of this soak.
+    confirmed: bool,
 }
 
 struct Soak {
-    scene: Scene,
+    /// Its installation; without members, the installation's own gateway carries the disks.
+    fleet: Fleet,
     loads: Vec<Load>,
     /// In front of a slow store.
     proxy: Option<BlobProxy>,
@@ -75,10 +86,14 @@ impl Soak {
     fn start(vault: &str, url: Option<String>, seed: u64, proxy: Option<BlobProxy>) -> Self {
         let journal = vec![("journal", "capacity = \"128 MiB\"".into()), ("journal", "segment = \"16 MiB\"".into())];
         let setting = Setting { vault: url, gateway: journal, ..Setting::default() };
-        let scene = Scene::new(setting, &DISKS, empty(DISK_BYTES));
-        let loads = DISKS.iter().zip(1..).map(|(disk, nth)| scene.load(disk, seed + nth, MIB_PER_SECOND)).collect();
+        let fleet = match vault {
+            "two" => Fleet::here(2, setting, &DISKS, empty(DISK_BYTES)),
+            _ => Fleet { scene: Scene::new(setting, &DISKS, empty(DISK_BYTES)), members: Vec::new() },
+        };
+        let load = |(disk, nth): (&&str, u64)| fleet.scene.load(disk, seed + nth, MIB_PER_SECOND);
+        let loads = DISKS.iter().zip(1..).map(load).collect();
         Self {
-            scene,
+            fleet,
             loads,
             proxy,
             numbers: Numbers::new(seed),
@@ -92,16 +107,28 @@ impl Soak {
     fn point(&mut self, nth: usize, patiently: bool) {
         let disk = DISKS[nth];
         if patiently {
-            self.scene.wait_copied(disk);
-        } else if !self.scene.site.copied(disk) {
+            self.fleet.scene.wait_copied(disk);
+        } else if !self.fleet.scene.site.copied(disk) {
             return;
         }
-        let (scene, load) = (&self.scene, &self.loads[nth]);
+        let (scene, load) = (&self.fleet.scene, &self.loads[nth]);
         assert!(load.pause(PATIENCE), "the workload did not pause");
         let made = scene.site.point(disk, &format!("kill-{}", self.report.kills())).unwrap();
         let sha256 = copies::sha256(scene.image(disk)).unwrap();
         load.resume();
-        self.points.entry(disk).or_default().push(Point { id: made.id, sha256 });
+        let confirmed = self.fleet.members.is_empty();
+        self.points.entry(disk).or_default().push(Point { id: made.id, sha256, confirmed });
+    }
+
+    /// Notes which points the agent was told to be vaulted.
+    fn confirm(&mut self) {
+        for (disk, points) in &mut self.points {
+            let Some(status) = self.fleet.scene.site.status(disk) else { continue };
+            for point in points.iter_mut().filter(|point| !point.confirmed) {
+                let (epoch, seq) = parse(&point.id);
+                point.confirmed = status.epoch == Some(epoch) && status.vaulted >= seq;
+            }
+        }
     }
 
     /// Waits until every point made so far is journaled: only that outlives the agent.
@@ -109,11 +136,21 @@ impl Soak {
         for disk in DISKS {
             let Some(point) = self.points.get(disk).and_then(|points| points.last()) else { continue };
             let (epoch, seq) = parse(&point.id);
-            self.scene.wait("journaling of the newest point", |scene| {
+            self.fleet.scene.wait("journaling of the newest point", |scene| {
                 let status = scene.site.status(disk);
                 status.is_some_and(|now| now.epoch > Some(epoch) || (now.epoch == Some(epoch) && now.journaled >= seq))
             });
         }
+    }
+
+    /// Waits until the newest point of a disk is vaulted, so that it counts.
+    fn wait_vaulted(&mut self, disk: &str) {
+        let Some(point) = self.points.get(disk).and_then(|points| points.last()) else { return };
+        let (epoch, seq) = parse(&point.id);
+        self.fleet.scene.wait("upload of the newest point", |scene| {
+            let status = scene.site.status(disk);
+            status.is_some_and(|now| now.epoch > Some(epoch) || (now.epoch == Some(epoch) && now.vaulted >= seq))
+        });
     }
 
     fn pause(&mut self, millis_max: u64) {
@@ -122,9 +159,10 @@ impl Soak {
     }
 
     /// Starts a process and kills it before it is ready.
-    fn stillborn(&mut self, what: &'static str) {
-        let config = self.scene.site.path(&format!("{what}.toml"));
-        let log = self.scene.site.path(&format!("logs/{what}.log"));
+    fn stillborn(&mut self, what: &'static str, name: &str) {
+        let site = &self.fleet.scene.site;
+        let config = site.path(&format!("{name}.toml"));
+        let log = site.path(&format!("logs/{name}.log"));
         let arguments = [what, "--config", config.to_str().unwrap()];
         let mut child = Child::start(what, &Family::default(), &log, program(), &arguments).unwrap();
         self.pause(150);
@@ -132,20 +170,43 @@ impl Soak {
         self.report.early_kills += 1;
     }
 
+    /// Kills a gateway and starts it again.
     fn kill_gateway(&mut self) {
-        self.scene.gateway.take().unwrap().kill().unwrap();
         self.report.gateway_kills += 1;
-        if self.numbers.below(8) == 0 {
-            self.stillborn("gateway");
-            self.report.gateway_kills += 1;
+        let early = self.numbers.below(8) == 0;
+        self.report.gateway_kills += u64::from(early);
+        if self.fleet.members.is_empty() {
+            self.fleet.scene.gateway.take().unwrap().kill().unwrap();
+            if early {
+                self.stillborn("gateway", "gateway");
+            }
+            self.fleet.scene.gateway = Some(self.fleet.scene.site.start_gateway().unwrap());
+            return;
         }
+        // Mostly the one with the disks; for a while only the other one lives, or it is back at once.
+        let agent = self.fleet.scene.agent.is_some();
+        let carrier = if agent { self.fleet.await_carrier(DISKS[0], |_| true) } else { 0 };
+        let at = if self.numbers.below(4) == 0 { 1 - carrier } else { carrier };
+        self.fleet.kill(at);
+        if early {
+            let name = self.fleet.members[at].id.clone();
+            self.stillborn("gateway", &name);
+        }
+        if agent && at == carrier && self.numbers.below(3) == 0 {
+            for disk in DISKS {
+                self.fleet.await_carrier(disk, |now| now != at);
+            }
+            self.report.moves += 1;
+            self.pause(2000);
+        }
+        self.fleet.start(at);
     }
 
     fn kill_agent(&mut self) {
-        self.scene.agent.take().unwrap().kill().unwrap();
+        self.fleet.scene.agent.take().unwrap().kill().unwrap();
         self.report.agent_kills += 1;
         if self.numbers.below(8) == 0 {
-            self.stillborn("agent");
+            self.stillborn("agent", "agent");
             self.report.agent_kills += 1;
         }
     }
@@ -161,7 +222,7 @@ impl Soak {
         let bytes = self.numbers.below(1 << 20);
         let load = &self.loads[which];
         let until = load.done().written_bytes + bytes;
-        self.scene.wait("the workload's progress", |_| load.done().written_bytes >= until);
+        self.fleet.scene.wait("the workload's progress", |_| load.done().written_bytes >= until);
         // Right after a death a disk is still being compared; every third time that is waited for, if the store can keep up.
         self.point(which, nth.is_multiple_of(3) && (self.proxy.is_none() || !(3..8).contains(&(nth % 10))));
         self.pause(120);
@@ -173,14 +234,19 @@ impl Soak {
         };
         if agent {
             self.wait_journaled();
+        }
+        if !self.fleet.members.is_empty() && nth.is_multiple_of(3) {
+            self.wait_vaulted(DISKS[which]);
+        }
+        self.confirm();
+        if agent {
             self.kill_agent();
         }
         if gateway {
             self.kill_gateway();
-            self.scene.gateway = Some(self.scene.site.start_gateway().unwrap());
         }
         if agent {
-            self.scene.agent = Some(self.scene.site.start_agent().unwrap());
+            self.fleet.scene.agent = Some(self.fleet.scene.site.start_agent().unwrap());
         }
     }
 
@@ -222,31 +288,34 @@ impl Soak {
         }
         for (disk, points) in &self.points {
             let last = points.last().unwrap().id.clone();
-            self.scene.wait("the upload of the newest points", |scene| scene.site.listed(disk, &last));
+            self.fleet.scene.wait("the upload of the newest points", |scene| scene.site.listed(disk, &last));
         }
-        self.scene.stop();
+        self.confirm();
+        self.fleet.stop();
         let points = std::mem::take(&mut self.points);
         for (disk, points) in &points {
-            self.report.points += points.len();
+            self.report.points += points.iter().filter(|point| point.confirmed).count();
             self.compare(disk, points);
         }
         self.report.took = self.clock.monotonic();
         // Gigabytes, which nobody needs if all is well.
-        self.report.scene = (!self.report.lost.is_empty()).then_some(self.scene);
+        self.report.fleet = (!self.report.lost.is_empty()).then_some(self.fleet);
         self.report
     }
 
     /// Every point must be offered; of some the image must be right.
     fn compare(&mut self, disk: &str, points: &[Point]) {
-        let site = &self.scene.site;
+        let site = &self.fleet.scene.site;
         let catalog = site.path("catalog.key").display().to_string();
         let all = ["points", "--vault", site.vault_url(), "--catalog-key", &catalog, "--disk", disk, "--json"];
         let listed = site.run(&all).unwrap();
-        let missing = points.iter().filter(|point| !listed.contains(&format!("{:?}", point.id)));
-        self.report.lost.extend(missing.map(|point| format!("{disk} {} is not offered", point.id)));
-        let step = points.len().div_ceil(COMPARED_MAX).max(1);
-        let target = self.scene.dir().join("restored.img");
-        for point in points.iter().rev().step_by(step) {
+        let (offered, missing): (Vec<_>, Vec<_>) =
+            points.iter().partition(|point| listed.contains(&format!("{:?}", point.id)));
+        let lost = missing.iter().filter(|point| point.confirmed);
+        self.report.lost.extend(lost.map(|point| format!("{disk} {} is not offered", point.id)));
+        let step = offered.len().div_ceil(COMPARED_MAX).max(1);
+        let target = self.fleet.scene.dir().join("restored.img");
+        for point in offered.iter().rev().step_by(step) {
             // The last one made room.
             let _ = std::fs::remove_file(&target);
             match site.restore(disk, &point.id, &target) {
@@ -273,12 +342,13 @@ fn setting(name: &str, usual: &str) -> String {
 
 fn print(reports: &[Report]) {
     println!(
-        "{:<10} {:>6} {:>8} {:>7} {:>6} {:>9} {:>7} {:>9} {:>6} {:>11} {:>9} {:>7}",
+        "{:<10} {:>6} {:>8} {:>7} {:>6} {:>6} {:>9} {:>7} {:>9} {:>6} {:>11} {:>9} {:>7}",
         "vault",
         "kills",
         "gateways",
         "agents",
         "early",
+        "moves",
         "written",
         "points",
         "compared",
@@ -289,12 +359,13 @@ fn print(reports: &[Report]) {
     );
     for report in reports {
         println!(
-            "{:<10} {:>6} {:>8} {:>7} {:>6} {:>5} MiB {:>7} {:>9} {:>6} {:>11} {:>7} ms {:>5} s",
+            "{:<10} {:>6} {:>8} {:>7} {:>6} {:>6} {:>5} MiB {:>7} {:>9} {:>6} {:>11} {:>7} ms {:>5} s",
             report.vault,
             report.kills(),
             report.gateway_kills,
             report.agent_kills,
             report.early_kills,
+            report.moves,
             report.written_bytes >> 20,
             report.points,
             report.compared,
@@ -312,9 +383,9 @@ fn print(reports: &[Report]) {
 #[test]
 fn gateways_and_agents_killed_again_and_again_under_load_lose_no_confirmed_point() {
     let _turn = turn();
-    let kills: u64 = setting("TIDEGATE_SOAK_CYCLES", "24").parse().expect("TIDEGATE_SOAK_CYCLES is a number");
+    let kills: u64 = setting("TIDEGATE_SOAK_CYCLES", "32").parse().expect("TIDEGATE_SOAK_CYCLES is a number");
     let seed: u64 = setting("TIDEGATE_SOAK_SEED", "2026").parse().expect("TIDEGATE_SOAK_SEED is a number");
-    let vaults = setting("TIDEGATE_SOAK_VAULTS", "directory azurite slow");
+    let vaults = setting("TIDEGATE_SOAK_VAULTS", "directory azurite slow two");
     let vaults: Vec<&str> = vaults.split_whitespace().collect();
     let mut reports = Vec::new();
     for vault in &vaults {
