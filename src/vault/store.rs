@@ -10,7 +10,10 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload,
+};
 use tokio::time::{Instant, timeout};
 
 use super::fault::{BlobCause, BlobError, Passing};
@@ -50,6 +53,12 @@ async fn without_stalls<T>(mut pages: BoxStream<'_, object_store::Result<T>>) ->
         }
     }
 }
+
+/// Most objects of one folder that are taken: eight million batches are what a gateway writes in a day at 1.5 GiB/s, the
+/// longest that a lane lives. A store that lists without end is broken or means harm, and would fill the memory.
+const LISTED_MAX: usize = 8 << 20;
+/// Most objects of the whole vault that are taken: a batch per second of ten gateways for ten months.
+const LISTED_ALL_MAX: usize = 256 << 20;
 
 /// An object's name and size, as a listing tells them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +155,7 @@ impl VaultStore {
             if size_bytes > bytes_max {
                 return Ok(Err(size_bytes));
             }
-            result.bytes().await.map(Ok)
+            collect(result, bytes_max).await
         };
         match self.run("get", path, read_timeout(bytes_max), request).await? {
             Ok(bytes) => Ok(bytes),
@@ -174,14 +183,14 @@ impl VaultStore {
         let once = || async {
             let request = async {
                 let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-                self.store.get_opts(path, options).await?.bytes().await
+                collect(self.store.get_opts(path, options).await?, range.end - range.start).await
             };
-            let bytes = self.run("get", path, read_timeout(range.end - range.start), request).await?;
-            if bytes.len() as u64 == range.end - range.start {
-                Ok(bytes)
-            } else {
-                Err(GetError::Short { object: path.to_string(), range: range.clone(), have_bytes: bytes.len() as u64 })
-            }
+            let have_bytes = match self.run("get", path, read_timeout(range.end - range.start), request).await? {
+                Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
+                Ok(bytes) => bytes.len() as u64,
+                Err(have_bytes) => have_bytes,
+            };
+            Err(GetError::Short { object: path.to_string(), range: range.clone(), have_bytes })
         };
         self.again("get", once).await
     }
@@ -206,17 +215,27 @@ impl VaultStore {
     /// # Errors
     /// [`GetError`] after some tries.
     pub async fn list(&self, folder: Option<&Path>) -> Result<Vec<Listed>, GetError> {
+        let whole = folder.is_none_or(|folder| *folder == super::names::all_batches());
+        self.list_up_to(folder, if whole { LISTED_ALL_MAX } else { LISTED_MAX }).await
+    }
+
+    async fn list_up_to(&self, folder: Option<&Path>, listed_max: usize) -> Result<Vec<Listed>, GetError> {
         let shown = folder.cloned().unwrap_or_default();
         let once = || async {
-            let pages = self.store.list(folder).map_ok(|ObjectMeta { location, size, last_modified, .. }| Listed {
-                path: location,
-                size_bytes: size,
-                modified_micros: last_modified.timestamp_micros(),
-            });
+            let pages = self.store.list(folder).take(listed_max + 1).map_ok(
+                |ObjectMeta { location, size, last_modified, .. }| Listed {
+                    path: location,
+                    size_bytes: size,
+                    modified_micros: last_modified.timestamp_micros(),
+                },
+            );
             let all = without_stalls(pages.boxed());
             self.run("list", &shown, LIST_TIMEOUT, all).await.map_err(GetError::from)
         };
         let mut all = self.again("list", once).await?;
+        if all.len() > listed_max {
+            return Err(GetError::Endless { folder: shown.to_string(), listed_max });
+        }
         all.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(all)
     }
@@ -273,6 +292,36 @@ impl VaultStore {
     }
 }
 
+/// The bytes of an answer, or how many had come when they were too many: what a store says of the size before need not
+/// be what it sends.
+async fn collect(answer: GetResult, bytes_max: u64) -> object_store::Result<Result<Bytes, u64>> {
+    if matches!(answer.payload, GetResultPayload::File(..)) {
+        // A local file has no opinion of its own, and is read in one go.
+        return answer.bytes().await.map(Ok);
+    }
+    let stated_bytes = answer.range.end.saturating_sub(answer.range.start).min(bytes_max);
+    let mut pieces = answer.into_stream();
+    let Some(first) = pieces.try_next().await? else { return Ok(Ok(Bytes::new())) };
+    let mut have_bytes = first.len() as u64;
+    let mut all = Vec::new();
+    while let Some(piece) = pieces.try_next().await? {
+        have_bytes += piece.len() as u64;
+        if have_bytes > bytes_max {
+            break;
+        }
+        if all.is_empty() {
+            all.reserve(stated_bytes as usize);
+            all.extend_from_slice(&first);
+        }
+        all.extend_from_slice(&piece);
+    }
+    if have_bytes > bytes_max {
+        return Ok(Err(have_bytes));
+    }
+    // A single piece is handed on as it is.
+    Ok(Ok(if all.is_empty() { first } else { all.into() }))
+}
+
 /// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
@@ -289,8 +338,16 @@ pub enum GetError {
         /// The bound.
         bytes_max: u64,
     },
-    /// Fewer bytes than asked for: the object is shorter than it was, or the connection broke unnoticed.
-    #[error("{object} gave {have_bytes} bytes for the range {range:?}: it is cut short")]
+    /// A listing without end.
+    #[error("the listing of {folder:?} goes on after {listed_max} objects: no vault has so many there")]
+    Endless {
+        /// The folder.
+        folder: String,
+        /// The bound.
+        listed_max: usize,
+    },
+    /// Other bytes than asked for: the object is shorter than it was, or the store does not keep to the range.
+    #[error("{object} gave {have_bytes} bytes for the range {range:?}: it was cut, or the store is broken")]
     Short {
         /// Its name.
         object: String,
@@ -319,7 +376,10 @@ impl crate::fault::Classify for GetError {
     fn fault(&self) -> crate::fault::Fault {
         match self {
             Self::Blob(error) => error.fault(),
-            Self::TooLarge { .. } | Self::Short { .. } => crate::fault::Fault::Corrupt,
+            Self::TooLarge { .. } | Self::Short { .. } | Self::Endless { .. } => crate::fault::Fault::Corrupt,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,9 @@ use crate::vault::{VaultError, names};
 /// Largest lane index that is read: it is closed when it passes its target by the last index.
 const LANE_INDEX_BYTES_MAX: u64 = (LANE_INDEX_BYTES_TARGET + INDEX_PLAIN_BYTES_MAX) as u64;
 
+/// Missing batches of one lane that are named: more say nothing more.
+const MISSING_NAMED_MAX: usize = 1 << 14;
+
 /// Reads what one lane holds of the wanted disks.
 pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, VaultError> {
     let lane = listed.lane;
@@ -42,7 +45,7 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let stated = rows.values().map(|row| row.index.confirmed_through).max().unwrap_or(0);
     let confirmed_through = stated.max(end.unwrap_or(0));
     let first_read = if shared.want.newest.is_some() { present.keys().next().copied().unwrap_or(u64::MAX) } else { 1 };
-    for n in (first_read..=confirmed_through).filter(|n| !present.contains_key(n)) {
+    for n in missing(&present, first_read, confirmed_through) {
         out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
     }
     let (batches, bytes) = (present.len() as u64, present.values().sum());
@@ -61,6 +64,26 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let sealed = listed.sealed;
     out.lanes.push(CatalogLane { lane, object, end, sealed, batches, bytes, confirmed_through, cut });
     Ok(out)
+}
+
+/// The numbers `first..=through` that are not there: by name as long as there are few, and always the last of them, because
+/// what may lie behind it counts (see [`crate::restore::source::lost_tail`]). `through` is what an index or an end says:
+/// who has the catalog key may write any number there, and it must cost nobody's memory.
+fn missing(present: &BTreeMap<u64, u64>, first: u64, through: u64) -> Vec<u64> {
+    let mut out = Vec::new();
+    let mut last = None;
+    let mut from = first;
+    let ends = present.keys().copied().filter(|n| (first..=through).contains(n));
+    for (start, end) in ends.map(|n| (n, n.saturating_add(1))).chain([(through.saturating_add(1), 0)]) {
+        out.extend((from..start).take(MISSING_NAMED_MAX - out.len()));
+        last = if from < start { Some(start - 1) } else { last };
+        from = end;
+    }
+    match (last, out.last_mut()) {
+        (Some(last), Some(named)) if *named < last => *named = last,
+        _ => {}
+    }
+    out
 }
 
 /// A batch's rows and the size that goes with them.
@@ -265,4 +288,24 @@ fn open_checked(
     let mut index = batch::open_index(key, &place, trailer, sealed)?;
     index.disks.retain(|part| shared.want.holds(&part.disk));
     Ok(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_batches_are_named_and_a_number_beyond_all_costs_nothing() {
+        let present: BTreeMap<u64, u64> = [1, 3, 4, 7].map(|n| (n, 10)).into();
+        assert_eq!(missing(&present, 1, 0), Vec::<u64>::new());
+        assert_eq!(missing(&present, 1, 1), Vec::<u64>::new());
+        assert_eq!(missing(&present, 1, 7), [2, 5, 6]);
+        assert_eq!(missing(&present, 1, 9), [2, 5, 6, 8, 9]);
+        assert_eq!(missing(&present, 4, 9), [5, 6, 8, 9]);
+        assert_eq!(missing(&present, u64::MAX, 9), Vec::<u64>::new());
+        let many = missing(&present, 1, u64::MAX - 1);
+        assert_eq!((many.len(), many[0], many[many.len() - 1]), (MISSING_NAMED_MAX, 2, u64::MAX - 1));
+        assert_eq!(missing(&BTreeMap::new(), 1, u64::MAX - 1).len(), MISSING_NAMED_MAX);
+        assert_eq!(missing(&BTreeMap::new(), 1, u64::MAX).len(), MISSING_NAMED_MAX);
+    }
 }
