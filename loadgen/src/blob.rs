@@ -15,9 +15,9 @@ use tidegate::cli::quickstart::load::Numbers;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use crate::chance::Share;
+use crate::line::Line;
 use crate::thread::Worker;
 
 /// Requests at the same time; further ones wait to be accepted.
@@ -69,7 +69,7 @@ struct Shared {
     numbers: Mutex<Numbers>,
     counts: BlobCounts,
     parallel: AtomicU64,
-    line_free_at: Mutex<Option<Instant>>,
+    line: Line,
 }
 
 /// A running proxy. Dropped, it ends.
@@ -91,7 +91,7 @@ impl BlobProxy {
             numbers: Mutex::new(Numbers::new(seed)),
             counts: BlobCounts::default(),
             parallel: AtomicU64::new(0),
-            line_free_at: Mutex::new(None),
+            line: Line::default(),
         });
         let listener = std::net::TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
@@ -204,19 +204,9 @@ async fn carry(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
 }
 
 impl Shared {
-    /// Waits until `bytes` had their turn on the line.
     async fn take_turn(&self, bytes: usize) {
         let per_second = self.faults.lock().bytes_per_second;
-        if per_second == 0 {
-            return;
-        }
-        let until = {
-            let mut free_at = self.line_free_at.lock();
-            let now = Instant::now();
-            let start = free_at.map_or(now, |at| at.max(now));
-            *free_at.insert(start + Duration::from_secs_f64(bytes as f64 / per_second as f64))
-        };
-        tokio::time::sleep_until(until).await;
+        self.line.take_turn(bytes, per_second).await;
     }
 }
 

@@ -19,6 +19,12 @@ impl Share {
         Self(percent.clamp(0.0, 100.0) / 100.0)
     }
 
+    /// In percent.
+    #[must_use]
+    pub const fn as_percent(self) -> f64 {
+        self.0 * 100.0
+    }
+
     /// Whether this one is among them.
     pub fn hits(self, numbers: &mut Numbers) -> bool {
         (numbers.below(PARTS) as f64) < self.0 * PARTS as f64

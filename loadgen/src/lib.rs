@@ -5,12 +5,18 @@
 //!            loss, delay,              latency, bandwidth, 503,
 //!            reorder, duplicates,      outages, answers lost
 //!            black hole, rebinding     after the deed
+//!
+//!                          gateway ──► sink
+//!                                      a blob endpoint that costs little,
+//!                                      with a weather of its own
 //! ```
 //!
-//! Each proxy is a value that a test starts, changes while it runs, and drops; `loadgen proxy-udp` and `loadgen
-//! proxy-blob` are the same on a command line. Everything that is held on the way is bounded.
+//! Each part is a value that a test starts, changes while it runs, and drops, and the same on a command line. Everything
+//! that is held on the way is bounded.
 
 pub mod blob;
 pub mod chance;
+mod line;
+pub mod sink;
 mod thread;
 pub mod udp;
