@@ -6,9 +6,9 @@
 //!            reorder, duplicates,      outages, answers lost
 //!            black hole, rebinding     after the deed
 //!
-//!                          gateway ──► sink
-//!                                      a blob endpoint that costs little,
-//!                                      with a weather of its own
+//!  run ──────────────────► gateway ──► sink
+//!  thousands of agents,                a blob endpoint that costs little,
+//!  every ack checked                   with a weather of its own
 //! ```
 //!
 //! Each part is a value that a test starts, changes while it runs, and drops, and the same on a command line. Everything
@@ -17,6 +17,9 @@
 pub mod blob;
 pub mod chance;
 mod line;
+pub mod payload;
+pub mod process;
+pub mod run;
 pub mod sink;
 mod thread;
 pub mod udp;

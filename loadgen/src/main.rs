@@ -22,6 +22,8 @@ enum Verb {
     ProxyBlob(verbs::proxy::BlobArgs),
     /// Be a blob endpoint that costs little.
     Sink(verbs::sink::Args),
+    /// Be many agents, and measure what they wait for.
+    Run(Box<verbs::run::Args>),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Verb::ProxyUdp(args) => verbs::proxy::udp(&args),
         Verb::ProxyBlob(args) => verbs::proxy::blob(&args),
         Verb::Sink(args) => verbs::sink::run(&args),
+        Verb::Run(args) => verbs::run::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("loadgen: {}", tidegate::fault::chain_text(&*error));

@@ -1,6 +1,7 @@
 //! The verbs of the command line: options, and what is printed.
 
 pub mod proxy;
+pub mod run;
 pub mod sink;
 
 use std::process::ExitCode;

@@ -207,6 +207,18 @@ impl Site {
         &self.vault_url
     }
 
+    /// Where agents reach the gateway.
+    #[must_use]
+    pub fn gateway_address(&self) -> String {
+        format!("127.0.0.1:{}", self.gateway_port)
+    }
+
+    /// The gateway's admin port.
+    #[must_use]
+    pub const fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Where a disk is served.
     #[must_use]
     pub fn nbd(&self, disk: &str) -> Listen {

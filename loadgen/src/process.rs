@@ -1,0 +1,94 @@
+//! What a process has used so far, by the kernel's accounting.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// So far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// User and system time of all threads, those that ended too.
+    pub cpu_seconds: f64,
+    /// Memory that is resident now.
+    pub memory_bytes: u64,
+    /// The most that was resident since [`forget_peak`].
+    pub memory_peak_bytes: u64,
+    /// Times that a thread gave the processor up to wait; of the threads that live.
+    pub waits: u64,
+    /// Times that a thread had to give the processor up; of the threads that live.
+    pub preemptions: u64,
+    /// System calls that read or write files and sockets as files do; others are not counted by the kernel.
+    pub calls: u64,
+}
+
+fn invalid(pid: u32, what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/{what} is not understood"))
+}
+
+/// The number after `name:` in a file of such lines.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Reads the accounts of a process.
+///
+/// # Errors
+/// If it is gone, or belongs to somebody else.
+pub fn usage(pid: u32) -> io::Result<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name stands in brackets and may hold anything.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks =
+        |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| invalid(pid, "stat"));
+    let cpu_ticks = ticks(11)? + ticks(12)?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = |name| field(&status, name).map(|kib| kib << 10).ok_or_else(|| invalid(pid, "status"));
+    let mut usage = Usage {
+        cpu_seconds: cpu_ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        memory_bytes: kib("VmRSS")?,
+        memory_peak_bytes: kib("VmHWM")?,
+        ..Usage::default()
+    };
+    // Not everywhere, and never worth failing for.
+    if let Ok(io) = std::fs::read_to_string(format!("/proc/{pid}/io")) {
+        usage.calls = field(&io, "syscr").unwrap_or(0) + field(&io, "syscw").unwrap_or(0);
+    }
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let Ok(status) = std::fs::read_to_string(thread.path().join("status")) else { continue };
+        usage.waits += field(&status, "voluntary_ctxt_switches").unwrap_or(0);
+        usage.preemptions += field(&status, "nonvoluntary_ctxt_switches").unwrap_or(0);
+    }
+    Ok(usage)
+}
+
+/// From now on the peak of memory counts anew.
+///
+/// # Errors
+/// If the process is gone, or belongs to somebody else.
+pub fn forget_peak(pid: u32) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_used_something() {
+        let before = usage(std::process::id()).expect("readable");
+        let mut memory = vec![0_u8; 64 << 20];
+        memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        let after = usage(std::process::id()).expect("readable");
+        assert!(after.memory_peak_bytes >= before.memory_bytes + (32 << 20), "{before:?} {after:?}");
+        assert!(after.cpu_seconds >= before.cpu_seconds && after.waits > 0);
+        drop(memory);
+        assert!(usage(0).is_err());
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        assert_eq!(field("VmRSSx:\t1 kB\nVmRSS:\t 23 kB\n", "VmRSS"), Some(23));
+        assert_eq!(field("a: x\n", "a"), None);
+    }
+}
