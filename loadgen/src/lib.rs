@@ -14,8 +14,10 @@
 //! Each part is a value that a test starts, changes while it runs, and drops, and the same on a command line. Everything
 //! that is held on the way is bounded.
 
+pub mod bench;
 pub mod blob;
 pub mod chance;
+pub mod limit;
 mod line;
 pub mod payload;
 pub mod process;

@@ -24,6 +24,10 @@ enum Verb {
     Sink(verbs::sink::Args),
     /// Be many agents, and measure what they wait for.
     Run(Box<verbs::run::Args>),
+    /// Measure the primitives that a gateway is made of, each alone.
+    Limit(verbs::limit::Args),
+    /// Measure a gateway against its primitives: several rounds, medians, one table.
+    Bench(verbs::bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
         Verb::ProxyBlob(args) => verbs::proxy::blob(&args),
         Verb::Sink(args) => verbs::sink::run(&args),
         Verb::Run(args) => verbs::run::run(&args),
+        Verb::Limit(args) => verbs::limit::run(&args),
+        Verb::Bench(args) => verbs::bench::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("loadgen: {}", tidegate::fault::chain_text(&*error));

@@ -92,7 +92,9 @@ impl Classify for EndpointError {
     }
 }
 
-fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
+/// What QUIC is told on both sides: also for whoever measures it without a gateway.
+#[must_use]
+pub fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(tuning.mtu_max_bytes.max(1200));
     let mut config = quinn::TransportConfig::default();

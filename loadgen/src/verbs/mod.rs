@@ -1,5 +1,7 @@
 //! The verbs of the command line: options, and what is printed.
 
+pub mod bench;
+pub mod limit;
 pub mod proxy;
 pub mod run;
 pub mod sink;

@@ -1,0 +1,385 @@
+//! A gateway measured against its own primitives: sink and gateway as processes, load and primitives in turn, several
+//! rounds, medians.
+//!
+//! ```text
+//!  warm-up ─► round: full load ─► half load ─► 70 % load ─► primitives ─► round … ─► medians, spread
+//!             CPU, throughput,    journaled    vaulted      with the commits
+//!             requests, memory    ack          (RPO)        that were seen
+//! ```
+//!
+//! A round's ratio is made of figures of the same minutes, because a machine's pace drifts by more than a change is worth.
+//! The gateway's processor time is the kernel's account of its process, from the first write until all is vaulted.
+
+use std::io::BufRead as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tidegate::cli::quickstart::child::{Child, Family};
+use tidegate::cli::quickstart::site::{self, Site};
+
+use crate::chance::Share;
+use crate::limit::{self, COMMIT_BYTES_DEFAULT, Limits};
+use crate::payload::Pool;
+use crate::run::outcome::Outcome;
+use crate::run::profile::Profile;
+use crate::run::{self, Plan as RunPlan};
+
+/// Everything that is longer is a batch, which nobody reads during a bench.
+const DISCARD_ABOVE: &str = "1 MiB";
+/// Before anything is measured, so that segments, connections and caches are there: this part of a round's bytes.
+const WARM_UP_PART: u64 = 8;
+/// How long connecting, and the vault at the end, may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A gateway has so long to vault what is left when it is told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(60);
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Empty folder for the installation, on the disk that the journal is to be measured on.
+    pub dir: PathBuf,
+    /// The `tidegate` program.
+    pub tidegate: PathBuf,
+    /// The `loadgen` program.
+    pub loadgen: PathBuf,
+    /// The kind of load.
+    pub profile: Profile,
+    /// Agents.
+    pub agents: usize,
+    /// Disks of each.
+    pub disks: usize,
+    /// Size of a disk.
+    pub disk_bytes: u64,
+    /// What is written at full load in each round.
+    pub bytes: u64,
+    /// Rounds.
+    pub rounds: usize,
+    /// How long half load and 70 % load are kept; zero to leave them out.
+    pub steady: Duration,
+    /// Largest UDP payload that path discovery may try.
+    pub mtu_max_bytes: u16,
+    /// Decides where and when.
+    pub seed: u64,
+    /// Lines put into the gateway's configuration, by section.
+    pub gateway: Vec<(&'static str, String)>,
+}
+
+/// The bench could not be done.
+#[derive(Debug)]
+pub struct BenchError(pub String);
+
+impl std::fmt::Display for BenchError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BenchError {}
+
+fn because(what: &str) -> impl Fn(&dyn std::error::Error) -> BenchError {
+    move |error| BenchError(format!("{what}: {}", tidegate::fault::chain_text(error)))
+}
+
+/// A figure of all rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one, or the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub least: f64,
+    /// The most.
+    pub most: f64,
+}
+
+impl Spread {
+    /// Of at least one value; of none, zeroes.
+    #[must_use]
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (Some(&least), Some(&most)) = (values.first(), values.last()) else { return Self::default() };
+        let median = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
+        Self { median, least, most }
+    }
+}
+
+/// One round.
+#[derive(Clone, Debug, Serialize)]
+pub struct Round {
+    /// At full load.
+    pub full: Outcome,
+    /// At half of it.
+    pub half: Option<Outcome>,
+    /// At 70 % of it.
+    pub seventy: Option<Outcome>,
+    /// The primitives.
+    pub limits: Limits,
+}
+
+/// Percentiles of one kind of latency, in seconds: medians over the rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// Half of them were not longer.
+    pub p50: f64,
+    /// 99 of 100 were not longer.
+    pub p99: f64,
+    /// 999 of 1,000 were not longer.
+    pub p999: f64,
+}
+
+/// What came of it. The fields of the first level are medians; what they spread over stands in [`Report::spread`].
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The kind of load.
+    pub profile: Profile,
+    /// How much smaller LZ4 makes the payload.
+    pub payload_ratio: f64,
+    /// Processor time of the gateway, user and system, per GiB of payload.
+    pub gateway_cpu_seconds_per_gib: f64,
+    /// That of its primitives, received by QUIC.
+    pub primitives_cpu_seconds_per_gib: f64,
+    /// One over the other, in the same round.
+    pub cpu_ratio: f64,
+    /// Payload over time at full load, all of it vaulted.
+    pub throughput_bytes_per_second: f64,
+    /// At half load; at full load if no steady load was asked for.
+    pub journaled_ack_seconds: Percentiles,
+    /// From a write until it is vaulted, at 70 % load; at full load if no steady load was asked for.
+    pub rpo_seconds: Percentiles,
+    /// Most memory of the gateway that was resident.
+    pub memory_peak_bytes: u64,
+    /// Requests to the store.
+    pub blob_requests_per_gib: f64,
+    /// The 99th percentile of journaled acks over that of one bare write and sync of the mean commit's size.
+    pub journaled_p99_over_commit_p99: f64,
+    /// Times that a thread of the gateway gave up the processor, or had to.
+    pub context_switches_per_gib: f64,
+    /// System calls that read or write; the kernel counts no others.
+    pub read_write_calls_per_gib: f64,
+    /// Least, median and most of each figure, by its name.
+    pub spread: Vec<(&'static str, Spread)>,
+    /// Round by round, second by second.
+    pub rounds: Vec<Round>,
+    /// What went wrong in any of them.
+    pub failures: Vec<String>,
+}
+
+/// A sink as a process.
+struct SinkProcess {
+    process: std::process::Child,
+    address: SocketAddr,
+}
+
+impl SinkProcess {
+    fn start(plan: &Plan) -> Result<Self, BenchError> {
+        let mut process = Command::new(&plan.loadgen)
+            .args(["sink", "--listen", "127.0.0.1:0", "--json", "--discard-above", DISCARD_ABOVE])
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| because("the sink does not start")(&error))?;
+        let mut line = String::new();
+        let read = process.stdout.take().map(|out| std::io::BufReader::new(out).read_line(&mut line));
+        let told: Option<serde_json::Value> = read.and_then(|_| serde_json::from_str(&line).ok());
+        let address = told.and_then(|told| told.get("address")?.as_str()?.parse().ok());
+        match address {
+            Some(address) => Ok(Self { process, address }),
+            None => {
+                // Nothing else is to be told of a process that said nothing.
+                let _ = (process.kill(), process.wait());
+                Err(BenchError(format!("{} sink does not say where it listens", plan.loadgen.display())))
+            }
+        }
+    }
+}
+
+impl Drop for SinkProcess {
+    fn drop(&mut self) {
+        // It keeps nothing that anybody wants.
+        let _ = (self.process.kill(), self.process.wait());
+    }
+}
+
+/// Sink and gateway.
+struct Stand {
+    site: Site,
+    gateway: Child,
+    _sink: SinkProcess,
+}
+
+impl Stand {
+    fn start(plan: &Plan) -> Result<Self, BenchError> {
+        let sink = SinkProcess::start(plan)?;
+        let url = format!("http://{}/{}/bench", sink.address, crate::sink::ACCOUNT_DEFAULT);
+        let of_site = site::Plan {
+            dir: plan.dir.clone(),
+            program: plan.tidegate.clone(),
+            vault: Some(url),
+            disks: vec![("none".to_owned(), "/dev/null".into())],
+            gateway: plan.gateway.clone(),
+            agent: Vec::new(),
+        };
+        let site = Site::create(of_site, &Family::default()).map_err(|error| because("no installation")(&error))?;
+        let gateway = site.start_gateway().map_err(|error| because("no gateway")(&error))?;
+        Ok(Self { site, gateway, _sink: sink })
+    }
+
+    fn plan(&self, plan: &Plan) -> RunPlan {
+        RunPlan {
+            gateway: self.site.gateway_address(),
+            authority: self.site.path("pki"),
+            agents: plan.agents,
+            disks: plan.disks,
+            disk_bytes: plan.disk_bytes,
+            profile: plan.profile,
+            trace: Arc::new([]),
+            zero: Share::NONE,
+            bytes_per_second: 0,
+            ramp: Duration::ZERO,
+            duration: None,
+            bytes: Some(plan.bytes),
+            mtu_max_bytes: plan.mtu_max_bytes,
+            seed: plan.seed,
+            patience: PATIENCE,
+            admin: Some(self.site.admin_address()),
+            gateway_pid: Some(self.gateway.id()),
+            keep_images: false,
+        }
+    }
+}
+
+/// Measures. `say` is told what is being done.
+///
+/// # Errors
+/// If it could not be done. A run that failed stands in the report.
+pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Result<Report, BenchError> {
+    say("starting sink and gateway");
+    let of_task = plan.clone();
+    let stand = tokio::task::spawn_blocking(move || Stand::start(&of_task)).await;
+    let mut stand = stand.map_err(|error| because("no start")(&error))??;
+    say("warm-up");
+    let full = stand.plan(plan);
+    measured(&RunPlan { bytes: Some(plan.bytes / WARM_UP_PART), ..full.clone() }, pool).await?;
+    let mut rounds = Vec::with_capacity(plan.rounds);
+    for number in 1..=plan.rounds {
+        say(&format!("round {number} of {}: full load", plan.rounds));
+        let at_full = measured(&full, pool).await?;
+        let (mut half, mut seventy) = (None, None);
+        if !plan.steady.is_zero() {
+            let steady = |percent: f64| RunPlan {
+                bytes_per_second: (at_full.throughput_bytes_per_second * percent / 100.0) as u64,
+                duration: Some(plan.steady),
+                bytes: None,
+                ..full.clone()
+            };
+            say(&format!("round {number} of {}: half load", plan.rounds));
+            half = Some(measured(&steady(50.0), pool).await?);
+            say(&format!("round {number} of {}: 70 % load", plan.rounds));
+            seventy = Some(measured(&steady(70.0), pool).await?);
+        }
+        say(&format!("round {number} of {}: primitives", plan.rounds));
+        let limits = limits(plan, pool, &at_full).await?;
+        rounds.push(Round { full: at_full, half, seventy, limits });
+    }
+    say("stopping");
+    let stopped = tokio::task::spawn_blocking(move || stand.gateway.terminate(STOP_GRACE)).await;
+    stopped.map_err(|error| because("no stop")(&error))?.map_err(|error| because("no stop")(&error))?;
+    Ok(report(plan.profile, rounds))
+}
+
+async fn measured(plan: &RunPlan, pool: &Pool) -> Result<Outcome, BenchError> {
+    let done = run::run(plan, pool.clone(), |_| ()).await.map_err(|error| because("a run did not begin")(&error))?;
+    Ok(done.outcome)
+}
+
+async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<Limits, BenchError> {
+    let counted = full.gateway.and_then(|gateway| gateway.counted);
+    let commits = counted.filter(|counted| counted.commits > 0);
+    let limit = limit::Plan {
+        pool: pool.clone(),
+        bytes: limit::BYTES_DEFAULT,
+        record_bytes: plan.profile.typical_bytes() as usize,
+        commit_bytes: commits.map_or(COMMIT_BYTES_DEFAULT, |counted| counted.commit_bytes / counted.commits),
+        folder: plan.dir.clone(),
+        mtu_max_bytes: plan.mtu_max_bytes,
+    };
+    let measured = tokio::task::spawn_blocking(move || limit::measure(&limit)).await;
+    measured.map_err(|error| because("primitives")(&error))?.map_err(|error| because("primitives")(&error))
+}
+
+fn report(profile: Profile, rounds: Vec<Round>) -> Report {
+    let per_gib = |round: &Round, value: f64| value * GIB / (round.full.sent_bytes as f64).max(1.0);
+    let used = |round: &Round| round.full.gateway.and_then(|gateway| gateway.used).unwrap_or_default();
+    let counted = |round: &Round| round.full.gateway.and_then(|gateway| gateway.counted).unwrap_or_default();
+    let acks = |round: &Round| round.half.as_ref().unwrap_or(&round.full).journaled_ack_seconds;
+    let rpo = |round: &Round| round.seventy.as_ref().unwrap_or(&round.full).rpo_seconds;
+    let cpu = |round: &Round| per_gib(round, used(round).cpu_seconds);
+    let peak = |round: &Round| {
+        let runs = [Some(&round.full), round.half.as_ref(), round.seventy.as_ref()];
+        let peaks = runs.into_iter().flatten().filter_map(|run| Some(run.gateway?.used?.memory_peak_bytes));
+        peaks.max().unwrap_or(0) as f64
+    };
+    let spread = |of: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(of));
+    let all = vec![
+        ("gateway_cpu_seconds_per_gib", spread(&cpu)),
+        ("primitives_cpu_seconds_per_gib", spread(&|round| round.limits.sum_quic)),
+        ("cpu_ratio", spread(&|round| cpu(round) / round.limits.sum_quic)),
+        ("throughput_bytes_per_second", spread(&|round| round.full.throughput_bytes_per_second)),
+        ("journaled_ack_seconds.p50", spread(&|round| acks(round).p50)),
+        ("journaled_ack_seconds.p99", spread(&|round| acks(round).p99)),
+        ("journaled_ack_seconds.p999", spread(&|round| acks(round).p999)),
+        ("journaled_p99_over_commit_p99", spread(&|round| acks(round).p99 / round.limits.commit_seconds_p99.max(1e-9))),
+        ("rpo_seconds.p50", spread(&|round| rpo(round).p50)),
+        ("rpo_seconds.p99", spread(&|round| rpo(round).p99)),
+        ("rpo_seconds.p999", spread(&|round| rpo(round).p999)),
+        ("memory_peak_bytes", spread(&peak)),
+        ("blob_requests_per_gib", spread(&|round| per_gib(round, counted(round).blob_requests as f64))),
+        (
+            "context_switches_per_gib",
+            spread(&|round| per_gib(round, (used(round).waits + used(round).preemptions) as f64)),
+        ),
+        ("read_write_calls_per_gib", spread(&|round| per_gib(round, used(round).calls as f64))),
+    ];
+    let median = |name: &str| all.iter().find(|(found, _)| *found == name).map_or(0.0, |(_, spread)| spread.median);
+    let percentiles = |name: &str| Percentiles {
+        p50: median(&format!("{name}.p50")),
+        p99: median(&format!("{name}.p99")),
+        p999: median(&format!("{name}.p999")),
+    };
+    let runs = |round: &Round| [Some(&round.full), round.half.as_ref(), round.seventy.as_ref()].map(|run| run.cloned());
+    let failures = rounds.iter().flat_map(runs).flatten().flat_map(|run| run.failures).collect();
+    Report {
+        profile,
+        payload_ratio: spread(&|round| round.limits.payload_ratio).median,
+        gateway_cpu_seconds_per_gib: median("gateway_cpu_seconds_per_gib"),
+        primitives_cpu_seconds_per_gib: median("primitives_cpu_seconds_per_gib"),
+        cpu_ratio: median("cpu_ratio"),
+        throughput_bytes_per_second: median("throughput_bytes_per_second"),
+        journaled_ack_seconds: percentiles("journaled_ack_seconds"),
+        rpo_seconds: percentiles("rpo_seconds"),
+        memory_peak_bytes: median("memory_peak_bytes") as u64,
+        blob_requests_per_gib: median("blob_requests_per_gib"),
+        journaled_p99_over_commit_p99: median("journaled_p99_over_commit_p99"),
+        context_switches_per_gib: median("context_switches_per_gib"),
+        read_write_calls_per_gib: median("read_write_calls_per_gib"),
+        spread: all,
+        rounds,
+        failures,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_least_middle_and_most() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { median: 2.0, least: 1.0, most: 3.0 });
+        assert_eq!(Spread::of([4.0, 1.0]).median, 2.5);
+        assert_eq!(Spread::of([]), Spread::default());
+    }
+}

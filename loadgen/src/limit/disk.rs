@@ -1,0 +1,60 @@
+//! One write and one sync, again and again, as a journal without anything around it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use hdrhistogram::Histogram;
+use tidegate::flow::Clock as _;
+use tidegate::journal::disk::AlignedBuf;
+use tidegate::limits::{BLOCK_BYTES, COMMIT_BYTES_MAX, SEGMENT_BYTES_DEFAULT};
+
+use super::{Plan, Watch, Work};
+
+/// Fewer commits tell no percentile.
+const COMMITS_MIN: u64 = 200;
+/// More tell nothing new, and small ones take long.
+const COMMITS_MAX: u64 = 4000;
+
+/// Removed when dropped.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // It holds nothing that anybody wants.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).custom_flags(direct).open(path)
+}
+
+/// The work, and the 50th and 99th percentile of one commit's seconds.
+pub(super) fn write_and_sync(plan: &Plan) -> io::Result<(Work, (f64, f64))> {
+    let scratch = Scratch(plan.folder.join(format!("limit-{}.tmp", std::process::id())));
+    let file = open(&scratch.0)?;
+    let size = (plan.commit_bytes as usize).next_multiple_of(BLOCK_BYTES).clamp(BLOCK_BYTES, COMMIT_BYTES_MAX);
+    let mut buf = AlignedBuf::zeroed(COMMIT_BYTES_MAX);
+    // A journal's segments were written once before they are used: unwritten extents would cost twice as much.
+    for offset in (0..SEGMENT_BYTES_DEFAULT).step_by(COMMIT_BYTES_MAX) {
+        file.write_all_at(&buf, offset)?;
+    }
+    file.sync_all()?;
+    buf[..size].copy_from_slice(&plan.pool.bytes()[..size]);
+    let commits = (plan.bytes / size as u64).clamp(COMMITS_MIN, COMMITS_MAX);
+    let in_file = SEGMENT_BYTES_DEFAULT / size as u64;
+    let mut micros = Histogram::<u64>::new(3).map_err(io::Error::other)?;
+    let watch = Watch::start();
+    for number in 0..commits {
+        let before = watch.clock.monotonic();
+        file.write_all_at(&buf[..size], number % in_file * size as u64)?;
+        file.sync_data()?;
+        micros.saturating_record((watch.clock.monotonic() - before).as_micros() as u64);
+    }
+    let work = watch.stop(commits * size as u64);
+    let at = |quantile| micros.value_at_quantile(quantile) as f64 / 1e6;
+    Ok((work, (at(0.5), at(0.99))))
+}

@@ -1,0 +1,156 @@
+//! Receiving encrypted bytes, and nothing else done with them. The sender is a thread of its own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tidegate::wire::Tuning;
+use tidegate::wire::endpoint::transport;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::{Plan, Watch, Work, records};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+const NAME: &str = "localhost";
+const PROTOCOL: &[u8] = b"limit/1";
+/// Chunks taken from QUIC at once, as the gateway takes them.
+const CHUNKS_MAX: usize = 32;
+/// Bytes that TLS over TCP is read by.
+const READ_BYTES: usize = 256 << 10;
+/// The gateway's own: see its configuration of a stream.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// What the gateway allows a connection with its default memory.
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// Wanted size of the sockets' buffers, as at the gateway.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+
+fn certificates() -> Result<(rustls::ServerConfig, rustls::ClientConfig), Failure> {
+    tidegate::vault::url::install_crypto();
+    let made = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
+    let certificate: CertificateDer<'static> = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
+    let versions = &[&rustls::version::TLS13];
+    let mut server = rustls::ServerConfig::builder_with_protocol_versions(versions)
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate)?;
+    let mut client = rustls::ClientConfig::builder_with_protocol_versions(versions)
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    server.alpn_protocols = vec![PROTOCOL.to_vec()];
+    client.alpn_protocols = vec![PROTOCOL.to_vec()];
+    Ok((server, client))
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn endpoint(server: Option<quinn::ServerConfig>) -> std::io::Result<quinn::Endpoint> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    // The kernel cuts a size above its limit, at the gateway too.
+    let _ = (socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES), socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    let config = quinn::EndpointConfig::default();
+    quinn::Endpoint::new(config, server, socket.into(), Arc::new(quinn::TokioRuntime))
+}
+
+/// The transport of both sides.
+fn tuned(plan: &Plan) -> Arc<quinn::TransportConfig> {
+    let tuning = Tuning {
+        stream_window_bytes: STREAM_WINDOW_BYTES,
+        connection_window_bytes: CONNECTION_WINDOW_BYTES,
+        mtu_max_bytes: plan.mtu_max_bytes,
+        ..Tuning::default()
+    };
+    Arc::new(transport(&tuning, 16))
+}
+
+/// One stream of one connection, read to its end.
+pub(super) fn quic(plan: &Plan) -> Result<Work, Failure> {
+    let (server, client) = certificates()?;
+    let receiving = runtime()?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
+    config.transport_config(tuned(plan));
+    let listener = receiving.block_on(async { endpoint(Some(config)) })?;
+    let address = listener.local_addr()?;
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
+    config.transport_config(tuned(plan));
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| runtime()?.block_on(send_quic(plan, config, address)));
+        let work = receiving.block_on(receive_quic(&listener));
+        let sent = sender.join().map_err(|_| "the sender has panicked")?;
+        sent.and(work)
+    })
+}
+
+async fn send_quic(plan: &Plan, config: quinn::ClientConfig, address: SocketAddr) -> Result<(), Failure> {
+    let endpoint = endpoint(None)?;
+    let connection = endpoint.connect_with(config, address, NAME)?.await?;
+    let (mut stream, _answer) = connection.open_bi().await?;
+    for record in records(plan) {
+        stream.write_chunk(record).await?;
+    }
+    stream.finish()?;
+    // The other side ends the connection when it has everything.
+    connection.closed().await;
+    Ok(())
+}
+
+async fn receive_quic(listener: &quinn::Endpoint) -> Result<Work, Failure> {
+    let incoming = listener.accept().await.ok_or("nobody came")?;
+    let connection = incoming.await?;
+    let (_answer, mut stream) = connection.accept_bi().await?;
+    let (watch, mut bytes) = (Watch::start(), 0);
+    let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
+    while let Some(count) = stream.read_chunks(&mut chunks).await? {
+        bytes += chunks.iter_mut().take(count).map(|chunk| std::mem::take(chunk).len() as u64).sum::<u64>();
+    }
+    let work = watch.stop(bytes);
+    connection.close(0_u32.into(), b"");
+    listener.wait_idle().await;
+    Ok(work)
+}
+
+/// TLS 1.3 over TCP.
+pub(super) fn tls(plan: &Plan) -> Result<Work, Failure> {
+    let (server, client) = certificates()?;
+    let receiving = runtime()?;
+    let listener = receiving.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    let address = listener.local_addr()?;
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| runtime()?.block_on(send_tls(plan, client, address)));
+        let work = receiving.block_on(async {
+            let (stream, _) = listener.accept().await?;
+            let mut stream = TlsAcceptor::from(Arc::new(server)).accept(stream).await?;
+            let (watch, mut bytes, mut piece) = (Watch::start(), 0, vec![0; READ_BYTES]);
+            loop {
+                match stream.read(&mut piece).await? {
+                    0 => break Ok::<_, Failure>(watch.stop(bytes)),
+                    read => bytes += read as u64,
+                }
+            }
+        });
+        let sent = sender.join().map_err(|_| "the sender has panicked")?;
+        sent.and(work)
+    })
+}
+
+async fn send_tls(plan: &Plan, client: rustls::ClientConfig, address: SocketAddr) -> Result<(), Failure> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut stream = TlsConnector::from(Arc::new(client)).connect(ServerName::try_from(NAME)?, stream).await?;
+    for record in records(plan) {
+        stream.write_all(&record).await?;
+    }
+    stream.shutdown().await?;
+    Ok(())
+}
