@@ -175,3 +175,13 @@ async fn a_gateway_that_dies_fails_the_run() {
     assert!(killed && !done.outcome.failures.is_empty());
     assert!(done.outcome.seconds < PATIENCE.as_secs_f64(), "nobody waited for the end");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_drawn_of_what_a_run_told() {
+    let installation = Installation::start();
+    let done = run(&installation.plan(Profile::Log), pool(), |_| ()).await.unwrap();
+    assert_whole(&done.outcome);
+    let told = serde_json::to_string(&done.outcome).unwrap();
+    let page = loadgen::report::page(&serde_json::from_str(&told).unwrap()).unwrap();
+    assert!(page.contains("Until vaulted (RPO)") && page.contains("Memory of the gateway"), "{page}");
+}

@@ -21,6 +21,7 @@ pub mod limit;
 mod line;
 pub mod payload;
 pub mod process;
+pub mod report;
 pub mod run;
 pub mod sink;
 mod thread;

@@ -28,6 +28,8 @@ enum Verb {
     Limit(verbs::limit::Args),
     /// Measure a gateway against its primitives: several rounds, medians, one table.
     Bench(verbs::bench::Args),
+    /// Draw what run or bench told, as one page.
+    Report(verbs::report::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => verbs::run::run(&args),
         Verb::Limit(args) => verbs::limit::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
+        Verb::Report(args) => verbs::report::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("loadgen: {}", tidegate::fault::chain_text(&*error));

@@ -53,3 +53,16 @@ fn a_sink_tells_its_addresses_and_its_weather_changes() {
     stream.read_to_string(&mut answer).expect("an answer");
     assert!(answer.contains("\"latency_ms\":12.5") && answer.contains("\"puts\":0"), "{answer}");
 }
+
+#[test]
+fn a_page_is_written_of_an_outcome_and_of_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (outcome, page) = (folder.path().join("run.json"), folder.path().join("page.html"));
+    let (from, to) = (outcome.display().to_string(), page.display().to_string());
+    std::fs::write(&outcome, "{\"other\": 1}").expect("written");
+    assert_eq!(loadgen(&["report", &from, "--to", &to]).status.code(), Some(1));
+    assert!(!page.exists());
+    std::fs::write(&outcome, "{\"samples\": [], \"agents\": 2}").expect("written");
+    assert!(loadgen(&["report", &from, "--to", &to]).status.success());
+    assert!(std::fs::read_to_string(&page).expect("a page").contains("<h2>Run</h2>"));
+}

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod limit;
 pub mod proxy;
+pub mod report;
 pub mod run;
 pub mod sink;
 
