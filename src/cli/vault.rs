@@ -224,7 +224,7 @@ async fn gather(opened: Opened) -> Result<Status, crate::vault::VaultError> {
 }
 
 fn state(lane: &ListedLane) -> &'static str {
-    match (lane.registered, lane.sealed, lane.ended) {
+    match (lane.registered, lane.sealed.is_some(), lane.ended) {
         (false, _, _) => "unregistered",
         (true, true, _) => "sealed",
         (true, false, true) => "ended",

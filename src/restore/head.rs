@@ -122,11 +122,16 @@ fn above(messages: &[&MessageMeta], floor: (Seq, Chain)) -> Option<(Seq, Chain)>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
     use crate::flow::SystemClock;
     use crate::restore::tests::{ModelDisk, TestVault};
-    use crate::types::{Extent, ExtentKind, PointId, RecordKind};
+    use crate::types::{Extent, ExtentKind, Micros, PointId, RecordKind};
     use crate::vault::lane::Lane;
+    use crate::vault::names;
+    use crate::vault::objects::LaneSealObject;
 
     fn disk_of(records: u64) -> ModelDisk {
         let mut disk = ModelDisk::new(1 << 20);
@@ -177,6 +182,27 @@ mod tests {
     async fn next_lane(vault: &mut TestVault, gateway: &str) {
         vault.lane = Lane::open(&vault.vault, gateway, &SystemClock::new()).await.unwrap();
         vault.next_batch = 1;
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_came_into_a_lane_long_after_its_seal_counts_for_nobody() {
+        let (disk, folder) = (disk_of(60), tempfile::tempdir().unwrap());
+        let store = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+        let mut vault = TestVault::new(Arc::new(store)).await;
+        vault.vault.create_epoch(&disk.epochs[0]).await.unwrap();
+        vault.vault.create_route(&disk.id, vault.lane.id()).await.unwrap();
+        let seal = LaneSealObject { lane: vault.lane.id(), sealed_micros: Micros(1), reason: "kept".into() };
+        vault.vault.put_object(&names::lane_seal(vault.lane.id()), &seal).await.unwrap();
+        let sealed = std::fs::metadata(folder.path().join(names::lane_seal(vault.lane.id()).as_ref())).unwrap();
+        for (last, after) in [(20, 0), (40, 20), (60, 40)] {
+            let path = vault.put_batch(&[(&disk, disk.message(Epoch(1), last - 19, last))]).await;
+            let file = std::fs::File::options().write(true).open(folder.path().join(path.as_ref())).unwrap();
+            file.set_modified(sealed.modified().unwrap() + Duration::from_secs(after)).unwrap();
+        }
+        for floor in [None, Some(at(&disk, 10))] {
+            let found = head(&vault.vault, &disk.id, Epoch(1), floor).await.unwrap();
+            assert_eq!(found.at, Some(at(&disk, 40)), "{floor:?}: the last batch may be gone tomorrow");
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::objects::{LaneEndObject, LaneObject, LaneSealObject};
 use super::put::Created;
+use super::store::Listed;
 use super::{Vault, VaultError, names};
 use crate::flow::Clock;
 use crate::keys::{self, LaneKey};
@@ -84,21 +85,35 @@ pub struct ListedLane {
     pub registered: bool,
     /// Whether it has an end.
     pub ended: bool,
-    /// Whether it has a seal.
-    pub sealed: bool,
+    /// When its seal appeared, by the store's clock, in microseconds since 1970; none if it has none.
+    pub sealed: Option<i64>,
 }
 
-/// Groups the names below `lanes/` by lane.
-pub(super) fn group<'a>(names: impl Iterator<Item = &'a str>) -> Vec<ListedLane> {
+/// A batch that appears in a sealed lane so long after the seal counts for nobody: no gateway acks it, so no reader may
+/// take it for vaulted, and whoever keeps the vault may delete it at any time. A gateway acks nothing without a look for
+/// the seal in the last five seconds; the rest is for stores that tell times in whole seconds.
+pub const LATE_AFTER_SEAL: Duration = Duration::from_secs(30);
+
+impl ListedLane {
+    /// Whether a batch that appeared at `modified_micros`, by the store's clock, came too late to count.
+    #[must_use]
+    pub fn is_late(&self, modified_micros: i64) -> bool {
+        self.sealed.is_some_and(|sealed| modified_micros > sealed + LATE_AFTER_SEAL.as_micros() as i64)
+    }
+}
+
+/// Groups the objects below `lanes/` by lane.
+pub(super) fn group(listed: &[Listed]) -> Vec<ListedLane> {
     let mut lanes: BTreeMap<Id128, ListedLane> = BTreeMap::new();
-    for name in names {
+    for Listed { path, modified_micros, .. } in listed {
+        let name = path.filename().unwrap_or_default();
         let (id, kind) = name.split_once('.').unwrap_or((name, ""));
         let Ok(lane) = id.parse() else { continue };
-        let entry = lanes.entry(lane).or_insert(ListedLane { lane, registered: false, ended: false, sealed: false });
+        let entry = lanes.entry(lane).or_insert(ListedLane { lane, registered: false, ended: false, sealed: None });
         match kind {
             "" => entry.registered = true,
             "end" => entry.ended = true,
-            "seal" => entry.sealed = true,
+            "seal" => entry.sealed = Some(*modified_micros),
             _ => {}
         }
     }

@@ -450,7 +450,7 @@ impl Vault {
     /// A failed request.
     pub async fn lanes(&self) -> Result<Vec<lane::ListedLane>, VaultError> {
         let listed = self.store.list(Some(&names::lanes())).await?;
-        Ok(lane::group(listed.iter().filter_map(|listed| listed.path.filename())))
+        Ok(lane::group(&listed))
     }
 
     /// A lane's registration.

@@ -260,7 +260,7 @@ async fn wanted_lanes(vault: &Vault, want: &Want) -> Result<(Vec<ListedLane>, us
     }
     for &lane in routed.keys() {
         if lanes.iter().all(|known| known.lane != lane) {
-            lanes.push(ListedLane { lane, registered: false, ended: false, sealed: false });
+            lanes.push(ListedLane { lane, registered: false, ended: false, sealed: None });
         }
     }
     if want.disks.is_some() {

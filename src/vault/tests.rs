@@ -128,7 +128,7 @@ async fn epochs_disks_routes_and_lanes_are_listed_in_order() {
     assert_eq!(vault.routes(&disk("d0")).await.expect("listed"), [lane.id()]);
     lane.end(&vault, 0).await.expect("ended");
     let listed = vault.lanes().await.expect("listed");
-    assert_eq!((listed.len(), listed[0].lane, listed[0].ended, listed[0].sealed), (1, lane.id(), true, false));
+    assert_eq!((listed.len(), listed[0].lane, listed[0].ended, listed[0].sealed), (1, lane.id(), true, None));
     let object = vault.lane(lane.id()).await.expect("read");
     let key = vault.open_lane_key(&object, &identity).expect("unwrapped");
     assert_eq!(key.expose(), lane.key().expose());

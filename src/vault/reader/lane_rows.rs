@@ -28,8 +28,9 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let object = registration(&shared, lane, &mut out.findings).await?;
     let end = if listed.ended { end(&shared, lane, &mut out.findings).await? } else { None };
     let store = shared.vault.store();
-    let mut present =
-        numbered(store.list(Some(&names::batches(lane))).await?, &mut out.findings, |n| names::batch(lane, n));
+    let mut batches = store.list(Some(&names::batches(lane))).await?;
+    batches.retain(|batch| !listed.is_late(batch.modified_micros));
+    let mut present = numbered(batches, &mut out.findings, |n| names::batch(lane, n));
     let mut rows = BTreeMap::new();
     let mut cut = false;
     match shared.want.newest {
@@ -61,7 +62,7 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
             out.batches.push(CatalogBatch { object, size_bytes, present: listed_bytes.is_some(), index: row.index });
         }
     }
-    let sealed = listed.sealed;
+    let sealed = listed.sealed.is_some();
     out.lanes.push(CatalogLane { lane, object, end, sealed, batches, bytes, confirmed_through, cut });
     Ok(out)
 }

@@ -12,6 +12,7 @@ use tidegate::journal::ReplayReport;
 use tidegate::journal::disk::sim::{Delays, Faults, SimDisk};
 use tidegate::keys::{CatalogKey, Identity};
 use tidegate::types::{DiskId, Epoch, Id128, Micros};
+use tidegate::vault::lane::LATE_AFTER_SEAL;
 use tidegate::vault::store::VaultStore;
 use tidegate::vault::{InitOptions, Vault, names};
 
@@ -34,8 +35,8 @@ pub const RECOVERY_BOUND: u64 = 240 * SECOND;
 const AFTERMATH: u64 = 8 * SECOND;
 /// Then every disk makes its last recovery point.
 const LAST_POINT: u64 = 12 * SECOND;
-/// From a seal until a gateway must have noticed it: some of its looks, though a keeper gives it ten minutes.
-const SEAL_GRACE: u64 = 30 * SECOND;
+/// What appears in a lane so long after its seal counts for nobody: as the product says, whose store tells whole seconds.
+const SEAL_GRACE: u64 = LATE_AFTER_SEAL.as_micros() as u64 + 2 * SECOND;
 
 /// State and disks of a machine, kept.
 struct Kept {
@@ -541,7 +542,7 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let sealed = runtime.block_on(async {
             let vault = Vault::open(store, key).await?;
-            let lanes: Vec<_> = vault.lanes().await?.into_iter().filter(|lane| !lane.sealed).collect();
+            let lanes: Vec<_> = vault.lanes().await?.into_iter().filter(|lane| lane.sealed.is_none()).collect();
             if lanes.is_empty() {
                 return Ok(None);
             }
