@@ -30,6 +30,7 @@ use parking_lot::{Condvar, Mutex};
 use super::chunk_set::{ChunkSet, chunks_of};
 use super::state::replace_file;
 use crate::fault::{Classify, Fault};
+use crate::flow::platter;
 use crate::types::DiskId;
 use crate::wire::frame::crc32c;
 
@@ -73,12 +74,12 @@ impl MapFile for DiskFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        platter::sync_data(&self.file, &self.path)
     }
 
     fn discard(&self) -> io::Result<()> {
         std::fs::remove_file(&self.path)?;
-        File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
+        platter::sync_folder(self.path.parent().unwrap_or(Path::new(".")))
     }
 }
 
@@ -274,7 +275,7 @@ impl ActivityMap {
     fn on_disk(path: &Path, set: ChunkSet) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
         // What was read may be in the page cache only, if an earlier process was killed before its sync.
-        file.sync_data()?;
+        platter::sync_data(&file, path)?;
         Ok(Self::new(Box::new(DiskFile { file, path: path.to_owned() }), set))
     }
 

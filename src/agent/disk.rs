@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use super::clock::AgentClock;
 use super::dirty::Floor;
 use super::queue::{Content, Next, Outgoing};
 use super::range_lock::RangeLock;
-use super::state::{DiskState, StateDir, StateError};
+use super::state::{DiskState, StateDir, StateError, kept_label};
 use super::tracker::{BarrierAt, CopyNext, EpochStart, Mode, Tracker};
 use crate::config::show_size;
 use crate::fault::{Classify, Fault, chain_text};
@@ -139,6 +140,10 @@ pub struct Disk {
     stored: Mutex<DiskState>,
     plan: Mutex<Plan>,
     condition: Mutex<Condition>,
+    /// The label in the state file, in microseconds; see [`kept_label`].
+    kept_label: AtomicU64,
+    /// Wakes whoever is to write a later one, before the gateway has vaulted a record above it.
+    pub label_due: Notify,
     /// The nonce of the fork that is being asked for: kept until it is answered, so that a gateway that has opened the
     /// epoch, and whose answer was lost, knows the second question as the first.
     fork_nonce: Mutex<Option<Id128>>,
@@ -250,6 +255,8 @@ impl Disk {
             ranges: RangeLock::default(),
             tracker,
             stored: Mutex::new(state.clone()),
+            kept_label: AtomicU64::new(state.label.0),
+            label_due: Notify::new(),
             state: Mutex::new(state),
             plan: Mutex::new(plan),
             condition: Mutex::default(),
@@ -377,7 +384,13 @@ impl Disk {
 
     /// What to send next.
     pub fn next_record(&self) -> Next {
-        self.tracker().next(LINGER, self.shared.clock.stamp())
+        let next = self.tracker().next(LINGER, self.shared.clock.stamp());
+        if let Next::Record(record) = &next
+            && record.head.label.0 > self.kept_label.load(Ordering::Relaxed)
+        {
+            self.label_due.notify_one();
+        }
+        next
     }
 
     /// Keeps a record's digest and chain.
@@ -523,9 +536,14 @@ impl Disk {
     fn persist(&self, change: impl Fn(&mut DiskState)) -> Result<(), StateError> {
         let mut stored = self.stored.lock();
         let mut next = self.refresh();
+        // While there is no epoch no labels are given, and before the first gateway the clock may be far off.
+        if self.tracker().mode() != Mode::Detached {
+            next.label = kept_label(next.label, stored.label, self.shared.clock.stamp().label);
+        }
         change(&mut next);
         if next != *stored {
             self.shared.dir.store(&next)?;
+            self.kept_label.store(next.label.0, Ordering::Relaxed);
             stored.clone_from(&next);
         }
         // Not `next`: an epoch given up while the file was written has left a newer floor here.
@@ -596,6 +614,14 @@ impl Disk {
         self.refresh().floor()
     }
 
+    /// Persists the state, with a label that is ahead of those given. Blocks.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn remember(&self) -> Result<(), StateError> {
+        self.persist(|_| {})
+    }
+
     /// Persists the floor and then clears the activity map where everything is vaulted. Blocks; called every few seconds.
     ///
     /// # Errors
@@ -651,8 +677,10 @@ impl Disk {
         self.settle()?;
         let clean = mutants::on(Mutant::CleanWhileDirty) || self.all_vaulted() && self.activity.active_regions() == 0;
         if clean {
-            let modified_nanos = modified_nanos(&self.path);
-            self.persist(|state| (state.clean, state.modified_nanos) = (true, modified_nanos))?;
+            let (modified_nanos, newest) = (modified_nanos(&self.path), self.state.lock().label);
+            self.persist(|state| {
+                (state.clean, state.modified_nanos, state.label) = (true, modified_nanos, newest);
+            })?;
         }
         Ok(clean)
     }

@@ -36,7 +36,7 @@
 //! whole disk. Nothing is compared by hand, nothing waits: the guest writes all the while.
 //!
 //! What it cannot notice: a disk and state directory rolled back together (a snapshot of the machine that was restored
-//! from elsewhere). After that, `tidegate agent --resync DISK`.
+//! from elsewhere), or a copy of both that is started elsewhere. After that, `tidegate agent --resync DISK`.
 
 pub mod activity;
 pub mod chunk_set;
@@ -330,15 +330,22 @@ async fn barriers(disk: Arc<Disk>, interval: Duration) {
     }
 }
 
-/// Floor and activity map.
+/// Floor and activity map, and the label whenever it is due.
 async fn settle(disk: Arc<Disk>) {
     let mut ticks = tokio::time::interval(SETTLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        let all = tokio::select! {
+            biased;
+            _ = ticks.tick() => true,
+            () = disk.label_due.notified() => false,
+        };
         let shared = Arc::clone(&disk);
-        if let Ok(Err(error)) = blocking(move || shared.settle()).await {
+        let stored = blocking(move || if all { shared.settle() } else { shared.remember() }).await;
+        if let Ok(Err(error)) = stored {
             tracing::error!(disk = %disk.id, error = chain_text(&error), "state cannot be written; a crash now costs a longer resync");
+            // Every record may find a label due now: once per interval is enough to try.
+            ticks.tick().await;
         }
     }
 }

@@ -8,11 +8,28 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::dirty::Floor;
 use crate::fault::{Classify, Fault};
+use crate::flow::platter;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
 use crate::wire::frame::crc32c;
+
+/// How far the label in the file lies ahead of the clock while the agent runs. Twice the time between two settlings,
+/// so that an agent that is not idle writes nothing for the labels alone. After a crash the first labels may be so
+/// much too late, never too early.
+pub const LABEL_AHEAD: Duration = Duration::from_secs(10);
+
+/// The label to keep for the start after a crash, which knows nothing of the labels given since: if a clock went back
+/// meanwhile, the machine's or that of the next gateway, the next epoch would begin before the end of the last one.
+/// `newest` was given, `kept` is in the file, and the clock says `now`.
+#[must_use]
+pub fn kept_label(newest: Micros, kept: Micros, now: Micros) -> Micros {
+    let ahead = LABEL_AHEAD.as_micros() as u64;
+    // Not ahead of the file: an agent that is started over and over would move away from the clock.
+    if newest.0 + ahead / 2 <= kept.0 { kept } else { newest.max(Micros(now.0 + ahead)) }
+}
 
 /// Version of the file that this code writes.
 pub const STATE_VERSION: u32 = 1;
@@ -32,7 +49,8 @@ pub struct DiskState {
     pub floor_seq: Seq,
     /// Chain after it; after the fork if the seq is zero.
     pub floor_chain: Chain,
-    /// Newest label given: labels do not go back over a restart.
+    /// No later label was given: labels do not go back over a restart. The newest one itself after a clean stop, else one
+    /// from [`kept_label`].
     pub label: Micros,
     /// Whether the image in the vault was whole when this was written: no sync span open, nothing left to copy.
     pub synced: bool,
@@ -136,9 +154,9 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = folder.join(name);
     let mut file = File::create(&new)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    platter::sync_all(&file, &new)?;
     std::fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    platter::sync_folder(folder)
 }
 
 /// The state directory of one agent, locked while this value lives.
@@ -242,6 +260,22 @@ mod tests {
         state.nonce = Id128([7; 16]);
         state.modified_nanos = Some(1_800_000_000_123_456_789);
         state
+    }
+
+    #[test]
+    fn the_kept_label_stays_ahead_and_does_not_run_away() {
+        let second = |at: u64| Micros(1_800_000_000_000_000 + at * 1_000_000);
+        assert_eq!(kept_label(second(0), Micros(0), second(0)), second(10));
+        assert_eq!(kept_label(second(4), second(10), second(4)), second(10), "still ahead enough");
+        assert_eq!(kept_label(second(6), second(10), second(6)), second(16));
+        assert_eq!(kept_label(second(60), second(10), second(60)), second(70), "idle for a while");
+        let mut kept = second(10);
+        for started in 0..8 {
+            // The first label of each start is the one that was kept.
+            kept = kept_label(kept, kept, second(started));
+        }
+        assert_eq!(kept, second(17), "ten seconds ahead of the clock, however often it is started");
+        assert_eq!(kept_label(second(17), second(17), second(0)), second(17), "the clock went back");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod budget;
 mod chance;
 mod clock;
 mod drain;
+pub mod platter;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod strand;

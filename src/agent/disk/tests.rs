@@ -5,8 +5,10 @@ use std::cell::Cell;
 use super::*;
 use crate::agent::activity::MapFile;
 use crate::agent::splitter::Splitter;
-use crate::agent::tests::support::{MemSource, Replica, open};
-use crate::types::{Chain, Micros};
+use crate::agent::tests::support::{MemSource, Replica, open, shared};
+use crate::flow::SystemClock;
+use crate::types::{BarrierKind, Chain, Micros};
+use crate::wire::ClockOffset;
 
 const DISK_BYTES: usize = 16 << 20;
 
@@ -88,6 +90,46 @@ fn labels_do_not_go_back_over_an_unclean_start() {
     assert!(disk.tracker().queue().label() >= late, "the clock was an hour ahead before");
     let Next::Record(record) = disk.next_record() else { panic!("a sync-begin") };
     assert!(record.head.label >= late);
+}
+
+#[test]
+fn labels_given_after_the_last_settling_are_not_gone_back_behind_when_the_clock_is() {
+    let (folder, disk, _replica) = protected();
+    disk.settle().expect("settled");
+    let given = disk.tracker().barrier(BarrierKind::Crash, Id128::NONE, "", disk.shared.clock.stamp()).expect("made");
+    drop(disk);
+    let (source, folder) = (Arc::new(MemSource::new("d1", DISK_BYTES)), folder.path());
+    let clock = AgentClock::new(Arc::new(SystemClock::new()));
+    clock.correct(ClockOffset { offset_micros: -9_000_000, uncertainty_micros: 1 });
+    let shared = Shared { clock: Arc::new(clock), ..shared(folder) };
+    let disk = Disk::open(source, &folder.join("d1.img"), 1 << 20, shared, Overrides::default()).expect("opened");
+    let epoch = Epoch(2);
+    let start = EpochStart { epoch, next_seq: Seq(9), chain: Chain::GENESIS.fork(epoch), from_zero: false };
+    disk.start_epoch(start, Id128([2; 16])).expect("epoch");
+    assert!(disk.tracker().queue().label() >= given.label, "{} after {}", disk.tracker().queue().label(), given.label);
+}
+
+#[test]
+fn a_label_above_the_kept_one_is_due_at_once_and_a_clean_stop_keeps_the_newest() {
+    let (_folder, disk, mut replica) = protected();
+    let kept = || disk.shared.dir.load(&disk.id).expect("state").label;
+    disk.settle().expect("settled");
+    let newest = disk.tracker().queue().label();
+    assert!(kept() > newest, "a crash would forget the labels that follow");
+    disk.persist(|state| state.label = newest).expect("stored");
+    disk.shared.clock.correct(ClockOffset { offset_micros: 60_000_000, uncertainty_micros: 1 });
+    Splitter::new(Arc::clone(&disk)).write(0, vec![1; 512].into(), false).expect("write");
+    replica.take(&disk);
+    assert!(
+        futures_util::FutureExt::now_or_never(disk.label_due.notified()).is_some(),
+        "its label is above the kept one"
+    );
+    disk.remember().expect("stored");
+    let newest = disk.tracker().queue().label();
+    assert!(kept() > newest);
+    replica.settle(&disk);
+    assert!(disk.close().expect("closed"));
+    assert_eq!(kept(), disk.tracker().queue().label());
 }
 
 #[test]
