@@ -152,5 +152,8 @@ async fn send_tls(plan: &Plan, client: rustls::ClientConfig, address: SocketAddr
         stream.write_all(&record).await?;
     }
     stream.shutdown().await?;
+    // Whoever closes with something unread, such as a session ticket, resets the connection, and what is still on its
+    // way to the other side is lost. So the other side closes first.
+    let _ = stream.read(&mut [0]).await;
     Ok(())
 }
