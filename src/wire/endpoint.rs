@@ -17,6 +17,7 @@ use quinn::{AsyncUdpSocket, UdpPoller, VarInt};
 
 use super::identity::GatewayIdentity;
 use super::net::{Net, TokioTime};
+use super::server::admission::STRANGER_WINDOW_BYTES;
 use super::tls::{Explanation, Material, TlsError, TlsFiles};
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
@@ -26,8 +27,10 @@ use crate::{keys, limits};
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The agent sends something so many times within the idle timeout, so that single losses do not matter.
 const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
-/// Bytes that a connection may have sent without acknowledgement by the network: 16 MiB carry 4 Gbit/s over 30 ms.
-const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// Bytes that an agent may have sent without acknowledgement by the network: 16 MiB carry 4 Gbit/s over 30 ms.
+const AGENT_SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// The same of a gateway, whose acks are small: a peer that acknowledges nothing must not collect megabytes of them.
+const GATEWAY_SEND_WINDOW_BYTES: u64 = 256 << 10;
 /// Most bytes that the kernel takes in one transmit; more segments than fit it make it fail for all of them.
 const TRANSMIT_BYTES_MAX: usize = 65_000;
 /// Handshakes that may wait to be looked at, and the bytes that each and all of them may hold meanwhile.
@@ -104,7 +107,7 @@ pub fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(tuning.stream_window_bytes))
         .receive_window(VarInt::from_u32(tuning.connection_window_bytes))
-        .send_window(SEND_WINDOW_BYTES)
+        .send_window(AGENT_SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(VarInt::from_u32(tuning.idle_timeout.as_millis() as u32).into()))
         .mtu_discovery_config(Some(mtu));
     config
@@ -149,6 +152,7 @@ pub struct Listener {
     transport: Arc<quinn::TransportConfig>,
     local: SocketAddr,
     identity: GatewayIdentity,
+    window_bytes: u32,
 }
 
 impl Listener {
@@ -165,12 +169,15 @@ impl Listener {
     ) -> Result<Self, EndpointError> {
         let material = Material::load(tls, clock)?;
         let identity = material.gateway()?;
-        // One stream more than disks: the control stream.
-        let transport = Arc::new(transport(tuning, limits::DISKS_PER_AGENT_MAX as u32 + 1));
+        // For a stranger: the control stream and a hello. Who said hello gets more, see `server::admission`.
+        let mut transport = transport(tuning, 1);
+        transport.receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES)).send_window(GATEWAY_SEND_WINDOW_BYTES);
+        let transport = Arc::new(transport);
         let config = server_config(&material, &transport, &Explanation::default())?;
         let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), net)?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
-        Ok(Self { endpoint, material, transport, local, identity })
+        let window_bytes = tuning.connection_window_bytes;
+        Ok(Self { endpoint, material, transport, local, identity, window_bytes })
     }
 
     /// The address that agents reach, with the port that the system chose if 0 was asked for.
@@ -183,6 +190,11 @@ impl Listener {
     #[must_use]
     pub const fn identity(&self) -> &GatewayIdentity {
         &self.identity
+    }
+
+    /// The largest window that a connection may get.
+    pub(super) const fn window_bytes(&self) -> u32 {
+        self.window_bytes
     }
 
     pub(crate) const fn endpoint(&self) -> &quinn::Endpoint {

@@ -323,6 +323,12 @@ impl Decoder {
         })
     }
 
+    /// The kind of a frame whose header has come and of whose body a part is still to come.
+    #[must_use]
+    pub fn due(&self) -> Option<Kind> {
+        self.body.as_ref().map(|body| body.header.kind)
+    }
+
     /// To be asked when the stream ended.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::frame::{Decoder, Frame, FrameError};
+use super::frame::{Decoder, Frame, FrameError, Kind};
 use super::messages::{Message, MessageError};
 
 /// Chunks taken from QUIC at once: a burst of datagrams as the kernel hands them over.
@@ -29,11 +29,19 @@ pub(super) enum ReadFrameError {
 pub(super) struct FrameReader {
     recv: quinn::RecvStream,
     decoder: Decoder,
+    /// Whether records may come.
+    records: bool,
 }
 
 impl FrameReader {
+    /// A reader of control frames: a record is refused by its header, before anything of it is kept.
     pub(super) fn new(recv: quinn::RecvStream) -> Self {
-        Self { recv, decoder: Decoder::new() }
+        Self { recv, decoder: Decoder::new(), records: false }
+    }
+
+    /// From here on records may come.
+    pub(super) const fn take_records(&mut self) {
+        self.records = true;
     }
 
     /// The next frame, or `None` at the end of the stream. Nothing is lost if the future is dropped.
@@ -41,6 +49,9 @@ impl FrameReader {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
+            }
+            if !self.records && self.decoder.due() == Some(Kind::Record) {
+                return Err(MessageError::Unexpected { found: Kind::Record, expected: "a control frame" }.into());
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
             match self.recv.read_chunks(&mut chunks).await? {

@@ -78,10 +78,12 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, agent: Arc<AgentIdentit
         }
     };
     stream.reader.stop(code);
-    if let Some(last) = last
-        && write_message(&mut stream.send, &last).await.is_err()
-    {
-        return;
+    if let Some(last) = last {
+        // A peer that opens no window for it must not keep this task.
+        let sent = timeout(LAST_FRAME_PATIENCE, write_message(&mut stream.send, &last)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
     }
     if stream.send.finish().is_ok() {
         // Waits for the agent to have it, because closing the connection would throw it away.
@@ -156,6 +158,7 @@ async fn carry<H: Host>(
         drain: server.drain.clone(),
         clock: Arc::clone(&server.clock),
     };
+    stream.reader.take_records();
     let received = inlet.run(&mut stream.reader, &flow);
     let sent = outlet.run(&mut stream.send, &flow);
     tokio::pin!(received, sent);
@@ -174,18 +177,26 @@ async fn carry<H: Host>(
     }
 }
 
+/// Asks the host, in turn: see [`super::admission::Pace`].
 async fn open_on_host<H: Host>(
     server: &Server<H>,
     agent: &AgentIdentity,
     stream: &mut Stream,
     open: OpenDisk,
 ) -> Result<OpenedDisk<H::Sink>, End> {
+    let asked = async {
+        while let Some(pause) = server.pace.turn(&open.disk, server.clock.monotonic()) {
+            tracing::info!(disk = %open.disk, ?pause, "the disk was opened too often of late: this opening waits");
+            tokio::time::sleep(pause).await;
+        }
+        server.host.open_disk(agent, open).await
+    };
     tokio::select! {
         biased;
         _ = stream.connection.closed() => Err(End::Quiet),
         // The agent has taken the request back: it may be elsewhere by now, where an epoch begun here would fence it.
         _ = stream.send.stopped() => Err(End::Quiet),
-        opened = server.host.open_disk(agent, open) => opened.map_err(End::from),
+        opened = asked => opened.map_err(End::from),
     }
 }
 

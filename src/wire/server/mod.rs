@@ -11,6 +11,7 @@
 //! streams read no further record, go on with acks until everything taken is vaulted (or the grace is over), then
 //! connections close.
 
+pub(super) mod admission;
 mod disk;
 mod session;
 
@@ -20,9 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use self::admission::{HELLOS_PER_AGENT_MAX, Network, Pace, Places};
 use super::code::Code;
 use super::endpoint::Listener;
 use super::host::{HelloInfo, Host};
@@ -38,6 +39,10 @@ pub struct ServerLimits {
     /// Handshakes at the same time; above it new ones must prove their address first (stateless retry), because a
     /// handshake costs signatures and its sender's address may be forged.
     pub handshakes_max: usize,
+    /// Handshakes that were begun and not finished: what comes above them is not answered, and asks again by itself.
+    pub unfinished_max: usize,
+    /// The same from one network: many agents may stand behind its address, but they are not all the others.
+    pub unfinished_per_network_max: usize,
     /// Disk streams of one connection.
     pub disks_max: usize,
     /// For TLS, hello, and the first frame of a disk stream, each: an honest agent needs a few round trips.
@@ -51,6 +56,8 @@ impl Default for ServerLimits {
         Self {
             connections_max: 1024,
             handshakes_max: 64,
+            unfinished_max: 512,
+            unfinished_per_network_max: 128,
             disks_max: limits::DISKS_PER_AGENT_MAX,
             step_timeout: Duration::from_secs(10),
             drain_grace: Duration::from_secs(10),
@@ -67,6 +74,9 @@ struct Server<H> {
     clock: Arc<dyn Clock>,
     drain: Drain,
     seats: Seats,
+    /// Connections between handshake and hello, per agent.
+    hellos: Arc<Places<String>>,
+    pace: Pace,
 }
 
 /// Serves agents until `drain` starts and then until everything received is vaulted or the grace is over. Returns
@@ -86,10 +96,19 @@ pub async fn serve<H: Host>(
              it; issue one from the authority of vault {vault} with `tidegate pki issue`"
         );
     }
-    let connections = Arc::new(Semaphore::new(limits.connections_max));
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes_max));
-    let server =
-        Arc::new(Server { listener, host, hello, limits, clock, drain: drain.clone(), seats: Seats::default() });
+    let handshakes: Arc<Places<Network>> =
+        Arc::new(Places::new(limits.unfinished_max, limits.unfinished_per_network_max));
+    let server = Arc::new(Server {
+        seats: Seats::default(),
+        hellos: Arc::new(Places::new(limits.connections_max.max(limits.unfinished_max), HELLOS_PER_AGENT_MAX)),
+        pace: Pace::new(),
+        drain: drain.clone(),
+        listener,
+        host,
+        hello,
+        limits,
+        clock,
+    });
     let endpoint = server.listener.endpoint().clone();
     tracing::info!(address = %server.listener.local_addr(), gateway = server.hello.gateway, "agents may connect");
     let mut tasks = JoinSet::new();
@@ -101,22 +120,19 @@ pub async fn serve<H: Host>(
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        let Ok(seat) = Arc::clone(&connections).try_acquire_owned() else {
-            count_refused(Code::Busy);
-            incoming.refuse();
-            continue;
-        };
-        let handshake = Arc::clone(&handshakes).try_acquire_owned();
-        if handshake.is_err() && !incoming.remote_address_validated() && incoming.may_retry() {
+        let many = handshakes.count() >= server.limits.handshakes_max;
+        if many && !incoming.remote_address_validated() && incoming.may_retry() {
             // The retry holds no state here; an honest agent comes back with the proof within a round trip.
             let _ = incoming.retry();
             continue;
         }
-        let server = Arc::clone(&server);
-        tasks.spawn(async move {
-            session::run(server, incoming, handshake.ok()).await;
-            drop(seat);
-        });
+        let Some(handshake) = handshakes.take(&Network::of(incoming.remote_address().ip())) else {
+            count_refused(Code::Busy);
+            // Not refused: whoever is honest sends its first datagram again, and finds a place.
+            incoming.ignore();
+            continue;
+        };
+        tasks.spawn(session::run(Arc::clone(&server), incoming, handshake));
     }
     endpoint.set_server_config(None);
     while tasks.join_next().await.is_some() {}
@@ -154,6 +170,9 @@ struct Seats {
     numbers: AtomicU64,
 }
 
+/// Every seat is taken by another agent.
+struct NoSeat;
+
 struct SeatEntry {
     number: u64,
     connection: quinn::Connection,
@@ -169,18 +188,36 @@ struct Seat<'a> {
 }
 
 impl Seats {
-    async fn take(&self, agent: &str, connection: &quinn::Connection, patience: Duration) -> Seat<'_> {
+    /// Whether `agent` would find a seat among `seats_max`: a free one or its own.
+    fn may_take(&self, agent: &str, seats_max: usize) -> bool {
+        let taken = self.taken.lock();
+        taken.len() < seats_max || taken.contains_key(agent)
+    }
+
+    async fn take(
+        &self,
+        agent: &str,
+        connection: &quinn::Connection,
+        seats_max: usize,
+        patience: Duration,
+    ) -> Result<Seat<'_>, NoSeat> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ending, ended) = watch::channel(());
         let entry = SeatEntry { number, connection: connection.clone(), ended };
-        let older = self.taken.lock().insert(agent.to_owned(), entry);
+        let older = {
+            let mut taken = self.taken.lock();
+            if taken.len() >= seats_max && !taken.contains_key(agent) {
+                return Err(NoSeat);
+            }
+            taken.insert(agent.to_owned(), entry)
+        };
         let seat = Seat { seats: self, agent: agent.to_owned(), number, _ending: ending };
         if let Some(mut older) = older {
             older.connection.close(Code::Superseded.var_int(), b"a newer connection of this agent took its place");
             // An error is the end: the older task dropped its side.
             let _ = tokio::time::timeout(patience, older.ended.changed()).await;
         }
-        seat
+        Ok(seat)
     }
 }
 

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::admission::{Network, Place, STREAMS_SPARE};
 use super::{Gauged, Server, count_refused, disk};
 use crate::telemetry::names;
 use crate::wire::code::Code;
@@ -31,35 +31,44 @@ impl Close {
 }
 
 /// Runs one connection to its end.
-pub(super) async fn run<H: Host>(
-    server: Arc<Server<H>>,
-    incoming: quinn::Incoming,
-    handshake: Option<OwnedSemaphorePermit>,
-) {
+pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incoming, handshake: Place<Network>) {
     let address = incoming.remote_address();
     let Some(connection) = connect(&server, incoming).await else { return };
-    let opened = open(&server, &connection).await;
-    drop(handshake);
-    let (agent, control) = match opened {
-        Ok(opened) => opened,
-        Err(Close(code, text)) => {
-            if code == Code::Done {
-                tracing::warn!(%address, "agent left before it began: {text}");
-            } else {
-                count_refused(code);
-                tracing::warn!(%address, %code, "agent refused: {text}");
-            }
-            connection.close(code.var_int(), text.as_bytes());
-            return;
+    let refuse = |Close(code, text): Close| {
+        if code == Code::Done {
+            tracing::warn!(%address, "agent left before it began: {text}");
+        } else {
+            count_refused(code);
+            tracing::warn!(%address, %code, "agent refused: {text}");
         }
+        connection.close(code.var_int(), text.as_bytes());
     };
-    let seat = server.seats.take(&agent.agent, &connection, server.limits.step_timeout).await;
+    let (agent, control) = match open(&server, &connection, handshake).await {
+        Ok(opened) => opened,
+        Err(close) => return refuse(close),
+    };
+    let (seats_max, patience) = (server.limits.connections_max, server.limits.step_timeout);
+    let Ok(seat) = server.seats.take(&agent.agent, &connection, seats_max, patience).await else {
+        return refuse(full(&server));
+    };
+    widen(&server, &connection, &agent);
     tracing::info!(%address, agent = agent.agent, "agent connected");
     let gauge = Gauged::new(names::AGENT_SESSIONS);
     let Close(code, text) = serve_agent(&server, &connection, Arc::new(agent), control).await;
     tracing::info!(%address, agent = seat.agent, %code, "agent disconnected: {text}");
     connection.close(code.var_int(), text.as_bytes());
     drop((gauge, seat));
+}
+
+fn full<H>(server: &Server<H>) -> Close {
+    Close::new(Code::Busy, format!("this gateway has {} agents, as many as it may", server.limits.connections_max))
+}
+
+/// Gives a stranger's connection what a known agent needs: a stream per disk, and the window of data.
+fn widen<H>(server: &Server<H>, connection: &quinn::Connection, agent: &AgentIdentity) {
+    let disks = agent.disks.len().min(server.limits.disks_max) as u32;
+    connection.set_max_concurrent_bi_streams((disks + STREAMS_SPARE).into());
+    connection.set_receive_window(server.listener.window_bytes().into());
 }
 
 /// The TLS handshake; a failure is logged with the address and this side's view of it.
@@ -109,9 +118,19 @@ struct Control {
     reader: FrameReader,
 }
 
-/// Identity and hello: everything before the agent counts as connected.
-async fn open<H>(server: &Server<H>, connection: &quinn::Connection) -> Result<(AgentIdentity, Control), Close> {
+/// Identity and hello: everything before the agent counts as connected. From the identity on, the connection holds a
+/// place of its certificate instead of one of its address.
+async fn open<H>(
+    server: &Server<H>,
+    connection: &quinn::Connection,
+    handshake: Place<Network>,
+) -> Result<(AgentIdentity, Control), Close> {
     let agent = check_identity(server, connection)?;
+    let Some(_place) = server.hellos.take(&agent.agent) else {
+        let text = format!("agent {} has too many connections that have not said hello", agent.agent);
+        return Err(Close::new(Code::Busy, text));
+    };
+    drop(handshake);
     let late = |_| Close::new(Code::Timeout, "no hello came in time");
     let (send, recv) = timeout(server.limits.step_timeout, connection.accept_bi())
         .await
@@ -124,7 +143,9 @@ async fn open<H>(server: &Server<H>, connection: &quinn::Connection) -> Result<(
         Message::Hello(hello) => hello,
         other => return Err(Close::new(Code::Message, format!("{:?} frame came instead of a hello", other.kind()))),
     };
-    match answer_hello(server, &agent, &hello) {
+    let seated =
+        if server.seats.may_take(&agent.agent, server.limits.connections_max) { Ok(()) } else { Err(full(server)) };
+    match seated.and_then(|()| answer_hello(server, &agent, &hello)) {
         Ok(answer) => {
             let sent = timeout(server.limits.step_timeout, write_message(&mut control.send, &answer)).await;
             sent.map_err(late)?.map_err(|error| Close::new(Code::Done, error.to_string()))?;

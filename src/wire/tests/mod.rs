@@ -2,5 +2,7 @@
 
 mod certificates;
 mod faults;
+mod hostile;
+mod mute;
 mod streams;
 mod support;

@@ -342,6 +342,16 @@ pub async fn end(events: &mut DiskEvents) -> DiskEvent {
     tokio::time::timeout(PATIENCE, wait).await.expect("ended in time")
 }
 
+/// A handshake that has begun.
+pub fn connecting(addr: &str, files: &TlsFiles, tuning: &Tuning, net: &Net) -> (quinn::Endpoint, quinn::Connecting) {
+    let material = Material::load(files, &clock(0)).expect("files");
+    let remote = addr.parse().expect("address");
+    let (endpoint, config) =
+        client_endpoint(remote, &material, tuning, &Explanation::default(), net).expect("endpoint");
+    let connecting = endpoint.connect_with(config, remote, "127.0.0.1").expect("configured");
+    (endpoint, connecting)
+}
+
 /// A QUIC connection with a right certificate and no manners.
 pub struct Raw {
     pub connection: quinn::Connection,
@@ -350,14 +360,12 @@ pub struct Raw {
 
 impl Raw {
     pub async fn connect(addr: &str, files: &TlsFiles) -> Self {
-        let material = Material::load(files, &clock(0)).expect("files");
-        let remote = addr.parse().expect("address");
-        let (endpoint, config) =
-            client_endpoint(remote, &material, &Tuning::default(), &Explanation::default(), &Net::system())
-                .expect("endpoint");
-        let connection =
-            endpoint.connect_with(config, remote, "127.0.0.1").expect("configured").await.expect("connected");
-        Self { connection, _endpoint: endpoint }
+        Self::connect_over(addr, files, &Tuning::default(), &Net::system()).await
+    }
+
+    pub async fn connect_over(addr: &str, files: &TlsFiles, tuning: &Tuning, net: &Net) -> Self {
+        let (endpoint, connecting) = connecting(addr, files, tuning, net);
+        Self { connection: connecting.await.expect("connected"), _endpoint: endpoint }
     }
 
     /// Opens the control stream properly.
