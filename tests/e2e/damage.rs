@@ -14,7 +14,7 @@ struct Two {
     b: Kept,
 }
 
-fn batches(vault: &Path) -> Vec<PathBuf> {
+pub fn batches(vault: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![vault.join("b")];
     while let Some(folder) = folders.pop() {

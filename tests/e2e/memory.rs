@@ -8,7 +8,7 @@ use crate::common::{Scene, Setting, empty, turn};
 
 /// What each daemon needs besides its budget, as `--print-config` says.
 pub const BASE_BYTES: u64 = 64 << 20;
-const GATEWAY_BUDGET_BYTES: u64 = 128 << 20;
+pub const GATEWAY_BUDGET_BYTES: u64 = 128 << 20;
 const AGENT_BUDGET_BYTES: u64 = 32 << 20;
 /// What the vault takes, and what the workload writes: more than twice as much even after compression.
 const VAULT_BYTES_PER_SECOND: u64 = 6 << 20;
