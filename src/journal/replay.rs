@@ -276,8 +276,12 @@ fn find_notes(
             break;
         }
     }
-    // Of a file that has another name by now nothing has to be remembered.
-    cuts.retain(|cut, _| segments.iter().any(|(segment, ..)| segment == cut));
+    // Of a file that has another name by now nothing has to be remembered; and nothing is walked that no file has.
+    cuts.retain(|cut, end_bytes| {
+        let file_bytes = segments.iter().find(|(segment, ..)| segment == cut).map(|(_, _, file_bytes)| *file_bytes);
+        *end_bytes = (*end_bytes).min(file_bytes.unwrap_or(0));
+        file_bytes.is_some()
+    });
     Ok((cuts, held))
 }
 

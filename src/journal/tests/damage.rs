@@ -124,6 +124,30 @@ fn a_lost_segment_is_reported_but_a_released_one_is_not() {
 }
 
 #[test]
+fn a_cut_beyond_the_end_of_its_file_costs_no_more_than_the_file() {
+    let disk = SimDisk::new(11);
+    let config = small(1, 32);
+    let (journal, _) = open(&disk, &config);
+    let mut source = Source::new("a");
+    runtime().block_on(async {
+        source.send(&journal, 5000).await;
+        source.settled().await;
+    });
+    journal.close();
+    let (at, header) = *commits(&disk, 1).last().expect("a commit");
+    let behind = at + header.commit_bytes as usize;
+    let mut builder = format::CommitBuilder::new(disk::AlignedBuf::zeroed(2 * BLOCK_BYTES));
+    assert!(builder.push_note(format::RowKind::Cut, 1, u64::MAX, 0));
+    let bytes = builder.seal(header.owner, behind as u64, header.number + 1);
+    let commit = builder.lend()[..bytes].to_vec();
+    disk.corrupt(&segment_file(0, 1), |file| file[behind..behind + bytes].copy_from_slice(&commit));
+    // It would be years until a walk came to that end.
+    let (journal, report) = open(&disk, &config);
+    assert_eq!(ranges(&report, &source), [(1, 1)]);
+    assert_eq!(read_all(&journal).0.len(), 1);
+}
+
+#[test]
 fn a_torn_tail_is_cut_and_writing_goes_on() {
     for torn_from in [64, BLOCK_BYTES] {
         let disk = SimDisk::new(4);
