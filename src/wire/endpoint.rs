@@ -113,7 +113,12 @@ pub fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
     config
 }
 
-fn open_endpoint(
+/// Opens an endpoint with the sockets and limits of both sides; a server's key makes its connection ids and resets. Also
+/// for whoever measures QUIC without a gateway.
+///
+/// # Errors
+/// [`EndpointError::Bind`].
+pub fn open_endpoint(
     listen: SocketAddr,
     tuning: &Tuning,
     server: Option<(quinn::ServerConfig, ring::hmac::Key)>,

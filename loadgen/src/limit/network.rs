@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tidegate::wire::Tuning;
-use tidegate::wire::endpoint::transport;
+use tidegate::wire::endpoint::{open_endpoint, transport};
+use tidegate::wire::{Net, Tuning};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -26,8 +26,6 @@ const READ_BYTES: usize = 256 << 10;
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// What the gateway allows a connection with its default memory.
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// Wanted size of the sockets' buffers, as at the gateway.
-const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
 fn certificates() -> Result<(rustls::ServerConfig, rustls::ClientConfig), Failure> {
     tidegate::vault::url::install_crypto();
@@ -52,26 +50,25 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn endpoint(server: Option<quinn::ServerConfig>) -> std::io::Result<quinn::Endpoint> {
-    use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-    // The kernel cuts a size above its limit, at the gateway too.
-    let _ = (socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES), socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
-    socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    let config = quinn::EndpointConfig::default();
-    quinn::Endpoint::new(config, server, socket.into(), Arc::new(quinn::TokioRuntime))
+/// As the wire opens them: large buffers, and no more datagrams at once than the kernel takes.
+fn endpoint(plan: &Plan, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, Failure> {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let key = |server| (server, ring::hmac::Key::new(ring::hmac::HMAC_SHA256, PROTOCOL));
+    Ok(open_endpoint(any, &tuning(plan), server.map(key), &Net::system())?)
 }
 
 /// The transport of both sides.
 fn tuned(plan: &Plan) -> Arc<quinn::TransportConfig> {
-    let tuning = Tuning {
+    Arc::new(transport(&tuning(plan), 16))
+}
+
+fn tuning(plan: &Plan) -> Tuning {
+    Tuning {
         stream_window_bytes: STREAM_WINDOW_BYTES,
         connection_window_bytes: CONNECTION_WINDOW_BYTES,
         mtu_max_bytes: plan.mtu_max_bytes,
         ..Tuning::default()
-    };
-    Arc::new(transport(&tuning, 16))
+    }
 }
 
 /// One stream of one connection, read to its end.
@@ -80,7 +77,7 @@ pub(super) fn quic(plan: &Plan) -> Result<Work, Failure> {
     let receiving = runtime()?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
     config.transport_config(tuned(plan));
-    let listener = receiving.block_on(async { endpoint(Some(config)) })?;
+    let listener = receiving.block_on(async { endpoint(plan, Some(config)) })?;
     let address = listener.local_addr()?;
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
     config.transport_config(tuned(plan));
@@ -93,7 +90,7 @@ pub(super) fn quic(plan: &Plan) -> Result<Work, Failure> {
 }
 
 async fn send_quic(plan: &Plan, config: quinn::ClientConfig, address: SocketAddr) -> Result<(), Failure> {
-    let endpoint = endpoint(None)?;
+    let endpoint = endpoint(plan, None)?;
     let connection = endpoint.connect_with(config, address, NAME)?.await?;
     let (mut stream, _answer) = connection.open_bi().await?;
     for record in records(plan) {
