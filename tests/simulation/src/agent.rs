@@ -15,6 +15,7 @@ use tidegate::agent::points::{self, PointMade, PointRequest};
 use tidegate::agent::tracker::Mode;
 use tidegate::agent::{Agent, Parts};
 use tidegate::flow::Clock;
+use tidegate::flow::platter::sim as platter;
 use tidegate::nbd::{Export, Listen, ZeroFlags};
 use tidegate::types::{BarrierKind, DiskId, Epoch, PointId};
 use tidegate::wire::TlsFiles;
@@ -175,14 +176,27 @@ impl AgentMachine {
         }
     }
 
+    /// Takes away what a power cut leaves not of the state directory. The machine must be down.
+    ///
+    /// # Errors
+    /// If the system refuses a file.
+    pub fn lose_unsynced(&self, dice: &mut Dice) -> Result<(), Failed> {
+        if self.state_dir.exists() {
+            // Mostly all or nothing, as with the disks.
+            let survives = *dice.pick(&[0, 0, 500, 1000]);
+            platter::power_cut(&self.state_dir, || dice.permille(survives))?;
+        }
+        Ok(())
+    }
+
     /// Takes samples of every disk and the acks it has seen.
     pub fn observe(&self) {
         let live = self.live.borrow();
         for disk in &live.disks {
             let Some(one) = self.disks.iter().find(|one| one.id == disk.id) else { continue };
             let mut history = one.history.borrow_mut();
-            if one.disk.take_reverted() {
-                history.restarted(&one.disk.content());
+            if let Some(seen) = one.disk.take_reverted() {
+                history.reverted(seen, &one.disk.content());
             }
             history.sample(seen(disk));
             let tracker = disk.tracker();
@@ -288,6 +302,7 @@ async fn run(
     for (splitter, (_, disk, history, dice)) in agent.splitters().into_iter().zip(sources) {
         let protected = agent.disks().iter().find(|known| known.id.as_str() == splitter.name()).cloned();
         let Some(protected) = protected else { continue };
+        disk.protected_by(&protected);
         let guest = Guest { splitter: Box::new(splitter), protected, disk, history, dice };
         guests.spawn_local(guest.run(Rc::clone(&pace)));
     }
@@ -337,8 +352,8 @@ impl Guest {
         let (offset, length) = (at * SECTOR as u64, length * SECTOR as u64);
         {
             let mut history = self.history.borrow_mut();
-            if self.disk.take_reverted() {
-                history.restarted(&self.disk.content());
+            if let Some(seen) = self.disk.take_reverted() {
+                history.reverted(seen, &self.disk.content());
             }
             history.sample(seen(&self.protected));
         }
@@ -356,8 +371,8 @@ impl Guest {
         let content = if failed { Content::Found(self.disk.part(offset, length)) } else { content };
         let mut history = self.history.borrow_mut();
         history.changed(Change { offset, length, content }, failed, seen(&self.protected));
-        if self.disk.take_reverted() {
-            history.restarted(&self.disk.content());
+        if let Some(seen) = self.disk.take_reverted() {
+            history.reverted(seen, &self.disk.content());
         }
     }
 }
@@ -383,7 +398,7 @@ pub async fn promise_point(
     }
 }
 
-/// Copies a state directory, without its lock.
+/// Copies a state directory, without its lock; the copy is durable.
 ///
 /// # Errors
 /// If a file cannot be read or written.
@@ -398,5 +413,5 @@ pub fn copy_state(from: &Path, to: &Path) -> std::io::Result<()> {
             std::fs::copy(entry.path(), to.join(entry.file_name()))?;
         }
     }
-    Ok(())
+    platter::all_durable(to)
 }

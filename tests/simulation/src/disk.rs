@@ -1,13 +1,16 @@
 //! The disk of a protected machine, in memory: with a cache that a power cut empties, and errors.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tidegate::agent::disk::Disk;
 use tidegate::nbd::{Export, StatusExtent, ZeroFlags};
 
+use crate::agent::seen;
 use crate::dice::Dice;
+use crate::model::Seen;
 
 /// What a power cut may tear apart.
 pub const SECTOR: usize = 512;
@@ -31,8 +34,10 @@ struct Inner {
     /// Writes and flushes of a thousand that fail.
     fails: u32,
     dead: bool,
-    /// A failed flush gave back what the platter has, and nobody has asked yet.
-    reverted: bool,
+    /// Who protects it.
+    protector: Weak<Disk>,
+    /// A failed flush gave back what the platter has, and nobody has asked yet: what the tracker said at that moment.
+    reverted: Option<Seen>,
 }
 
 /// What stands on a disk, to go back to.
@@ -57,7 +62,8 @@ impl GuestDisk {
             dice,
             fails: 0,
             dead: false,
-            reverted: false,
+            protector: Weak::new(),
+            reverted: None,
         };
         Self { name: name.to_owned(), size_bytes, inner: Arc::new(Mutex::new(inner)) }
     }
@@ -117,10 +123,16 @@ impl GuestDisk {
         self.inner.lock().seen.clone()
     }
 
-    /// Whether a flush failed since the last call: reads may then show older content than before.
+    /// Says who protects it from now on.
+    pub fn protected_by(&self, protector: &Arc<Disk>) {
+        self.inner.lock().protector = Arc::downgrade(protector);
+    }
+
+    /// Whether a flush failed since the last call, and what the tracker said then: from that moment on reads may show
+    /// older content than before.
     #[must_use]
-    pub fn take_reverted(&self) -> bool {
-        std::mem::take(&mut self.inner.lock().reverted)
+    pub fn take_reverted(&self) -> Option<Seen> {
+        self.inner.lock().reverted.take()
     }
 
     /// A part of its content.
@@ -170,7 +182,8 @@ impl Inner {
                     seen[range.clone()].copy_from_slice(&durable[range]);
                 }
             }
-            self.reverted = true;
+            let seen = self.protector.upgrade().map_or(Seen { at: None, recording: false }, |disk| seen(&disk));
+            self.reverted.get_or_insert(seen);
             return Err(broken());
         }
         for (at, bytes) in std::mem::take(&mut self.waiting) {

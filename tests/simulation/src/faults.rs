@@ -113,7 +113,10 @@ fn one(dice: &mut Dice, kind: u64, gateways: usize, agents: usize, at: u64, unti
         4 => plan.push((at, Act::KillAgent { agent, power_cut, down: last.min(20 * SECOND) })),
         5 => plan.push((at, Act::StopAgent { agent })),
         6 => plan.push((at, Act::Cut { agent, gateway, ways: dice.between(1, 3) as u8, last })),
-        7 => plan.push((at, Act::CutStore { gateway, last })),
+        7 => {
+            plan.push((at, Act::CutStore { gateway, last }));
+            crash_within(dice, gateway, at, last, plan);
+        }
         8 => {
             plan.push((at, Act::NetWeather(bad_net(dice))));
             plan.push((at + last, Act::NetWeather(net::Weather::default())));
@@ -121,8 +124,15 @@ fn one(dice: &mut Dice, kind: u64, gateways: usize, agents: usize, at: u64, unti
         9 | 10 => {
             plan.push((at, Act::StoreWeather(bad_store(dice))));
             plan.push((at + last, Act::StoreWeather(store::Weather::default())));
+            crash_within(dice, gateway, at, last, plan);
+            if dice.one_in(3) {
+                plan.push((at + dice.below(last), Act::StopAgent { agent }));
+            }
         }
-        11 => plan.push((at, bad_journal(dice, gateway, last))),
+        11 => {
+            plan.extend(bad_journal(dice, gateway, agent, last).into_iter().map(|act| (at, act)));
+            crash_within(dice, gateway, at, last, plan);
+        }
         12 => plan.push((at, Act::Rebind { agent })),
         13 => {
             if dice.one_in(2) {
@@ -138,6 +148,14 @@ fn one(dice: &mut Dice, kind: u64, gateways: usize, agents: usize, at: u64, unti
             plan.push((dice.between(at, until), Act::ClockOfGateway { gateway, by: -by }));
         }
         _ => plan.push((at, rare(dice, gateway, agent))),
+    }
+}
+
+/// Trouble seldom comes alone, and a crash in the middle of another one asks the most of everybody.
+fn crash_within(dice: &mut Dice, gateway: usize, at: u64, last: u64, plan: &mut Vec<(u64, Act)>) {
+    if dice.one_in(2) {
+        let (power_cut, down) = (dice.one_in(2), dice.between(1, 20) * SECOND);
+        plan.push((at + dice.below(last), Act::KillGateway { gateway, power_cut, down }));
     }
 }
 
@@ -182,11 +200,14 @@ fn bad_store(dice: &mut Dice) -> store::Weather {
     weather
 }
 
-fn bad_journal(dice: &mut Dice, gateway: usize, last: u64) -> Act {
+fn bad_journal(dice: &mut Dice, gateway: usize, agent: usize, last: u64) -> Vec<Act> {
     let (mut faults, mut delays) = (Faults::default(), Delays::default());
     match dice.below(6) {
-        // Early, while the journal has not all its files yet, it is full for its writers.
-        0 => return Act::JournalFull { gateway, last },
+        // With a busy guest and uploads that stop, the files that are there do not suffice.
+        0 => {
+            let busy = Act::Pace { agent, pace: Pace::Busy };
+            return vec![Act::JournalFull { gateway, last }, Act::CutStore { gateway, last }, busy];
+        }
         1 => faults.write_fails = *dice.pick(&[2, 20]),
         2 => faults.write_short = *dice.pick(&[10, 50]),
         3 => faults.sync_fails = *dice.pick(&[2, 20, 100]),
@@ -196,5 +217,5 @@ fn bad_journal(dice: &mut Dice, gateway: usize, last: u64) -> Act {
             delays.sync = Duration::from_millis(*dice.pick(&[5, 200, 2_000]));
         }
     }
-    Act::JournalDisk { gateway, faults, delays, last }
+    vec![Act::JournalDisk { gateway, faults, delays, last }]
 }

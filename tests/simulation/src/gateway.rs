@@ -172,6 +172,19 @@ impl GatewayMachine {
     }
 }
 
+/// How far a journal goes on from what is known to be vaulted of an epoch.
+#[must_use]
+pub fn reached(report: &ReplayReport, disk: &DiskId, epoch: Epoch, vaulted: u64) -> u64 {
+    let Some(run) = report.runs.get(&(disk.clone(), epoch)) else { return vaulted };
+    let mut reached = vaulted.max(run.vaulted_mark.map_or(0, |(seq, _)| seq.0));
+    for range in &run.journaled {
+        if range.first.0 <= reached + 1 {
+            reached = reached.max(range.last.0);
+        }
+    }
+    reached
+}
+
 async fn life(
     clock: NodeClock,
     config: GatewayConfig,

@@ -44,10 +44,6 @@ const FLIPS: u64 = 4;
 /// what its original was told so long before. That is as long as one write of a control object may take.
 const FORK_WINDOW: u64 = 90_000_000;
 
-/// After a crash an agent knows the newest label as of its last settling, some seconds ago. If the clocks went back in
-/// between, its next epoch's labels may begin that much before the last one's.
-const LABEL_SLACK_MICROS: u64 = 10_000_000;
-
 /// What a run amounted to.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
@@ -215,8 +211,7 @@ impl<'a> Judge<'a> {
     fn labels(&mut self, disk: &DiskId, points: &[Point], histories: &[Rc<RefCell<History>>]) {
         let owner = |point: &Point| histories.iter().position(|history| history.borrow().owns(point.id.epoch));
         for pair in points.windows(2) {
-            let slack = if pair[0].id.epoch == pair[1].id.epoch { 0 } else { LABEL_SLACK_MICROS };
-            if pair[1].label.0 + slack < pair[0].label.0 && owner(&pair[0]) == owner(&pair[1]) {
+            if pair[1].label < pair[0].label && owner(&pair[0]) == owner(&pair[1]) {
                 let text = format!("disk {disk}: label of {} is before that of {}", pair[1].id, pair[0].id);
                 self.failures.push(text);
             }

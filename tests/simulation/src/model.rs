@@ -178,6 +178,13 @@ impl History {
         self.push(Sample { at, changes: self.changes.len(), exact: !self.marked });
     }
 
+    /// Notes what a failed flush left of the disk, and what the tracker said at that moment: records that were made just
+    /// before know nothing of it.
+    pub fn reverted(&mut self, seen: Seen, image: &[u8]) {
+        self.sample(seen);
+        self.restarted(image);
+    }
+
     /// Notes what a restart left of the disk, where it differs from what the changes make.
     pub fn restarted(&mut self, image: &[u8]) {
         let known = self.image(self.changes.len());
@@ -273,6 +280,16 @@ mod tests {
         assert_eq!(history.changes_at(point(1, 3)), 2);
         assert_eq!(history.changes_at(point(1, 4)), 2);
         assert_eq!(history.changes_at(point(1, 9)), 3);
+    }
+
+    #[test]
+    fn a_barrier_right_before_a_failed_flush_does_not_hold_what_the_flush_left() {
+        let mut history = History::new("a".into(), vec![7; 4096]);
+        history.sample(seen(1, 3, true));
+        history.reverted(seen(1, 4, true), &[0; 4096]);
+        history.sample(seen(1, 8, true));
+        assert_eq!(history.changes_at(point(1, 4)), 0);
+        assert_eq!(history.changes_at(point(1, 8)), 8);
     }
 
     #[test]
