@@ -434,13 +434,25 @@ impl GatewayHost {
     /// Between what is known to be vaulted and what stands in the journal, records are missing: released here by a life
     /// that was killed before it noted so, or carried by another gateway. The vault has them; unless it is asked, what is
     /// journaled above the gap would be forked away.
-    pub(super) async fn close_gap(&self, slot: &DiskSlot, run: &Run, newest: &EpochObject) -> Result<(), DiskRefusal> {
-        let head = match self.vault_head(slot, newest, run.vaulted_mark()).await {
+    async fn close_gap(&self, slot: &DiskSlot, run: &Run, newest: &EpochObject) -> Result<(), DiskRefusal> {
+        match self.join_vaulted(slot, run, newest).await {
             // What the run calls vaulted may be what an agent said of it.
-            Err(refusal) if refusal.code() == Code::Conflict => self.vault_head(slot, newest, None).await?,
-            head => head?,
-        };
-        run.set_base(head);
+            Err(refusal) if refusal.code() == Code::Conflict => {
+                run.set_base(self.vault_head(slot, newest, None).await?)
+            }
+            joined => joined?,
+        }
+        Ok(())
+    }
+
+    /// Joins what stands in the journal above a gap to what the vault has, if they agree.
+    pub(super) async fn join_vaulted(
+        &self,
+        slot: &DiskSlot,
+        run: &Run,
+        newest: &EpochObject,
+    ) -> Result<(), DiskRefusal> {
+        run.set_base(self.vault_head(slot, newest, run.vaulted_mark()).await?);
         Ok(())
     }
 

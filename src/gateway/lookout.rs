@@ -170,7 +170,8 @@ pub(super) async fn close_gap(host: &GatewayHost, slot: &DiskSlot) -> Result<(),
     let Some(newest) = host.newest_epoch(&slot.disk).await? else { return Ok(()) };
     retire_below(slot, &host.journal, newest.epoch);
     let Some(run) = slot.run(newest.epoch).filter(|run| run.has_gap() && !run.is_broken()) else { return Ok(()) };
-    host.close_gap(slot, &run, &newest).await?;
+    // A contradiction is left to an agent that comes: it alone knows which account is the disk's.
+    host.join_vaulted(slot, &run, &newest).await?;
     if let Some(Mark { seq, chain: Some(chain) }) = run.vaulted_mark() {
         host.journal.vaulted(&slot.disk, run.epoch, seq, chain);
     }

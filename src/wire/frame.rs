@@ -323,10 +323,10 @@ impl Decoder {
         })
     }
 
-    /// The kind of a frame whose header has come and of whose body a part is still to come.
+    /// Kind and body bytes of a frame whose header has come and of whose body a part is still to come.
     #[must_use]
-    pub fn due(&self) -> Option<Kind> {
-        self.body.as_ref().map(|body| body.header.kind)
+    pub fn due(&self) -> Option<(Kind, usize)> {
+        self.body.as_ref().map(|body| (body.header.kind, body.header.body_bytes))
     }
 
     /// To be asked when the stream ended.

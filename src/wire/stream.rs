@@ -20,6 +20,14 @@ pub(super) enum ReadFrameError {
     /// The stream or the connection is gone.
     #[error(transparent)]
     Stream(#[from] quinn::ReadError),
+    /// A record is larger than what may still be sent.
+    #[error("a record of {body_bytes} bytes began where {credit_bytes} bytes may be sent")]
+    Credit {
+        /// The body that its header announces.
+        body_bytes: usize,
+        /// The credit that is left.
+        credit_bytes: u64,
+    },
     /// The stream ended before the frame that was waited for.
     #[error("the stream ended where a frame was expected")]
     End,
@@ -29,29 +37,42 @@ pub(super) enum ReadFrameError {
 pub(super) struct FrameReader {
     recv: quinn::RecvStream,
     decoder: Decoder,
-    /// Whether records may come.
-    records: bool,
 }
 
 impl FrameReader {
-    /// A reader of control frames: a record is refused by its header, before anything of it is kept.
+    /// A reader at the begin of a stream.
     pub(super) fn new(recv: quinn::RecvStream) -> Self {
-        Self { recv, decoder: Decoder::new(), records: false }
+        Self { recv, decoder: Decoder::new() }
     }
 
-    /// From here on records may come.
-    pub(super) const fn take_records(&mut self) {
-        self.records = true;
-    }
-
-    /// The next frame, or `None` at the end of the stream. Nothing is lost if the future is dropped.
+    /// The next control frame, or `None` at the end of the stream. A record is refused by its header, before anything of
+    /// it is kept. Nothing is lost if the future is dropped.
     pub(super) async fn next_frame(&mut self) -> Result<Option<Frame>, ReadFrameError> {
+        self.next(|| None).await
+    }
+
+    /// The next frame, or `None` at the end of the stream. A record for which `credit` bytes are not enough is refused by
+    /// its header. Nothing is lost if the future is dropped.
+    pub(super) async fn next_frame_within(
+        &mut self,
+        credit: impl Fn() -> u64,
+    ) -> Result<Option<Frame>, ReadFrameError> {
+        self.next(|| Some(credit())).await
+    }
+
+    /// `credit` is `None` where no record may come.
+    async fn next(&mut self, credit: impl Fn() -> Option<u64>) -> Result<Option<Frame>, ReadFrameError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
-            if !self.records && self.decoder.due() == Some(Kind::Record) {
-                return Err(MessageError::Unexpected { found: Kind::Record, expected: "a control frame" }.into());
+            if let Some((Kind::Record, body_bytes)) = self.decoder.due() {
+                let Some(credit_bytes) = credit() else {
+                    return Err(MessageError::Unexpected { found: Kind::Record, expected: "a control frame" }.into());
+                };
+                if body_bytes as u64 > credit_bytes {
+                    return Err(ReadFrameError::Credit { body_bytes, credit_bytes });
+                }
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
             match self.recv.read_chunks(&mut chunks).await? {

@@ -192,7 +192,7 @@ impl Soak {
             let name = self.fleet.members[at].id.clone();
             self.stillborn("gateway", &name);
         }
-        if agent && at == carrier && self.numbers.below(3) == 0 {
+        if agent && at == carrier && (self.report.moves == 0 || self.numbers.below(3) == 0) {
             for disk in DISKS {
                 self.fleet.await_carrier(disk, |now| now != at);
             }
@@ -389,7 +389,7 @@ fn gateways_and_agents_killed_again_and_again_under_load_lose_no_confirmed_point
     let vaults: Vec<&str> = vaults.split_whitespace().collect();
     let mut reports = Vec::new();
     for vault in &vaults {
-        let azurite = (*vault != "directory").then(Azurite::start);
+        let azurite = matches!(*vault, "azurite" | "slow").then(Azurite::start);
         let proxy = azurite.as_ref().filter(|_| *vault == "slow").map(|azurite| {
             let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             BlobProxy::start(any, azurite.address(), BlobFaults::default(), seed).unwrap()
@@ -407,5 +407,6 @@ fn gateways_and_agents_killed_again_and_again_under_load_lose_no_confirmed_point
         let bearable = report.agent_kills * DISKS.len() as u64;
         assert!(report.interruptions <= bearable, "only a dead agent may interrupt its guests");
         assert!(report.points > 0 && report.compared > 0);
+        assert!(report.moves > 0 || report.vault != "two", "no disk went on at another gateway: nothing was proven");
     }
 }

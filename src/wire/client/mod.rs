@@ -375,32 +375,40 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, connection: quinn::Connection) {
-        let mut ticks = tokio::time::interval(PING_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                biased;
-                _ = ticks.tick() => ping(&mut self.control.send, &*self.clock).await,
-                message = self.control.reader.next_message() => match message {
-                    Ok(Message::Pong(pong)) => take_pong(&mut self.sync.lock(), pong, &*self.clock),
-                    Ok(Message::Redirect(redirect)) => {
-                        tracing::info!(gateways = ?redirect.gateways, "the gateway asks this agent to leave");
-                        self.redirect.send_replace(Some(redirect.gateways));
+    /// Pings and reads side by side: a ping that finds no window, because the gateway's journal is full, must not keep
+    /// a redirect from being read.
+    async fn run(self, connection: quinn::Connection) {
+        let Self { control: Control { mut send, mut reader, .. }, sync, clock, redirect } = self;
+        let pings = async {
+            let mut ticks = tokio::time::interval(PING_INTERVAL);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                ping(&mut send, &*clock).await;
+            }
+        };
+        let reads = async {
+            loop {
+                match reader.next_message().await {
+                    Ok(Message::Pong(pong)) => take_pong(&mut sync.lock(), pong, &*clock),
+                    Ok(Message::Redirect(asked)) => {
+                        tracing::info!(gateways = ?asked.gateways, "the gateway asks this agent to leave");
+                        redirect.send_replace(Some(asked.gateways));
                     }
                     Ok(other) => {
                         let text = format!("{:?} frame came on the control stream", other.kind());
-                        connection.close(Code::Message.var_int(), text.as_bytes());
-                        return;
+                        return connection.close(Code::Message.var_int(), text.as_bytes());
                     }
                     // The gateway ended the control stream, or the connection is gone, which the disks notice too.
                     Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return,
-                    Err(error) => {
-                        connection.close(Code::Frame.var_int(), error.to_string().as_bytes());
-                        return;
-                    }
-                },
+                    Err(error) => return connection.close(Code::Frame.var_int(), error.to_string().as_bytes()),
+                }
             }
+        };
+        tokio::select! {
+            biased;
+            () = reads => {}
+            () = pings => {}
         }
     }
 }

@@ -28,11 +28,11 @@ use crate::types::DiskId;
 pub(in crate::wire) const STRANGER_WINDOW_BYTES: u32 = 16 << 10;
 /// Connections of one certificate between handshake and hello. An honest agent has one, two when its first was lost.
 pub(super) const HELLOS_PER_AGENT_MAX: usize = 4;
-/// Streams besides those of the disks that the certificate names: the control stream, and a few that end while their
-/// successors begin.
+/// Streams besides two for each disk that the certificate names: the control stream, and a few for disks that it does not
+/// name, which are refused with a text.
 pub(super) const STREAMS_SPARE: u32 = 8;
-/// Bits of an IPv6 address that a provider gives: who has them chooses the others.
-const NETWORK_BITS_V6: u32 = 64;
+/// Bits of an IPv6 address that a site is given: who has them chooses the others.
+const NETWORK_BITS_V6: u32 = 48;
 
 /// An address, or all those that its owner has by having one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +55,8 @@ pub(super) struct Places<K> {
     taken: Mutex<(BTreeMap<K, usize>, usize)>,
     all_max: usize,
     key_max: usize,
+    /// While fewer than this are taken in all, a key may have more than its own.
+    crowded_from: usize,
 }
 
 /// A place; free again when dropped.
@@ -65,7 +67,13 @@ pub(super) struct Place<K: Ord> {
 
 impl<K: Ord + Clone> Places<K> {
     pub(super) const fn new(all_max: usize, key_max: usize) -> Self {
-        Self { taken: Mutex::new((BTreeMap::new(), 0)), all_max, key_max }
+        Self { taken: Mutex::new((BTreeMap::new(), 0)), all_max, key_max, crowded_from: 0 }
+    }
+
+    /// The same, but the bound of a key counts only once half of all places are taken: many honest ones behind one
+    /// address come together after an outage.
+    pub(super) const fn shared_when_crowded(all_max: usize, key_max: usize) -> Self {
+        Self { taken: Mutex::new((BTreeMap::new(), 0)), all_max, key_max, crowded_from: all_max / 2 }
     }
 
     /// How many are taken.
@@ -81,7 +89,7 @@ impl<K: Ord + Clone> Places<K> {
             return None;
         }
         match keys.entry(key.clone()) {
-            Entry::Occupied(count) if *count.get() >= self.key_max => return None,
+            Entry::Occupied(count) if *count.get() >= self.key_max && *all >= self.crowded_from => return None,
             Entry::Occupied(mut count) => *count.get_mut() += 1,
             Entry::Vacant(_) if self.key_max == 0 => return None,
             Entry::Vacant(free) => drop(free.insert(1)),
@@ -170,10 +178,20 @@ mod tests {
     }
 
     #[test]
+    fn many_behind_one_address_find_places_while_others_need_none() {
+        let places = Arc::new(Places::shared_when_crowded(10, 3));
+        let held: Vec<_> = (0..10).filter_map(|_| places.take(&"a")).collect();
+        assert_eq!(held.len(), 5, "half of all");
+        let others: Vec<_> = (0..10).filter_map(|_| places.take(&"b")).collect();
+        assert_eq!(others.len(), 3);
+        assert!(places.take(&"c").is_some());
+    }
+
+    #[test]
     fn addresses_that_one_sender_can_choose_freely_are_one_network() {
         let of = |text: &str| Network::of(text.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff:ffff:ffff:ffff"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:ffff:ffff:ffff:ffff:ffff"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:2:2::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }

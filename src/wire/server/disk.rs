@@ -107,6 +107,7 @@ fn end_of(error: ReadFrameError) -> End {
         | ReadFrameError::End => End::Quiet,
         ReadFrameError::Frame(frame) => DiskRefusal::refused(Code::Frame, frame.to_string()).into(),
         ReadFrameError::Message(message) => DiskRefusal::refused(Code::Message, message.to_string()).into(),
+        credit @ ReadFrameError::Credit { .. } => DiskRefusal::refused(Code::Credit, credit.to_string()).into(),
     }
 }
 
@@ -158,7 +159,6 @@ async fn carry<H: Host>(
         drain: server.drain.clone(),
         clock: Arc::clone(&server.clock),
     };
-    stream.reader.take_records();
     let received = inlet.run(&mut stream.reader, &flow);
     let sent = outlet.run(&mut stream.send, &flow);
     tokio::pin!(received, sent);
@@ -184,9 +184,14 @@ async fn open_on_host<H: Host>(
     stream: &mut Stream,
     open: OpenDisk,
 ) -> Result<OpenedDisk<H::Sink>, End> {
+    let mut drain = server.drain.clone();
     let asked = async {
+        let mut told = false;
         while let Some(pause) = server.pace.turn(&open.disk, server.clock.monotonic()) {
-            tracing::info!(disk = %open.disk, ?pause, "the disk was opened too often of late: this opening waits");
+            if !told {
+                tracing::info!(disk = %open.disk, "the disk was opened too often of late: this opening waits");
+                told = true;
+            }
             tokio::time::sleep(pause).await;
         }
         server.host.open_disk(agent, open).await
@@ -196,6 +201,8 @@ async fn open_on_host<H: Host>(
         _ = stream.connection.closed() => Err(End::Quiet),
         // The agent has taken the request back: it may be elsewhere by now, where an epoch begun here would fence it.
         _ = stream.send.stopped() => Err(End::Quiet),
+        // No epoch is begun here any more.
+        () = drain.wait() => Err(End::Drained),
         opened = asked => opened.map_err(End::from),
     }
 }
@@ -266,10 +273,12 @@ impl<S: RecordSink> Inlet<S> {
         let received_records = metrics::counter!(names::RECEIVED_RECORDS);
         let mut taken_bytes = 0;
         loop {
+            // As it is when a record's header is there: what is granted counts from before the agent can know of it.
+            let credit = || flow.granted_bytes.load(Ordering::Acquire).saturating_sub(taken_bytes);
             let frame = tokio::select! {
                 biased;
                 () = self.drain.wait() => return Ok(Stop::Drain(self.inbound.last())),
-                frame = reader.next_frame() => frame.map_err(end_of)?,
+                frame = reader.next_frame_within(credit) => frame.map_err(end_of)?,
             };
             let Some(frame) = frame else { return Ok(Stop::Closed(self.inbound.last())) };
             if frame.kind != Kind::Record {

@@ -97,7 +97,7 @@ pub async fn serve<H: Host>(
         );
     }
     let handshakes: Arc<Places<Network>> =
-        Arc::new(Places::new(limits.unfinished_max, limits.unfinished_per_network_max));
+        Arc::new(Places::shared_when_crowded(limits.unfinished_max, limits.unfinished_per_network_max));
     let server = Arc::new(Server {
         seats: Seats::default(),
         hellos: Arc::new(Places::new(limits.connections_max.max(limits.unfinished_max), HELLOS_PER_AGENT_MAX)),

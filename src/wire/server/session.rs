@@ -33,7 +33,13 @@ impl Close {
 /// Runs one connection to its end.
 pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incoming, handshake: Place<Network>) {
     let address = incoming.remote_address();
-    let Some(connection) = connect(&server, incoming).await else { return };
+    let mut drain = server.drain.clone();
+    let connected = tokio::select! {
+        biased;
+        () = drain.wait() => return,
+        connected = connect(&server, incoming) => connected,
+    };
+    let Some(connection) = connected else { return };
     let refuse = |Close(code, text): Close| {
         if code == Code::Done {
             tracing::warn!(%address, "agent left before it began: {text}");
@@ -43,7 +49,12 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incomi
         }
         connection.close(code.var_int(), text.as_bytes());
     };
-    let (agent, control) = match open(&server, &connection, handshake).await {
+    let opened = tokio::select! {
+        biased;
+        () = drain.wait() => Err(Close::new(Code::Draining, "the gateway stops; connect to it or another later")),
+        opened = open(&server, &connection, handshake) => opened,
+    };
+    let (agent, control) = match opened {
         Ok(opened) => opened,
         Err(close) => return refuse(close),
     };
@@ -67,7 +78,8 @@ fn full<H>(server: &Server<H>) -> Close {
 /// Gives a stranger's connection what a known agent needs: a stream per disk, and the window of data.
 fn widen<H>(server: &Server<H>, connection: &quinn::Connection, agent: &AgentIdentity) {
     let disks = agent.disks.len().min(server.limits.disks_max) as u32;
-    connection.set_max_concurrent_bi_streams((disks + STREAMS_SPARE).into());
+    // Twice: freed streams are announced only when an eighth of all is free, and until then disks must be able to reopen.
+    connection.set_max_concurrent_bi_streams((2 * disks + STREAMS_SPARE).into());
     connection.set_receive_window(server.listener.window_bytes().into());
 }
 
@@ -220,6 +232,7 @@ fn close_of(error: &ReadFrameError) -> Close {
     match error {
         ReadFrameError::Frame(frame) => Close::new(Code::Frame, frame.to_string()),
         ReadFrameError::Message(message) => Close::new(Code::Message, message.to_string()),
+        ReadFrameError::Credit { .. } => Close::new(Code::Credit, error.to_string()),
         ReadFrameError::Stream(stream) => Close::new(Code::Done, stream.to_string()),
         ReadFrameError::End => Close::new(Code::Done, "the agent ended the control stream"),
     }
