@@ -16,6 +16,9 @@ use crate::vault::{Vault, VaultError, names};
 
 /// Loads of the catalog of a vault that is being written, before what still looks missing is believed to be.
 const LOADS_MAX: usize = 3;
+/// Missing objects that are asked for, the newest of the last lanes first: more than can be written while a listing runs
+/// are missing for good, and each question takes a round trip.
+const ASKED_MAX: usize = 64;
 
 /// Loads the catalog. A batch that a gateway wrote while the listing ran may seem missing: such a catalog is loaded anew.
 ///
@@ -26,7 +29,8 @@ pub async fn load(vault: &Vault, want: &Want) -> Result<Catalog, VaultError> {
     loop {
         let catalog = Catalog::load(vault, want).await?;
         let mut appeared = false;
-        for finding in catalog.findings.iter().filter(|finding| finding.problem == Problem::Missing) {
+        let missing = catalog.findings.iter().filter(|finding| finding.problem == Problem::Missing);
+        for finding in missing.rev().take(ASKED_MAX) {
             appeared = appeared || vault.store().exists(&Path::from(finding.object.as_str())).await?;
         }
         if !appeared || loads == LOADS_MAX {

@@ -57,7 +57,8 @@ async fn without_stalls<T>(mut pages: BoxStream<'_, object_store::Result<T>>) ->
 /// Most objects of one folder that are taken: eight million batches are what a gateway writes in a day at 1.5 GiB/s, the
 /// longest that a lane lives. A store that lists without end is broken or means harm, and would fill the memory.
 const LISTED_MAX: usize = 8 << 20;
-/// Most objects of the whole vault that are taken: a batch per second of ten gateways for ten months.
+/// Most objects of the whole vault that are taken, also of all batches and of all disks with their routes: a batch per
+/// second of ten gateways for ten months.
 const LISTED_ALL_MAX: usize = 256 << 20;
 
 /// An object's name and size, as a listing tells them.
@@ -215,7 +216,8 @@ impl VaultStore {
     /// # Errors
     /// [`GetError`] after some tries.
     pub async fn list(&self, folder: Option<&Path>) -> Result<Vec<Listed>, GetError> {
-        let whole = folder.is_none_or(|folder| *folder == super::names::all_batches());
+        let grows = [super::names::all_batches(), super::names::disks()];
+        let whole = folder.is_none_or(|folder| grows.contains(folder));
         self.list_up_to(folder, if whole { LISTED_ALL_MAX } else { LISTED_MAX }).await
     }
 
