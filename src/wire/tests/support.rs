@@ -429,19 +429,23 @@ impl Log {
         Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
     }
 
+    /// What was logged so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lines.0.lock()).into_owned()
+    }
+
     /// Waits until the log holds a line with all of `words`.
     pub async fn has(&self, words: &[&str]) {
+        assert!(self.has_within(PATIENCE, words).await, "no line with {words:?} in\n{}", self.text());
+    }
+
+    /// Whether the log holds a line with all of `words` before `patience` is over.
+    pub async fn has_within(&self, patience: Duration, words: &[&str]) -> bool {
         let find = async {
-            loop {
-                let text = String::from_utf8_lossy(&self.lines.0.lock()).into_owned();
-                if text.lines().any(|line| words.iter().all(|word| line.contains(word))) {
-                    return;
-                }
+            while !self.text().lines().any(|line| words.iter().all(|word| line.contains(word))) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, find).await.is_err() {
-            panic!("no line with {words:?} in\n{}", String::from_utf8_lossy(&self.lines.0.lock()));
-        }
+        tokio::time::timeout(patience, find).await.is_ok()
     }
 }
