@@ -173,14 +173,16 @@ impl Inner {
         }
         if self.dice.permille(self.fails) {
             // The system forgets what it could not write, as Linux does: reads then show what the platter has.
-            for (at, bytes) in std::mem::take(&mut self.waiting) {
-                let range = at..at + bytes.len();
+            let waiting = std::mem::take(&mut self.waiting);
+            for (at, bytes) in &waiting {
                 if self.dice.one_in(2) {
-                    self.durable[range].copy_from_slice(&bytes);
-                } else {
-                    let (seen, durable) = (&mut self.seen, &self.durable);
-                    seen[range.clone()].copy_from_slice(&durable[range]);
+                    self.durable[*at..*at + bytes.len()].copy_from_slice(bytes);
                 }
+            }
+            // Only now: of two writes in one place either may be the one that is left.
+            for (at, bytes) in &waiting {
+                let range = *at..*at + bytes.len();
+                self.seen[range.clone()].copy_from_slice(&self.durable[range]);
             }
             let seen = self.protector.upgrade().map_or(Seen { at: None, recording: false }, |disk| seen(&disk));
             self.reverted.get_or_insert(seen);
