@@ -52,6 +52,7 @@ pub mod pki;
 pub mod server;
 mod stream;
 pub mod tls;
+mod transport;
 
 pub use client::{Client, ClockOffset, ConnectError, ConnectionLost, OpenDiskError};
 pub use client::{DiskEvent, DiskEvents, DiskSender, OpenedInfo, SendError, WireRecord};

@@ -1,11 +1,12 @@
-//! Frames over a QUIC stream.
+//! Frames over a stream.
 
 use bytes::Bytes;
 
 use super::frame::{Decoder, Frame, FrameError, Kind};
 use super::messages::{Message, MessageError};
+use super::transport::{RecvHalf, SendHalf, StreamEnd};
 
-/// Chunks taken from QUIC at once: a burst of datagrams as the kernel hands them over.
+/// Chunks taken from a stream at once: a burst of datagrams as the kernel hands them over.
 const CHUNKS_MAX: usize = 32;
 
 /// Why no further frame could be read.
@@ -19,7 +20,7 @@ pub(super) enum ReadFrameError {
     Message(#[from] MessageError),
     /// The stream or the connection is gone.
     #[error(transparent)]
-    Stream(#[from] quinn::ReadError),
+    Stream(#[from] StreamEnd),
     /// A record is larger than what may still be sent.
     #[error("a record of {body_bytes} bytes began where {credit_bytes} bytes may be sent")]
     Credit {
@@ -35,13 +36,13 @@ pub(super) enum ReadFrameError {
 
 /// The receiving half of a stream.
 pub(super) struct FrameReader {
-    recv: quinn::RecvStream,
+    recv: RecvHalf,
     decoder: Decoder,
 }
 
 impl FrameReader {
     /// A reader at the begin of a stream.
-    pub(super) fn new(recv: quinn::RecvStream) -> Self {
+    pub(super) fn new(recv: RecvHalf) -> Self {
         Self { recv, decoder: Decoder::new() }
     }
 
@@ -93,12 +94,11 @@ impl FrameReader {
 
     /// Tells the sender to stop.
     pub(super) fn stop(&mut self, code: super::Code) {
-        // A stream that is over already needs no stop.
-        let _ = self.recv.stop(code.var_int());
+        self.recv.stop(code);
     }
 }
 
 /// Writes one message.
-pub(super) async fn write_message(send: &mut quinn::SendStream, message: &Message) -> Result<(), quinn::WriteError> {
-    send.write_chunk(message.encode()).await
+pub(super) async fn write_message(send: &mut SendHalf, message: &Message) -> Result<(), StreamEnd> {
+    send.write(message.encode()).await
 }

@@ -21,6 +21,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 
 use super::identity::{AgentIdentity, CertificateFacts, GatewayIdentity, Identity, IdentityError};
+use super::transport::SessionEnd;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
 
@@ -422,41 +423,15 @@ pub(super) enum HandshakeFailure {
     Silent(String),
 }
 
-/// QUIC carries TLS alerts as error codes from here on.
-const CRYPTO_ERRORS: u64 = 0x100;
-
 impl Material {
-    /// Puts the end of a connection into words.
-    pub(super) fn explain(&self, error: &quinn::ConnectionError, explanation: &Explanation) -> HandshakeFailure {
-        let alert = |code: quinn::TransportErrorCode| {
-            u64::from(code).checked_sub(CRYPTO_ERRORS).and_then(|alert| u8::try_from(alert).ok())
-        };
-        match error {
-            quinn::ConnectionError::TransportError(error) if alert(error.code).is_some() => {
-                let text = explanation.lock().take();
-                HandshakeFailure::Theirs(text.unwrap_or_else(|| error.reason.clone()))
-            }
-            quinn::ConnectionError::ConnectionClosed(close) => match alert(close.error_code) {
-                Some(alert) => HandshakeFailure::Ours(self.alert_text(alert)),
-                None if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED => {
-                    HandshakeFailure::Closed(super::Code::Busy, "the gateway takes no more connections".to_owned())
-                }
-                None => HandshakeFailure::Silent(error.to_string()),
-            },
-            quinn::ConnectionError::ApplicationClosed(close) => HandshakeFailure::Closed(
-                super::Code::from_var_int(close.error_code),
-                String::from_utf8_lossy(&close.reason).into_owned(),
-            ),
-            other => HandshakeFailure::Silent(other.to_string()),
+    /// Puts the end of a session, or of an attempt to begin one, into words.
+    pub(super) fn explain(&self, end: SessionEnd, explanation: &Explanation) -> HandshakeFailure {
+        match end {
+            SessionEnd::Refused(reason) => HandshakeFailure::Theirs(explanation.lock().take().unwrap_or(reason)),
+            SessionEnd::Alert(alert) => HandshakeFailure::Ours(self.alert_text(alert)),
+            SessionEnd::Busy => HandshakeFailure::Closed(super::Code::Busy, end.to_string()),
+            SessionEnd::Closed { code, text } => HandshakeFailure::Closed(code, text),
+            SessionEnd::Local | SessionEnd::Lost(_) => HandshakeFailure::Silent(end.to_string()),
         }
     }
-}
-
-/// What the other side's verified certificate says.
-pub(super) fn peer_identity(connection: &quinn::Connection) -> Result<Identity, IdentityError> {
-    let certificates = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or(IdentityError::Certificate)?;
-    CertificateFacts::read(certificates.first().ok_or(IdentityError::Certificate)?)?.identity
 }

@@ -16,6 +16,7 @@ use crate::wire::code::Code;
 use crate::wire::frame::{self, Kind};
 use crate::wire::messages::{Ack, CloseDisk, DiskOpened, Message, OpenDisk};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
+use crate::wire::transport::{SendHalf, Session};
 
 /// After the gateway ended a stream without a word, its reason may follow as the end of the connection.
 const REASON_PATIENCE: Duration = Duration::from_secs(5);
@@ -65,14 +66,14 @@ struct State {
     end: Option<DiskEvent>,
 }
 
-/// Opens a disk stream on `connection`.
+/// Opens a disk stream of `session`.
 pub(super) async fn open(
-    connection: &quinn::Connection,
+    session: &Session,
     addr: &Arc<str>,
     open: OpenDisk,
     redirect: watch::Receiver<Option<Vec<String>>>,
 ) -> Result<(DiskSender, DiskEvents, OpenedInfo), OpenDiskError> {
-    let (mut send, recv) = connection.open_bi().await.map_err(|error| lost(addr, &error))?;
+    let (mut send, recv) = session.open_stream().await.map_err(|end| lost(addr, end))?;
     let mut reader = FrameReader::new(recv);
     // A failed write shows as a failed read, which knows the reason.
     let _ = write_message(&mut send, &Message::OpenDisk(open)).await;
@@ -89,13 +90,13 @@ pub(super) async fn open(
             let text = format!("{:?} frame came as the answer to open-disk", other.kind());
             return Err(OpenDiskError::Refused { code: Code::Message, text });
         }
-        Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return Err(reason(connection, addr).await.into()),
+        Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return Err(reason(session, addr).await.into()),
         Err(error) => return Err(OpenDiskError::Refused { code: Code::Frame, text: error.to_string() }),
     };
     let granted = Arc::new(Watermark::new(opened.credit_bytes));
     let ack = Ack { journaled: opened.journaled, vaulted: opened.vaulted };
     let (sender, state) = watch::channel(State { ack, end: None });
-    let ear = Ear { reader, connection: connection.clone(), addr: Arc::clone(addr), granted: Arc::clone(&granted) };
+    let ear = Ear { reader, session: session.clone(), addr: Arc::clone(addr), granted: Arc::clone(&granted) };
     tokio::spawn(ear.run(sender));
     let sender = DiskSender {
         send,
@@ -109,9 +110,9 @@ pub(super) async fn open(
 }
 
 /// Why the connection ended, or that it did not: the gateway ended only the stream.
-async fn reason(connection: &quinn::Connection, addr: &str) -> ConnectionLost {
-    match timeout(REASON_PATIENCE, connection.closed()).await {
-        Ok(error) => lost(addr, &error),
+async fn reason(session: &Session, addr: &str) -> ConnectionLost {
+    match timeout(REASON_PATIENCE, session.closed()).await {
+        Ok(end) => lost(addr, end),
         Err(_) => ConnectionLost {
             gateway: addr.to_owned(),
             code: Code::Done,
@@ -123,7 +124,7 @@ async fn reason(connection: &quinn::Connection, addr: &str) -> ConnectionLost {
 /// Reads what the gateway says, until the stream ends or nobody listens any more.
 struct Ear {
     reader: FrameReader,
-    connection: quinn::Connection,
+    session: Session,
     addr: Arc<str>,
     granted: Arc<Watermark>,
 }
@@ -151,7 +152,7 @@ impl Ear {
                     break DiskEvent::Refused { code: Code::Message, text };
                 }
                 Err(ReadFrameError::Stream(_) | ReadFrameError::End) => {
-                    break DiskEvent::Closed(reason(&self.connection, &self.addr).await);
+                    break DiskEvent::Closed(reason(&self.session, &self.addr).await);
                 }
                 Err(error) => break DiskEvent::Refused { code: Code::Frame, text: error.to_string() },
             }
@@ -163,7 +164,7 @@ impl Ear {
 
 /// Sends the records of one disk. Dropping it ends the stream.
 pub struct DiskSender {
-    send: quinn::SendStream,
+    send: SendHalf,
     granted: Arc<Watermark>,
     state: watch::Receiver<State>,
     sent_bytes: u64,
@@ -173,7 +174,7 @@ pub struct DiskSender {
 }
 
 impl DiskSender {
-    /// Sends one record; waits for credit and for QUIC flow control. Dropped while it waits for credit it has done
+    /// Sends one record; waits for credit and for flow control. Dropped while it waits for credit it has done
     /// nothing; dropped later it has cut the stream: see [`SendError::Interrupted`].
     ///
     /// # Errors
@@ -197,7 +198,7 @@ impl DiskSender {
         chunks.push(first.freeze());
         chunks.extend(record.rest);
         self.writing = true;
-        self.send.write_all_chunks(&mut chunks).await.map_err(|_| SendError::Ended)?;
+        self.send.write_all(&mut chunks).await.map_err(|_| SendError::Ended)?;
         self.writing = false;
         self.sent_bytes = sent_bytes;
         if let Ok(head) = RecordHead::decode(&record.head) {
@@ -257,7 +258,7 @@ impl Drop for DiskSender {
     fn drop(&mut self) {
         if self.writing {
             // The end of the stream inside a frame must not look like an orderly one.
-            let _ = self.send.reset(Code::Done.var_int());
+            self.send.reset(Code::Done);
         }
     }
 }

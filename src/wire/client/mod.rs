@@ -27,7 +27,8 @@ use super::identity::{AgentIdentity, Identity};
 use super::messages::{Hello, HelloOk, Message, OpenDisk, Ping, Pong};
 use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
-use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles, peer_identity};
+use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles};
+use super::transport::{SendHalf, Session, SessionEnd, StreamEnd};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 use crate::flow::{Clock, watch};
 
@@ -37,11 +38,12 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Pings before the connection counts as open, so that the first label has a usable offset.
 const FIRST_PINGS: usize = 3;
+/// How long a close may take to go out; a gateway that is gone takes none.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection to a gateway. Dropping it closes the connection.
 pub struct Client {
-    connection: quinn::Connection,
-    endpoint: quinn::Endpoint,
+    session: Session,
     addr: Arc<str>,
     identity: AgentIdentity,
     gateway: HelloOk,
@@ -91,26 +93,26 @@ impl Client {
     ) -> Result<Self, ConnectError> {
         let material = Material::load(tls, &clock)?;
         let identity = material.agent()?;
-        let (endpoint, connection) = reach(addr, &material, tuning, net).await?;
+        let session = reach(addr, &material, tuning, net).await?;
         // From here on an early return drops the last handle, which closes the connection.
-        let opened = match check_gateway(addr, &connection, &identity, known) {
-            Ok(id) => open(addr, &connection, &identity, &material, &*clock).await.map(|opened| (id, opened)),
+        let opened = match check_gateway(addr, &session, &identity, known) {
+            Ok(id) => open(addr, &session, &identity, &material, &*clock).await.map(|opened| (id, opened)),
             Err(error) => Err(error),
         };
         let (gateway_id, (gateway, control, sync)) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                close_on(&connection, &error);
-                let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+                close_on(&session, &error);
+                let _ = timeout(CLOSE_PATIENCE, session.close_sent()).await;
                 return Err(error);
             }
         };
         let sync = Arc::new(Mutex::new(sync));
         let (redirect_sender, redirect) = watch::channel(None);
         let keeper = Keeper { control, sync: Arc::clone(&sync), clock: Arc::clone(&clock), redirect: redirect_sender };
-        let control = tokio::spawn(keeper.run(connection.clone())).abort_handle();
+        let control = tokio::spawn(keeper.run(session.clone())).abort_handle();
         let (addr, stopping) = (addr.into(), watch::Sender::new(false));
-        Ok(Self { connection, endpoint, addr, identity, gateway, gateway_id, clock, sync, redirect, stopping, control })
+        Ok(Self { session, addr, identity, gateway, gateway_id, clock, sync, redirect, stopping, control })
     }
 
     /// The identity of this agent's certificate.
@@ -142,7 +144,7 @@ impl Client {
     /// # Errors
     /// [`OpenDiskError`] says whether to fork, to stop, or to come back.
     pub async fn open_disk(&self, open: OpenDisk) -> Result<(DiskSender, DiskEvents, OpenedInfo), OpenDiskError> {
-        disk::open(&self.connection, &self.addr, open, self.redirect.clone()).await
+        disk::open(&self.session, &self.addr, open, self.redirect.clone()).await
     }
 
     /// What the gateway last said when it asked this agent to leave: gateways to try instead, best first; may be empty.
@@ -166,35 +168,30 @@ impl Client {
     /// The largest UDP payload that the path has proven to carry, in bytes; discovery goes on for a while.
     #[must_use]
     pub fn path_mtu_bytes(&self) -> u16 {
-        self.connection.stats().path.current_mtu
+        self.session.path_mtu_bytes()
     }
 
     /// Waits until the connection has ended and says how.
     pub async fn closed(&self) -> ConnectionLost {
-        lost(&self.addr, &self.connection.closed().await)
+        lost(&self.addr, self.session.closed().await)
     }
 
     /// Closes the connection and waits (shortly) until the gateway can know it.
     pub async fn close(self) {
-        self.connection.close(Code::Done.var_int(), b"");
-        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        self.session.close(Code::Done, "");
+        let _ = timeout(CLOSE_PATIENCE, self.session.close_sent()).await;
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
         self.control.abort();
-        self.connection.close(Code::Done.var_int(), b"");
+        self.session.close(Code::Done, "");
     }
 }
 
 /// Finds the address and finishes the TLS handshake with the first of its addresses that answers.
-async fn reach(
-    addr: &str,
-    material: &Material,
-    tuning: &Tuning,
-    net: &Net,
-) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
+async fn reach(addr: &str, material: &Material, tuning: &Tuning, net: &Net) -> Result<Session, ConnectError> {
     let unusable = |text: String| ConnectError::Address { addr: addr.to_owned(), text };
     let (host, _) = addr.rsplit_once(':').ok_or_else(|| unusable("expected host:port".to_owned()))?;
     let name = host.trim_start_matches('[').trim_end_matches(']');
@@ -218,7 +215,7 @@ async fn reach_one(
     material: &Material,
     tuning: &Tuning,
     net: &Net,
-) -> Result<(quinn::Endpoint, quinn::Connection), ConnectError> {
+) -> Result<Session, ConnectError> {
     let unreachable = |text: String| ConnectError::Unreachable { addr: addr.to_owned(), text };
     let explanation = Explanation::default();
     let (endpoint, config) = client_endpoint(remote, material, tuning, &explanation, net)?;
@@ -226,11 +223,11 @@ async fn reach_one(
         .connect_with(config, remote, name)
         .map_err(|error| ConnectError::Address { addr: addr.to_owned(), text: error.to_string() })?;
     match timeout(STEP_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => Ok((endpoint, connection)),
+        Ok(Ok(connection)) => Ok(Session::Quic(connection, Some(endpoint))),
         Ok(Err(error)) => {
-            let failure = failure(addr, material.explain(&error, &explanation));
+            let failure = failure(addr, material.explain(error.into(), &explanation));
             // The other side learns why only if the close still goes out.
-            let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+            let _ = timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
             Err(failure)
         }
         Err(_) => Err(unreachable(format!("no answer from {remote} within {} s", STEP_TIMEOUT.as_secs()))),
@@ -248,33 +245,33 @@ fn failure(addr: &str, failure: HandshakeFailure) -> ConnectError {
 }
 
 /// Tells the gateway why this side leaves before it began.
-fn close_on(connection: &quinn::Connection, error: &ConnectError) {
+fn close_on(session: &Session, error: &ConnectError) {
     let (code, text) = match error {
         ConnectError::GatewayCertificate { text, .. } => (Code::Role, text.as_str()),
         ConnectError::Protocol { text, .. } => (Code::Message, text.as_str()),
         _ => (Code::Done, ""),
     };
-    connection.close(code.var_int(), text.as_bytes());
+    session.close(code, text);
 }
 
 /// The control stream.
 struct Control {
-    send: quinn::SendStream,
+    send: SendHalf,
     reader: FrameReader,
 }
 
 /// Hello and first pings.
 async fn open(
     addr: &str,
-    connection: &quinn::Connection,
+    session: &Session,
     identity: &AgentIdentity,
     material: &Material,
     clock: &dyn Clock,
 ) -> Result<(HelloOk, Control, ClockSync), ConnectError> {
     let steps = async {
-        let (send, recv) = connection.open_bi().await.map_err(quinn::ReadError::ConnectionLost)?;
+        let (send, recv) = session.open_stream().await.map_err(StreamEnd::Session)?;
         let mut control = Control { send, reader: FrameReader::new(recv) };
-        let _ = control.send.set_priority(1);
+        control.send.set_urgent();
         let hello = Message::Hello(Hello {
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
@@ -299,8 +296,8 @@ async fn open(
     let protocol = |text: String| ConnectError::Protocol { addr: addr.to_owned(), text };
     let (answer, control, sync) = match timeout(STEP_TIMEOUT, steps).await {
         Ok(Ok(opened)) => opened,
-        Ok(Err(ReadFrameError::Stream(quinn::ReadError::ConnectionLost(error)))) => {
-            return Err(failure(addr, material.explain(&error, &Explanation::default())));
+        Ok(Err(ReadFrameError::Stream(StreamEnd::Session(end)))) => {
+            return Err(failure(addr, material.explain(end, &Explanation::default())));
         }
         Ok(Err(error)) => return Err(protocol(error.to_string())),
         Err(_) => {
@@ -326,13 +323,8 @@ async fn open(
 
 /// The other side must be a gateway of this agent's vault: any other holder of a certificate of the same authority
 /// (another agent, say) would get this machine's data.
-fn check_gateway(
-    addr: &str,
-    connection: &quinn::Connection,
-    own: &AgentIdentity,
-    known: &[String],
-) -> Result<String, ConnectError> {
-    let text = match peer_identity(connection) {
+fn check_gateway(addr: &str, session: &Session, own: &AgentIdentity, known: &[String]) -> Result<String, ConnectError> {
+    let text = match session.peer_identity() {
         Ok(Identity::Gateway(gateway)) if gateway.vault == own.vault && known.contains(&gateway.gateway) => {
             return Err(ConnectError::Known { addr: addr.to_owned(), gateway: gateway.gateway });
         }
@@ -351,7 +343,7 @@ fn check_gateway(
     Err(ConnectError::GatewayCertificate { addr: addr.to_owned(), text })
 }
 
-async fn ping(send: &mut quinn::SendStream, clock: &dyn Clock) {
+async fn ping(send: &mut SendHalf, clock: &dyn Clock) {
     let token = clock.monotonic().as_micros() as u64;
     // A lost connection shows on the reading side.
     let _ = write_message(send, &Message::Ping(Ping { token })).await;
@@ -377,7 +369,7 @@ struct Keeper {
 impl Keeper {
     /// Pings and reads side by side: a ping that finds no window, because the gateway's journal is full, must not keep
     /// a redirect from being read.
-    async fn run(self, connection: quinn::Connection) {
+    async fn run(self, session: Session) {
         let Self { control: Control { mut send, mut reader, .. }, sync, clock, redirect } = self;
         let pings = async {
             let mut ticks = tokio::time::interval(PING_INTERVAL);
@@ -397,11 +389,11 @@ impl Keeper {
                     }
                     Ok(other) => {
                         let text = format!("{:?} frame came on the control stream", other.kind());
-                        return connection.close(Code::Message.var_int(), text.as_bytes());
+                        return session.close(Code::Message, &text);
                     }
                     // The gateway ended the control stream, or the connection is gone, which the disks notice too.
                     Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return,
-                    Err(error) => return connection.close(Code::Frame.var_int(), error.to_string().as_bytes()),
+                    Err(error) => return session.close(Code::Frame, &error.to_string()),
                 }
             }
         };
@@ -414,12 +406,10 @@ impl Keeper {
 }
 
 /// The end of a connection as the agent sees it.
-fn lost(addr: &str, error: &quinn::ConnectionError) -> ConnectionLost {
-    let (code, text) = match error {
-        quinn::ConnectionError::LocallyClosed => (Code::Done, "closed by this side".to_owned()),
-        quinn::ConnectionError::ApplicationClosed(close) => {
-            (Code::from_var_int(close.error_code), String::from_utf8_lossy(&close.reason).into_owned())
-        }
+fn lost(addr: &str, end: SessionEnd) -> ConnectionLost {
+    let (code, text) = match end {
+        SessionEnd::Local => (Code::Done, end.to_string()),
+        SessionEnd::Closed { code, text } => (code, text),
         other => (Code::Timeout, other.to_string()),
     };
     ConnectionLost { gateway: addr.to_owned(), code, text }

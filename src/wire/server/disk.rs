@@ -1,7 +1,7 @@
 //! One disk stream: consent of the host, then records in, acks and credit out.
 //!
 //! Both directions run in one task, side by side: a sink that waits for room does not hold up acks, and an agent that
-//! does not read its acks does not hold up its records for longer than QUIC's window of the other direction.
+//! does not read its acks does not hold up its records for longer than the window of the other direction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,20 +20,21 @@ use crate::wire::identity::AgentIdentity;
 use crate::wire::inbound::{Grants, Inbound};
 use crate::wire::messages::{Ack, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
+use crate::wire::transport::{RecvHalf, SendHalf, Session};
 
 /// How long the other side has to take the last frame of a stream.
 const LAST_FRAME_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A disk stream and the connection it belongs to.
 pub(super) struct Stream {
-    send: quinn::SendStream,
+    send: SendHalf,
     reader: FrameReader,
-    connection: quinn::Connection,
+    session: Session,
 }
 
 impl Stream {
-    pub(super) fn new(send: quinn::SendStream, recv: quinn::RecvStream, connection: quinn::Connection) -> Self {
-        Self { send, reader: FrameReader::new(recv), connection }
+    pub(super) fn new(send: SendHalf, recv: RecvHalf, session: Session) -> Self {
+        Self { send, reader: FrameReader::new(recv), session }
     }
 }
 
@@ -198,9 +199,9 @@ async fn open_on_host<H: Host>(
     };
     tokio::select! {
         biased;
-        _ = stream.connection.closed() => Err(End::Quiet),
+        _ = stream.session.closed() => Err(End::Quiet),
         // The agent has taken the request back: it may be elsewhere by now, where an epoch begun here would fence it.
-        _ = stream.send.stopped() => Err(End::Quiet),
+        () = stream.send.stopped() => Err(End::Quiet),
         // No epoch is begun here any more.
         () = drain.wait() => Err(End::Drained),
         opened = asked => opened.map_err(End::from),
@@ -333,7 +334,7 @@ impl Outlet {
     }
 
     /// Sends whenever something moved; many moves while a frame is on its way become one.
-    async fn run(&mut self, send: &mut quinn::SendStream, flow: &Flow) -> End {
+    async fn run(&mut self, send: &mut SendHalf, flow: &Flow) -> End {
         let acks = [
             metrics::counter!(names::ACKS_SENT, "level" => "journaled"),
             metrics::counter!(names::ACKS_SENT, "level" => "vaulted"),

@@ -27,6 +27,7 @@ use self::admission::{HELLOS_PER_AGENT_MAX, Network, Pace, Places};
 use super::code::Code;
 use super::endpoint::Listener;
 use super::host::{HelloInfo, Host};
+use super::transport::Session;
 use crate::flow::{Clock, Drain, watch};
 use crate::limits;
 use crate::telemetry::names;
@@ -175,7 +176,7 @@ struct NoSeat;
 
 struct SeatEntry {
     number: u64,
-    connection: quinn::Connection,
+    session: Session,
     ended: watch::Receiver<()>,
 }
 
@@ -197,13 +198,13 @@ impl Seats {
     async fn take(
         &self,
         agent: &str,
-        connection: &quinn::Connection,
+        session: &Session,
         seats_max: usize,
         patience: Duration,
     ) -> Result<Seat<'_>, NoSeat> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (ending, ended) = watch::channel(());
-        let entry = SeatEntry { number, connection: connection.clone(), ended };
+        let entry = SeatEntry { number, session: session.clone(), ended };
         let older = {
             let mut taken = self.taken.lock();
             if taken.len() >= seats_max && !taken.contains_key(agent) {
@@ -213,7 +214,7 @@ impl Seats {
         };
         let seat = Seat { seats: self, agent: agent.to_owned(), number, _ending: ending };
         if let Some(mut older) = older {
-            older.connection.close(Code::Superseded.var_int(), b"a newer connection of this agent took its place");
+            older.session.close(Code::Superseded, "a newer connection of this agent took its place");
             // An error is the end: the older task dropped its side.
             let _ = tokio::time::timeout(patience, older.ended.changed()).await;
         }

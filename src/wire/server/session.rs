@@ -15,7 +15,8 @@ use crate::wire::host::Host;
 use crate::wire::identity::{AgentIdentity, Identity};
 use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
-use crate::wire::tls::{Explanation, HandshakeFailure, peer_identity};
+use crate::wire::tls::{Explanation, HandshakeFailure};
+use crate::wire::transport::{SendHalf, Session};
 use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 
 /// How long the other side has to read a refusal before the connection is closed over it.
@@ -39,7 +40,7 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incomi
         () = drain.wait() => return,
         connected = connect(&server, incoming) => connected,
     };
-    let Some(connection) = connected else { return };
+    let Some(session) = connected else { return };
     let refuse = |Close(code, text): Close| {
         if code == Code::Done {
             tracing::warn!(%address, "agent left before it began: {text}");
@@ -47,27 +48,27 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incomi
             count_refused(code);
             tracing::warn!(%address, %code, "agent refused: {text}");
         }
-        connection.close(code.var_int(), text.as_bytes());
+        session.close(code, &text);
     };
     let opened = tokio::select! {
         biased;
         () = drain.wait() => Err(Close::new(Code::Draining, "the gateway stops; connect to it or another later")),
-        opened = open(&server, &connection, handshake) => opened,
+        opened = open(&server, &session, handshake) => opened,
     };
     let (agent, control) = match opened {
         Ok(opened) => opened,
         Err(close) => return refuse(close),
     };
     let (seats_max, patience) = (server.limits.connections_max, server.limits.step_timeout);
-    let Ok(seat) = server.seats.take(&agent.agent, &connection, seats_max, patience).await else {
+    let Ok(seat) = server.seats.take(&agent.agent, &session, seats_max, patience).await else {
         return refuse(full(&server));
     };
-    widen(&server, &connection, &agent);
+    widen(&server, &session, &agent);
     tracing::info!(%address, agent = agent.agent, "agent connected");
     let gauge = Gauged::new(names::AGENT_SESSIONS);
-    let Close(code, text) = serve_agent(&server, &connection, Arc::new(agent), control).await;
+    let Close(code, text) = serve_agent(&server, &session, Arc::new(agent), control).await;
     tracing::info!(%address, agent = seat.agent, %code, "agent disconnected: {text}");
-    connection.close(code.var_int(), text.as_bytes());
+    session.close(code, &text);
     drop((gauge, seat));
 }
 
@@ -76,15 +77,14 @@ fn full<H>(server: &Server<H>) -> Close {
 }
 
 /// Gives a stranger's connection what a known agent needs: a stream per disk, and the window of data.
-fn widen<H>(server: &Server<H>, connection: &quinn::Connection, agent: &AgentIdentity) {
+fn widen<H>(server: &Server<H>, session: &Session, agent: &AgentIdentity) {
     let disks = agent.disks.len().min(server.limits.disks_max) as u32;
     // Twice: freed streams are announced only when an eighth of all is free, and until then disks must be able to reopen.
-    connection.set_max_concurrent_bi_streams((2 * disks + STREAMS_SPARE).into());
-    connection.set_receive_window(server.listener.window_bytes().into());
+    session.widen(2 * disks + STREAMS_SPARE, server.listener.window_bytes());
 }
 
 /// The TLS handshake; a failure is logged with the address and this side's view of it.
-async fn connect<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<quinn::Connection> {
+async fn connect<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<Session> {
     let address = incoming.remote_address();
     let explanation = Explanation::default();
     let config = match server.listener.config_for_one(&explanation) {
@@ -99,9 +99,9 @@ async fn connect<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<qui
         Err(error) => Ok(Err(error)),
     };
     match finished {
-        Ok(Ok(connection)) => Some(connection),
+        Ok(Ok(connection)) => Some(Session::Quic(connection, None)),
         Ok(Err(error)) => {
-            log_handshake_failure(address, server.listener.material().explain(&error, &explanation));
+            log_handshake_failure(address, server.listener.material().explain(error.into(), &explanation));
             None
         }
         Err(_) => {
@@ -126,7 +126,7 @@ fn log_handshake_failure(address: SocketAddr, failure: HandshakeFailure) {
 
 /// The control stream.
 struct Control {
-    send: quinn::SendStream,
+    send: SendHalf,
     reader: FrameReader,
 }
 
@@ -134,22 +134,22 @@ struct Control {
 /// place of its certificate instead of one of its address.
 async fn open<H>(
     server: &Server<H>,
-    connection: &quinn::Connection,
+    session: &Session,
     handshake: Place<Network>,
 ) -> Result<(AgentIdentity, Control), Close> {
-    let agent = check_identity(server, connection)?;
+    let agent = check_identity(server, session)?;
     let Some(_place) = server.hellos.take(&agent.agent) else {
         let text = format!("agent {} has too many connections that have not said hello", agent.agent);
         return Err(Close::new(Code::Busy, text));
     };
     drop(handshake);
     let late = |_| Close::new(Code::Timeout, "no hello came in time");
-    let (send, recv) = timeout(server.limits.step_timeout, connection.accept_bi())
+    let (send, recv) = timeout(server.limits.step_timeout, session.accept_stream())
         .await
         .map_err(late)?
         .map_err(|error| Close::new(Code::Done, error.to_string()))?;
     let mut control = Control { send, reader: FrameReader::new(recv) };
-    let _ = control.send.set_priority(1);
+    control.send.set_urgent();
     let message = timeout(server.limits.step_timeout, control.reader.next_message()).await.map_err(late)?;
     let hello = match message.map_err(|error| close_of(&error))? {
         Message::Hello(hello) => hello,
@@ -169,15 +169,15 @@ async fn open<H>(
             // A peer that opens no window for the answer must not keep this connection, and a drain, for ever.
             let sent = timeout(REFUSAL_PATIENCE, write_message(&mut control.send, &refused)).await;
             if matches!(sent, Ok(Ok(()))) && control.send.finish().is_ok() {
-                let _ = timeout(REFUSAL_PATIENCE, connection.closed()).await;
+                let _ = timeout(REFUSAL_PATIENCE, session.closed()).await;
             }
             Err(Close(code, text))
         }
     }
 }
 
-fn check_identity<H>(server: &Server<H>, connection: &quinn::Connection) -> Result<AgentIdentity, Close> {
-    let identity = peer_identity(connection).map_err(|error| Close::new(Code::Identity, error.to_string()))?;
+fn check_identity<H>(server: &Server<H>, session: &Session) -> Result<AgentIdentity, Close> {
+    let identity = session.peer_identity().map_err(|error| Close::new(Code::Identity, error.to_string()))?;
     let Identity::Agent(agent) = identity else {
         let text = format!(
             "certificate of {identity} is not an agent's; agents need certificates from `tidegate pki issue … agent`"
@@ -241,7 +241,7 @@ fn close_of(error: &ReadFrameError) -> Close {
 /// Pings and disk streams, until the connection ends or is drained.
 async fn serve_agent<H: Host>(
     server: &Arc<Server<H>>,
-    connection: &quinn::Connection,
+    session: &Session,
     agent: Arc<AgentIdentity>,
     mut control: Control,
 ) -> Close {
@@ -267,10 +267,10 @@ async fn serve_agent<H: Host>(
                     break close;
                 }
             }
-            stream = connection.accept_bi() => match stream {
+            stream = session.accept_stream() => match stream {
                 Ok((send, recv)) => {
                     let full = disks.len() >= server.limits.disks_max;
-                    let stream = disk::Stream::new(send, recv, connection.clone());
+                    let stream = disk::Stream::new(send, recv, session.clone());
                     disks.spawn(disk::run(Arc::clone(server), Arc::clone(&agent), stream, full));
                 }
                 Err(error) => break Close::new(Code::Done, error.to_string()),
@@ -288,7 +288,7 @@ async fn serve_agent<H: Host>(
         let all_ended = async { while disks.join_next().await.is_some() {} };
         tokio::select! {
             biased;
-            _ = connection.closed() => {}
+            _ = session.closed() => {}
             // The sooner the agents are at another gateway, the sooner what was lost here comes again there.
             () = server.host.broken() => {}
             _ = timeout(server.limits.drain_grace, all_ended) => {}

@@ -29,7 +29,7 @@ async fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
         (Hello { agent: "a2".into(), ..hello() }, Code::Identity, "certificate of agent a1"),
     ] {
         let raw = Raw::connect(&server.addr, &agent).await;
-        let (mut send, recv) = raw.connection.open_bi().await.expect("stream");
+        let (mut send, recv) = raw.open().await;
         write_message(&mut send, &Message::Hello(hello)).await.expect("sent");
         let answer = timeout(PATIENCE, FrameReader::new(recv).next_message()).await.expect("in time");
         let Ok(Message::Refused(refused)) = answer else { panic!("{answer:?}") };
@@ -38,7 +38,7 @@ async fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
     }
     // A range that overlaps is spoken.
     let raw = Raw::connect(&server.addr, &agent).await;
-    let (mut send, recv) = raw.connection.open_bi().await.expect("stream");
+    let (mut send, recv) = raw.open().await;
     write_message(&mut send, &Message::Hello(Hello { protocol_max: 9, ..hello() })).await.expect("sent");
     let answer = FrameReader::new(recv).next_message().await;
     assert!(matches!(&answer, Ok(Message::HelloOk(ok)) if ok.protocol == 1), "{answer:?}");
@@ -69,7 +69,7 @@ async fn bad_frames_on_the_control_stream_close_the_connection_with_their_reason
     ] {
         let raw = Raw::connect(&server.addr, &agent).await;
         let (mut send, _reader) = raw.hello("a1").await;
-        send.write_all(&bytes).await.expect("sent");
+        send.write(bytes.into()).await.expect("sent");
         let (closed, text) = raw.closed().await;
         assert_eq!(closed, code, "{text}");
         assert!(text.contains(word), "{text}");
@@ -112,12 +112,12 @@ async fn bad_frames_on_a_disk_stream_end_that_stream_only() {
         (Message::CloseDisk(messages::CloseDisk { last: crate::types::Seq(9) }).encode().to_vec(), Code::Message),
     ] {
         let (mut send, mut reader, _) = open_raw(&raw, fork("d1")).await;
-        send.write_all(&bytes).await.expect("sent");
+        send.write(bytes.into()).await.expect("sent");
         let answer = timeout(PATIENCE, reader.next_message()).await.expect("in time");
         let Ok(Message::DiskRefused(refused)) = answer else { panic!("{answer:?}") };
         assert_eq!(refused.code, code, "{}", refused.text);
         // The other disk goes on after each of them.
-        good.write_chunk(record_frame(&body(&good_source.record(10)))).await.expect("sent");
+        good.write(record_frame(&body(&good_source.record(10)))).await.expect("sent");
         let ack = timeout(PATIENCE, good_reader.next_message()).await.expect("in time");
         assert!(matches!(ack, Ok(Message::Ack(_))), "{ack:?}");
     }

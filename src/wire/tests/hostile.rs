@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 
 const DISKS: [&str; 8] = ["e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8"];
@@ -180,7 +181,7 @@ async fn a_record_above_the_credit_is_refused_by_its_header() {
     let _control = raw.hello("enemy").await;
     let (mut send, mut reader, opened) = open_raw(&raw, fork("e1")).await;
     assert_eq!(opened.credit_bytes, 0);
-    send.write_all(&begun_record(0)).await.expect("sent");
+    send.write(begun_record(0).into()).await.expect("sent");
     assert_eq!(refused(&mut reader).await, Code::Credit);
 }
 
@@ -189,8 +190,8 @@ async fn a_record_before_its_disk_is_open_is_refused_by_its_header() {
     let site = Site::new(ServerLimits::default());
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;
     let _control = raw.hello("enemy").await;
-    let (mut send, recv) = raw.connection.open_bi().await.expect("stream");
-    send.write_all(&begun_record(0)).await.expect("sent");
+    let (mut send, recv) = raw.open().await;
+    send.write(begun_record(0).into()).await.expect("sent");
     assert_eq!(refused(&mut FrameReader::new(recv)).await, Code::Message);
 }
 
@@ -202,13 +203,13 @@ async fn records_that_are_begun_and_not_finished_hold_up_nobody() {
     let mut slow = Vec::new();
     for disk in DISKS {
         let (mut send, reader, _) = open_raw(&raw, fork(disk)).await;
-        send.write_all(&begun_record(100_000)).await.expect("sent");
+        send.write(begun_record(100_000).into()).await.expect("sent");
         slow.push((send, reader));
     }
     let mut good = site.good().await;
     good.goes_on().await;
     for (send, _) in &mut slow {
-        send.write_all(&[7]).await.expect("a byte now and then");
+        send.write(Bytes::from_static(&[7])).await.expect("a byte now and then");
     }
     good.goes_on().await;
     assert!(DISKS.iter().all(|disk| site.host.disk(disk).records.lock().is_empty()));
@@ -236,7 +237,7 @@ async fn what_an_agent_may_leave_unread_is_the_window_of_its_connection() {
         let mut source = Source::new(&opened);
         floods.push(tokio::spawn(async move {
             // Until nothing more goes out.
-            while send.write_chunk(record_frame(&body(&source.record(64 << 10)))).await.is_ok() {}
+            while send.write(record_frame(&body(&source.record(64 << 10)))).await.is_ok() {}
             drop(reader);
         }));
     }
@@ -266,7 +267,7 @@ async fn an_agent_that_never_reads_its_acks_stops_itself_only() {
     let mut source = Source::new(&opened);
     let flood = tokio::spawn(async move {
         // It ends when the credit is exceeded.
-        while send.write_chunk(record_frame(&body(&source.record(256 << 10)))).await.is_ok() {
+        while send.write(record_frame(&body(&source.record(256 << 10)))).await.is_ok() {
             tokio::task::yield_now().await;
         }
     });
@@ -288,7 +289,7 @@ async fn a_peer_that_opens_no_window_does_not_hold_up_the_end() {
     let site = Site::new(ServerLimits { drain_grace: Duration::from_millis(200), ..ServerLimits::default() });
     let tuning = Tuning { stream_window_bytes: 1, ..Tuning::default() };
     let raw = Raw::connect_over(&site.server.addr, &site.enemy(), &tuning, &Net::system()).await;
-    let (mut send, recv) = raw.connection.open_bi().await.expect("stream");
+    let (mut send, recv) = raw.open().await;
     // The answer would be a refusal, for which there is no window.
     let hello = messages::Hello {
         protocol_min: PROTOCOL_MAX + 1,
@@ -312,11 +313,11 @@ async fn frames_after_the_close_are_not_looked_at() {
     let (mut send, _reader, opened) = open_raw(&raw, fork("e1")).await;
     let mut source = Source::new(&opened);
     let close = Message::CloseDisk(CloseDisk { last: opened.next_seq }).encode();
-    send.write_chunk(record_frame(&body(&source.record(10)))).await.expect("sent");
-    send.write_chunk(close).await.expect("sent");
+    send.write(record_frame(&body(&source.record(10)))).await.expect("sent");
+    send.write(close).await.expect("sent");
     for _ in 0..50 {
         // The other side may have stopped reading.
-        let _ = send.write_chunk(record_frame(&body(&source.record(10)))).await;
+        let _ = send.write(record_frame(&body(&source.record(10)))).await;
     }
     until("the first arrives", || !site.host.disk("e1").records.lock().is_empty()).await;
     site.good().await.goes_on().await;
@@ -360,7 +361,7 @@ async fn fragments_with_gaps_and_out_of_order_disturb_nobody_and_arrive_in_the_e
         let mut source = Source::new(&opened);
         senders.push(tokio::spawn(async move {
             for _ in 0..20 {
-                send.write_chunk(record_frame(&body(&source.record(3000)))).await.expect("sent");
+                send.write(record_frame(&body(&source.record(3000)))).await.expect("sent");
             }
             (send, reader)
         }));

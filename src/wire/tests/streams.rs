@@ -3,6 +3,7 @@
 use super::support::*;
 use crate::wire::messages::{Message, OpenDisk};
 use crate::wire::stream::{FrameReader, write_message};
+use crate::wire::transport::SendHalf;
 use crate::wire::*;
 
 use std::sync::atomic::Ordering;
@@ -118,7 +119,7 @@ async fn more_bytes_than_credit_are_refused() {
     };
     let flood = async {
         // The gateway stops the stream at some point; that is the end of the flood.
-        while send.write_chunk(record_frame(&body(&source.record(1 << 20)))).await.is_ok() {}
+        while send.write(record_frame(&body(&source.record(1 << 20)))).await.is_ok() {}
     };
     let (refused, ()) = timeout(PATIENCE, async { tokio::join!(refused, flood) }).await.expect("refused in time");
     assert_eq!(refused.code, Code::Credit, "{}", refused.text);
@@ -126,8 +127,8 @@ async fn more_bytes_than_credit_are_refused() {
     assert!(taken as u64 <= opened.credit_bytes);
 }
 
-pub async fn open_raw(raw: &Raw, open: OpenDisk) -> (quinn::SendStream, FrameReader, OpenedInfo) {
-    let (mut send, recv) = raw.connection.open_bi().await.expect("stream");
+pub async fn open_raw(raw: &Raw, open: OpenDisk) -> (SendHalf, FrameReader, OpenedInfo) {
+    let (mut send, recv) = raw.open().await;
     write_message(&mut send, &Message::OpenDisk(open)).await.expect("sent");
     let mut reader = FrameReader::new(recv);
     match reader.next_message().await.expect("answer") {

@@ -21,6 +21,7 @@ use crate::wire::endpoint::{Tuning, client_endpoint};
 use crate::wire::pki::{self, IssueOptions, Issued};
 use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::tls::{Explanation, Material};
+use crate::wire::transport::{RecvHalf, SendHalf};
 use crate::wire::*;
 
 pub const VAULT: Id128 = Id128([0xa1; 16]);
@@ -368,8 +369,14 @@ impl Raw {
         Self { connection: connecting.await.expect("connected"), _endpoint: endpoint }
     }
 
+    /// Opens a stream.
+    pub async fn open(&self) -> (SendHalf, RecvHalf) {
+        let (send, recv) = self.connection.open_bi().await.expect("stream");
+        (SendHalf::Quic(send), RecvHalf::Quic(recv))
+    }
+
     /// Opens the control stream properly.
-    pub async fn hello(&self, agent: &str) -> (quinn::SendStream, FrameReader) {
+    pub async fn hello(&self, agent: &str) -> (SendHalf, FrameReader) {
         let hello = messages::Hello {
             protocol_min: 1,
             protocol_max: 1,
@@ -377,7 +384,7 @@ impl Raw {
             agent: agent.into(),
             software: "test".into(),
         };
-        let (mut send, recv) = self.connection.open_bi().await.expect("stream");
+        let (mut send, recv) = self.open().await;
         write_message(&mut send, &messages::Message::Hello(hello)).await.expect("sent");
         let mut reader = FrameReader::new(recv);
         let answer = reader.next_message().await.expect("answer");
