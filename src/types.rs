@@ -410,6 +410,14 @@ pub enum RecordError {
         /// Which one.
         field: &'static str,
     },
+    /// It is not what its CRC-32C was made over.
+    #[error("record e{epoch}-s{seq} does not match its CRC-32C")]
+    Checksum {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its number.
+        seq: Seq,
+    },
     /// Table and payload are not what the digest was made over.
     #[error("record e{epoch}-s{seq} does not match its digest")]
     Digest {

@@ -20,7 +20,10 @@ use super::{GatewayError, Parts};
 use crate::fault::chain_text;
 use crate::flow::{Clock, Drain, DrainTrigger, Strand};
 use crate::journal::{Commit, CommitReader, Damage, Journal, ReadError};
-use crate::pipeline::{BatcherLimits, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
+use crate::pipeline::{
+    BatcherLimits, Input, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed,
+};
+use crate::types::{DiskId, PointId};
 use crate::vault::lane::Lane;
 use crate::vault::upload_queue::QueueLimits;
 use crate::vault::uploader::{UploadEvent, Uploader, UploaderConfig, Vaulted};
@@ -216,6 +219,9 @@ impl Feeding {
                 self.feed_next(way, first, LOOK).await?;
             }
             way.pipeline.poll(self.clock.monotonic())?;
+            for (disk, point) in way.pipeline.take_damaged() {
+                self.break_off(&disk, point, "it changed in memory after it was journaled");
+            }
             self.hand_over(way).await?;
         }
     }
@@ -258,17 +264,22 @@ impl Feeding {
             if entry.head.seq.0 <= run.vaulted.get() {
                 continue;
             }
-            match way.pipeline.push(self.clock.monotonic(), &entry.disk, commit.record(number), entry.received) {
+            let bytes = commit.record(number);
+            let record = Input { bytes, unchecked_crc: entry.unchecked_crc, may_keep: commit.may_keep };
+            match way.pipeline.push(self.clock.monotonic(), &entry.disk, record, entry.received) {
                 Ok(()) => self.hand_over(way).await?,
                 Err(PushError::Stopped(error)) => return Err(error),
                 Err(error @ PushError::Record { .. }) => {
-                    let (disk, point) = (&entry.disk, entry.head.point());
-                    tracing::error!(%disk, %point, error = chain_text(&error), "a journaled record is unusable");
-                    self.disks.slot(disk).break_off(point.epoch, DAMAGED);
+                    self.break_off(&entry.disk, entry.head.point(), &chain_text(&error));
                 }
             }
         }
         Ok(())
+    }
+
+    fn break_off(&self, disk: &DiskId, point: PointId, error: &str) {
+        tracing::error!(%disk, %point, error, "a journaled record is unusable");
+        self.disks.slot(disk).break_off(point.epoch, DAMAGED);
     }
 
     /// What is damaged here comes again from the agent: its run cannot go on, so its next session forks.

@@ -112,11 +112,13 @@ impl Sizes {
         // A quarter, so that a segment holds several commits also where it is small.
         let quarter = (config.segment_bytes / 4) as usize & !(BLOCK_BYTES - 1);
         let commit_bytes = quarter.min(COMMIT_BYTES_MAX);
+        let half_bytes = (config.cache_bytes / u64::from(config.shards) / 2) as usize;
         Self {
             commit_bytes,
             mark_bytes: commit_bytes / 16,
             reserve_bytes: (config.segment_bytes / 64).max(BLOCK_BYTES as u64) & !(BLOCK_BYTES as u64 - 1),
-            cache_bytes: (config.cache_bytes / u64::from(config.shards)) as usize,
+            cache_bytes: half_bytes,
+            pinned_bytes: half_bytes,
         }
     }
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::disk::AlignedBuf;
 use crate::limits::{BLOCK_BYTES, COMMIT_BYTES_MAX};
 use crate::mutants::{self, Mutant};
-use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
+use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
 
 /// Format name.
 const MAGIC: [u8; 4] = *b"TGJC";
@@ -242,6 +242,12 @@ impl Header {
 }
 
 impl Row {
+    /// The record's or mark's place in its disk.
+    #[must_use]
+    pub const fn point(&self) -> PointId {
+        PointId { epoch: self.epoch, seq: self.seq }
+    }
+
     /// Whether the body in `commit` is what was written.
     #[must_use]
     pub fn is_whole(&self, commit: &[u8]) -> bool {

@@ -17,8 +17,9 @@
 //!   given up, and when the marks that say so are durable.
 //! - A disk always belongs to the same shard, so its records stand in the journal in the order in which they came.
 //! - Group commit: whatever waits when a write is issued shares it, its sync, and one wake-up per disk.
-//! - Memory is bounded: per shard one commit open and one being written, the cache, and what readers hold. The
-//!   backlog is on the disk, and a reader's place in it is a few numbers.
+//! - Memory is bounded: per shard one commit open and one being written, and the cache: half of it for commits that no
+//!   reader has had, half for those whose records are kept ([`body`]). The backlog is on the disk, and a reader's place
+//!   in it is a few numbers.
 //! - Writing and syncing are two operations. `O_DSYNC` would save one hand-over per commit, but after a failure it
 //!   leaves open which part of a group is durable, and it costs a flush for each piece of a write that was cut short.
 //!
@@ -43,6 +44,7 @@
 //! new segment. After a failed write or sync the commit goes to another segment; a disk that fails three in a row
 //! fails the journal ([`Journal::failure`]), and the process has to stop: what was not acked is sent again.
 
+mod body;
 pub(crate) mod depot;
 mod directory;
 pub mod disk;

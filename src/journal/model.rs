@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::disk::BackendChoice;
 use super::disk::preflight::Preflight;
-use super::disk::{AlignedBuf, BackendChoice};
 use crate::flow::Watermark;
 use crate::limits;
 use crate::types::{Chain, DiskId, Epoch, Micros, PointId, RecordHead, Seq};
@@ -194,12 +194,6 @@ pub struct CommitAt {
     pub number: u64,
 }
 
-/// Bytes of one or more commits, shared with the cache.
-#[derive(Debug)]
-pub struct CommitBody {
-    pub(super) buf: AlignedBuf,
-}
-
 /// One group commit read back: the records that one write and one sync made durable.
 #[derive(Debug, Clone)]
 pub struct Commit {
@@ -207,7 +201,10 @@ pub struct Commit {
     pub shard: u16,
     /// Where it stands.
     pub at: CommitAt,
-    pub(super) body: Arc<CommitBody>,
+    /// Whether records may be kept: if so, the journal counts their memory until they are dropped. Otherwise whoever
+    /// wants to keep a record copies it.
+    pub may_keep: bool,
+    pub(super) bytes: Bytes,
     /// Its records that are not vaulted yet, in the order in which they came.
     pub entries: Vec<CommitEntry>,
 }
@@ -221,16 +218,19 @@ pub struct CommitEntry {
     pub head: RecordHead,
     /// When the gateway received it.
     pub received: Micros,
+    /// CRC-32C over its bytes, if nobody has compared it since they were written: whoever uses them does, while they are
+    /// in the processor's cache. What was read from the disk is checked already.
+    pub unchecked_crc: Option<u32>,
     pub(super) range: Range<usize>,
 }
 
 impl Commit {
-    /// The bytes of record `index`, checked against their CRC.
+    /// The bytes of record `index`; see [`CommitEntry::unchecked_crc`].
     ///
     /// # Panics
     /// If `index` is not below `entries.len()`.
     #[must_use]
-    pub fn record(&self, index: usize) -> &[u8] {
-        &self.body.buf[self.entries[index].range.clone()]
+    pub fn record(&self, index: usize) -> Bytes {
+        self.bytes.slice(self.entries[index].range.clone())
     }
 }

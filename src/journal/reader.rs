@@ -8,13 +8,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
+use super::body::Owner;
 use super::disk::File;
 use super::error::ReadError;
 use super::format::{Header, RowKind};
 use super::ledger::SegmentView;
-use super::model::{Commit, CommitAt, CommitBody, CommitEntry, Damage, DamageKind};
-use super::replay::{Names, check_record};
-use super::shard::{Book, Shard};
+use super::model::{Commit, CommitAt, CommitEntry, Damage, DamageKind};
+use super::replay::{Names, read_head};
+use super::shard::{Cached, Shard};
 use super::walk::{Found, Step, Walk};
 use crate::types::PointId;
 
@@ -36,6 +39,15 @@ impl fmt::Debug for CommitReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CommitReader(shard {}, commit {})", self.shard.index, self.number)
     }
+}
+
+/// Where a commit was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// As it was written: records were checked before, on the wire.
+    Memory,
+    /// As it was read: nothing is checked.
+    Disk,
 }
 
 enum Next {
@@ -93,7 +105,7 @@ impl CommitReader {
                 Next::Memory(found) => {
                     self.offset_bytes = found.header.offset_bytes + u64::from(found.header.commit_bytes);
                     self.segment = found.header.owner.segment;
-                    self.give(&found);
+                    self.give(&found, Origin::Memory);
                 }
                 Next::Disk(view) => self.read(&view)?,
                 Next::Nothing => return Ok(None),
@@ -104,8 +116,8 @@ impl CommitReader {
 
     /// Finds where the next commit is.
     fn look(&self) -> Next {
-        let book = self.shard.book.lock();
-        if let Some(found) = self.in_memory(&book) {
+        let mut book = self.shard.book.lock();
+        if let Some(found) = book.take(self.number).and_then(in_memory) {
             return Next::Memory(found);
         }
         match book.ledger.find(self.segment, self.number) {
@@ -113,16 +125,6 @@ impl CommitReader {
             None if book.ended => Next::Ended,
             None => Next::Nothing,
         }
-    }
-
-    /// The commit with the number that is due, if it is still in memory. A fresh cursor starts on the disk.
-    fn in_memory(&self, book: &Book) -> Option<Found> {
-        let (at, body, commit_bytes) = book.cached(self.number)?;
-        let commit = &body.buf[..commit_bytes];
-        // What was sealed in memory decodes; if not, memory is broken and the disk may do better.
-        let header = Header::decode(commit).filter(|header| header.number == at.number)?;
-        let rows = header.rows(commit)?;
-        Some(Found { header, rows, body, base: 0 })
     }
 
     fn read(&mut self, view: &SegmentView) -> Result<(), ReadError> {
@@ -138,7 +140,7 @@ impl CommitReader {
             Ok(Step::Commit(found)) if found.header.number < self.number => self.offset_bytes += commit_len(&found),
             Ok(Step::Commit(found)) => {
                 self.offset_bytes += commit_len(&found);
-                self.give(&found);
+                self.give(&found, Origin::Disk);
             }
             Ok(Step::Damaged { offset_bytes, length_bytes }) => {
                 self.offset_bytes = offset_bytes + length_bytes;
@@ -192,8 +194,8 @@ impl CommitReader {
         self.ready.push_back(Err(ReadError::Damaged(damage)));
     }
 
-    /// Checks the records of a commit and queues what is wanted of them, and what is damaged.
-    fn give(&mut self, found: &Found) {
+    /// Queues what is wanted of a commit's records, and what is damaged.
+    fn give(&mut self, found: &Found, origin: Origin) {
         self.number = found.header.number + 1;
         let commit = found.bytes();
         let mut entries = Vec::new();
@@ -203,12 +205,13 @@ impl CommitReader {
             if self.shard.book.lock().ledger.covers(&disk, row.epoch, row.seq) {
                 continue;
             }
-            match check_record(row, commit) {
-                Ok(head) => {
+            let unchecked_crc = (origin == Origin::Memory).then_some(row.crc);
+            match read_head(row, commit) {
+                Some(head) if unchecked_crc.is_some() || row.is_whole(commit) => {
                     let range = found.base + row.body.start..found.base + row.body.end;
-                    entries.push(CommitEntry { disk, head, received: row.received, range });
+                    entries.push(CommitEntry { disk, head, received: row.received, unchecked_crc, range });
                 }
-                Err(point) => damaged.push((disk, point, row.body.clone())),
+                _ => damaged.push((disk, row.point(), row.body.clone())),
             }
         }
         // A segment that was released under the reader's hands may be half overwritten.
@@ -221,8 +224,9 @@ impl CommitReader {
             let header = &found.header;
             let at =
                 CommitAt { segment: header.owner.segment, offset_bytes: header.offset_bytes, number: header.number };
-            let body: Arc<CommitBody> = Arc::clone(&found.body);
-            self.ready.push_back(Ok(Commit { shard: self.shard.index, at, body, entries }));
+            let may_keep = found.body.pin(&self.shard.pinned);
+            let bytes = Bytes::from_owner(Owner(Arc::clone(&found.body)));
+            self.ready.push_back(Ok(Commit { shard: self.shard.index, at, may_keep, bytes, entries }));
         }
     }
 
@@ -234,6 +238,16 @@ impl CommitReader {
             Damage { kind: DamageKind::Record, file, offset_bytes, length_bytes: length as u64, records: vec![record] };
         self.ready.push_back(Err(ReadError::Damaged(damage)));
     }
+}
+
+/// A commit that was just written; a fresh cursor starts on the disk.
+fn in_memory(cached: Cached) -> Option<Found> {
+    let Cached { at, body, commit_bytes } = cached;
+    let commit = &body.buf[..commit_bytes];
+    // What was sealed in memory decodes; if not, memory is broken and the disk may do better.
+    let header = Header::decode(commit).filter(|header| header.number == at.number)?;
+    let rows = header.rows(commit)?;
+    Some(Found { header, rows, body, base: 0 })
 }
 
 fn commit_len(found: &Found) -> u64 {

@@ -70,14 +70,13 @@ impl Names {
 /// # Errors
 /// What is known of the damaged record: its disk if the name is valid, and its point.
 pub fn check_record(row: &Row, commit: &[u8]) -> Result<RecordHead, PointId> {
-    let point = PointId { epoch: row.epoch, seq: row.seq };
-    if !row.is_whole(commit) {
-        return Err(point);
-    }
-    match RecordHead::decode(&commit[row.body.clone()]) {
-        Ok(head) if head.point() == point && head.record_bytes() == row.body.len() => Ok(head),
-        _ => Err(point),
-    }
+    read_head(row, commit).filter(|_| row.is_whole(commit)).ok_or_else(|| row.point())
+}
+
+/// The head of a record, if it is the one that its row names. The record's checksum is not compared.
+pub fn read_head(row: &Row, commit: &[u8]) -> Option<RecordHead> {
+    let head = RecordHead::decode(&commit[row.body.clone()]).ok()?;
+    (head.point() == row.point() && head.record_bytes() == row.body.len()).then_some(head)
 }
 
 struct Scan {

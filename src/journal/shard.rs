@@ -12,12 +12,13 @@ use metrics::counter;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
+use super::body::{CommitBody, PinnedBytes};
 use super::depot::Depot;
 use super::disk::{AlignedBuf, BufPool, Files};
 use super::error::AppendError;
 use super::format::{CommitBuilder, Owner};
 use super::ledger::{Freed, Ledger};
-use super::model::{CommitAt, CommitBody, Entry};
+use super::model::{CommitAt, Entry};
 use super::space::SpaceBoard;
 use crate::flow::Watermark;
 use crate::telemetry::names;
@@ -32,8 +33,10 @@ pub struct Sizes {
     pub mark_bytes: usize,
     /// Part of a segment that records leave to marks: what is written when the journal is full.
     pub reserve_bytes: u64,
-    /// Memory for recent commits of one shard.
+    /// Memory for commits of one shard that no reader has had yet.
     pub cache_bytes: usize,
+    /// Memory for commits whose records are kept.
+    pub pinned_bytes: usize,
 }
 
 /// What is to be raised when a commit is durable: one per run in it.
@@ -61,11 +64,12 @@ struct Open {
     failed: Option<String>,
 }
 
+/// A durable commit that no reader has had yet.
 #[derive(Debug)]
-struct Cached {
-    at: CommitAt,
-    body: Arc<CommitBody>,
-    commit_bytes: usize,
+pub struct Cached {
+    pub at: CommitAt,
+    pub body: Arc<CommitBody>,
+    pub commit_bytes: usize,
 }
 
 /// The part that readers and marks use.
@@ -97,6 +101,7 @@ pub struct Shard {
     pub journal: Id128,
     pub sizes: Sizes,
     pub pool: BufPool,
+    pub pinned: Arc<PinnedBytes>,
     pub depot: Arc<Depot>,
     pub space: Arc<SpaceBoard>,
     pub files: Arc<dyn Files>,
@@ -176,6 +181,7 @@ impl Shard {
             journal: parts.journal,
             sizes: parts.sizes,
             pool,
+            pinned: PinnedBytes::new(parts.sizes.pinned_bytes),
             depot: parts.depot,
             space: parts.space,
             files: parts.files,
@@ -342,11 +348,11 @@ impl Shard {
     fn cache_body(&self, batch: &mut Batch, commit_bytes: usize) -> Arc<CommitBody> {
         let buf = batch.commit.lend();
         if commit_bytes > buf.len() / 16 {
-            return Arc::new(CommitBody { buf });
+            return Arc::new(CommitBody::new(buf));
         }
         let mut small = AlignedBuf::zeroed(commit_bytes);
         small.copy_from_slice(&buf[..commit_bytes]);
-        Arc::new(CommitBody { buf: small })
+        Arc::new(CommitBody::new(small))
     }
 
     fn release(&self, freed: Vec<Freed>) {
@@ -416,10 +422,16 @@ impl Book {
         }
     }
 
-    /// The commit of that number if it is still in memory.
-    pub fn cached(&self, number: u64) -> Option<(CommitAt, Arc<CommitBody>, usize)> {
-        let first = self.cache.front()?.at.number;
-        let cached = self.cache.get(usize::try_from(number.checked_sub(first)?).ok()?)?;
-        Some((cached.at, Arc::clone(&cached.body), cached.commit_bytes))
+    /// Takes the commit of that number out of the cache, and those before it, which its reader has passed. So memory is
+    /// used again while it is warm, and the cache is for what is still to be read.
+    pub fn take(&mut self, number: u64) -> Option<Cached> {
+        while self.cache.front()?.at.number <= number {
+            let cached = self.cache.pop_front()?;
+            self.cached_bytes -= cached.body.buf.len();
+            if cached.at.number == number {
+                return Some(cached);
+            }
+        }
+        None
     }
 }

@@ -4,9 +4,9 @@
 use std::io;
 use std::sync::Arc;
 
+use super::body::CommitBody;
 use super::disk::{AlignedBuf, BufPool, File};
 use super::format::{HEADER_BYTES, Header, Owner, Row};
-use super::model::CommitBody;
 use crate::limits::BLOCK_BYTES;
 
 /// What stands next in a segment.
@@ -62,7 +62,7 @@ pub struct Walk {
 impl Walk {
     /// Starts at `offset_bytes` of a file that `owner` wrote up to `end_bytes` at most.
     pub fn new(owner: Owner, pool: BufPool, offset_bytes: u64, end_bytes: u64) -> Self {
-        let window = Arc::new(CommitBody { buf: AlignedBuf::none() });
+        let window = Arc::new(CommitBody::new(AlignedBuf::none()));
         Self { owner, pool, offset_bytes, end_bytes, window, window_at: 0, window_bytes: 0 }
     }
 
@@ -139,7 +139,7 @@ impl Walk {
         if Arc::get_mut(&mut self.window).is_none_or(|window| window.buf.len() < want) {
             let fits = want <= self.pool.buf_bytes();
             let buf = if fits { self.pool.take() } else { AlignedBuf::zeroed(want) };
-            self.window = Arc::new(CommitBody { buf });
+            self.window = Arc::new(CommitBody::new(buf));
         }
         self.window_bytes = 0;
         self.window_at = at;

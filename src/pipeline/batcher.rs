@@ -12,13 +12,16 @@
 //! - The messages of a disk leave in the order in which its records came; a batch's [`Step::Close`] follows all of them.
 //! - A batch closes when its estimated size, its plaintext, its records or its index rows reach their limit, or when its
 //!   first record is [`BatcherLimits::age`] old, whichever is first. A batch with nothing in it does not exist.
-//! - Memory: the plaintext of open messages is below [`BATCH_PLAIN_BYTES_MAX`], whatever the number of disks.
+//! - Memory: the plaintext of open messages is below [`BATCH_PLAIN_BYTES_MAX`], whatever the number of disks. Records of
+//!   busy disks are kept where they are, as far as their owner allows it: their messages close soon. What a quiet disk
+//!   writes is copied, because it would hold its whole surroundings until the batch closes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::buffers::BufferPool;
+use super::content::{Content, Input};
 use crate::keys::seal::SEAL_HEAD_BYTES;
 use crate::limits;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, RecordError, RecordHead, RecordView, Seq};
@@ -84,16 +87,10 @@ pub struct OpenMessage {
     pub received_last: Micros,
     /// The index rows.
     pub records: Vec<RecordMeta>,
-    /// Room for the seal's head, then the records.
-    pub buffer: Vec<u8>,
-}
-
-impl OpenMessage {
-    /// Bytes of the records.
-    #[must_use]
-    pub fn plain_bytes(&self) -> usize {
-        self.buffer.len() - SEAL_HEAD_BYTES
-    }
+    /// The records.
+    pub content: Content,
+    /// Their bytes.
+    pub plain_bytes: usize,
 }
 
 /// Why a batch was closed.
@@ -178,19 +175,20 @@ impl Batcher {
         }
     }
 
-    /// Takes one record, copying its bytes once. Steps that follow from it are appended to `steps`.
+    /// Takes one record. Steps that follow from it are appended to `steps`.
     ///
     /// # Errors
-    /// [`RecordError`] if `record` is not one whole record; nothing is taken then.
+    /// [`RecordError`] if `record` is not one whole record; nothing is taken then. A record that is kept is compared with
+    /// its checksum only when its message is sealed.
     pub fn push(
         &mut self,
         now: Duration,
         disk: &DiskId,
-        record: &[u8],
+        record: Input,
         received: Micros,
         steps: &mut Vec<Step>,
     ) -> Result<(), RecordError> {
-        let (view, rest) = RecordView::split(record)?;
+        let (view, rest) = RecordView::split(&record.bytes)?;
         if !rest.is_empty() {
             return Err(RecordError::Field { field: "length" });
         }
@@ -206,9 +204,14 @@ impl Batcher {
         if !follows {
             self.close_message(disk, steps);
         }
-        self.append(now, disk, &view.head, record, row, received);
+        let keeps = record.may_keep && self.keeps(disk);
+        if !keeps {
+            record.check(&view.head)?;
+        }
+        let head = view.head;
+        self.append(now, disk, &head, (record, keeps), row, received);
         self.fill.rows_bytes += row_bytes;
-        if self.open.get(disk).is_some_and(|open| open.plain_bytes() >= self.limits.message_bytes) {
+        if self.open.get(disk).is_some_and(|open| open.plain_bytes >= self.limits.message_bytes) {
             self.close_message(disk, steps);
         }
         if self.estimated_bytes() >= self.limits.batch_bytes || self.fill.plain_bytes >= BATCH_PLAIN_BYTES_MAX {
@@ -222,18 +225,21 @@ impl Batcher {
         now: Duration,
         disk: &DiskId,
         head: &RecordHead,
-        record: &[u8],
+        (record, keeps): (Input, bool),
         row: RecordMeta,
         received: Micros,
     ) {
         self.fill.since.get_or_insert(now);
-        self.fill.plain_bytes += record.len();
+        self.fill.plain_bytes += record.bytes.len();
         self.fill.records += 1;
         let tail = self.chains.get(disk);
         if !self.open.contains_key(disk) {
             let chain_before = tail.filter(|tail| is_next(tail.epoch, tail.seq, head)).map(|tail| tail.chain);
-            let buffer = self.take_buffer(tail.map_or(0, |tail| tail.last_message_bytes));
-            self.open_capacity_bytes += buffer.capacity();
+            let content = match keeps {
+                true => Content::kept(),
+                false => Content::Copied(self.take_buffer(tail.map_or(0, |tail| tail.last_message_bytes))),
+            };
+            self.open_capacity_bytes += content.capacity_bytes();
             self.fill.rows_bytes += MESSAGE_ROW_BYTES_MAX + limits::NAME_BYTES_MAX;
             self.open.insert(
                 disk.clone(),
@@ -247,18 +253,28 @@ impl Batcher {
                     received_first: received,
                     received_last: received,
                     records: Vec::new(),
-                    buffer,
+                    content,
+                    plain_bytes: 0,
                 },
             );
         }
         let Some(open) = self.open.get_mut(disk) else { return };
-        let capacity_before = open.buffer.capacity();
-        open.buffer.extend_from_slice(record);
-        self.open_capacity_bytes += open.buffer.capacity() - capacity_before;
+        let capacity_before = open.content.capacity_bytes();
+        open.plain_bytes += record.bytes.len();
+        open.content.push(record, keeps);
+        self.open_capacity_bytes += open.content.capacity_bytes() - capacity_before;
         open.last = head.seq;
         open.chain_last = head.chain;
         open.received_last = received;
         open.records.push(row);
+    }
+
+    /// Whether the disk's next record is to be kept: its message holds kept ones, or it begins and will soon be full.
+    fn keeps(&self, disk: &DiskId) -> bool {
+        match self.open.get(disk) {
+            Some(open) => open.content.is_kept(),
+            None => self.chains.get(disk).is_some_and(|tail| tail.last_message_bytes >= LARGE_MESSAGE_BYTES),
+        }
     }
 
     /// A full-size buffer for a busy disk; a small one, which grows, for the many quiet ones.
@@ -277,7 +293,7 @@ impl Batcher {
     }
 
     fn leave(&mut self, open: OpenMessage, steps: &mut Vec<Step>) {
-        self.open_capacity_bytes -= open.buffer.capacity();
+        self.open_capacity_bytes -= open.content.capacity_bytes();
         if self.chains.len() >= CHAINS_MAX && !self.chains.contains_key(&open.disk) {
             self.chains.clear();
         }
@@ -285,7 +301,7 @@ impl Batcher {
             epoch: open.epoch,
             seq: open.last,
             chain: open.chain_last,
-            last_message_bytes: open.plain_bytes(),
+            last_message_bytes: open.plain_bytes,
         };
         self.chains.insert(open.disk.clone(), tail);
         steps.push(Step::Message(open));
@@ -349,7 +365,7 @@ impl Batcher {
     /// Plaintext bytes in open messages.
     #[must_use]
     pub fn open_bytes(&self) -> usize {
-        self.open.values().map(OpenMessage::plain_bytes).sum()
+        self.open.values().map(|open| open.plain_bytes).sum()
     }
 }
 

@@ -1,11 +1,10 @@
-//! Memory that is used again: the large buffers of messages and batches.
+//! Memory that is used again: the large buffers of messages.
 //!
 //! Fresh large allocations cost page faults, as much as the encryption of what they hold. Idle buffers are few and
 //! counted; what is in use is bounded by those who use it.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// Idle buffers of one size class.
@@ -47,52 +46,11 @@ impl BufferPool {
             idle.push(buffer);
         }
     }
-
-    /// Makes shared bytes of a buffer; it comes back when the last of them is dropped.
-    #[must_use]
-    pub fn share(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Shared { buffer, pool: Arc::clone(self) })
-    }
-}
-
-struct Shared {
-    buffer: Vec<u8>,
-    pool: Arc<BufferPool>,
-}
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.buffer));
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_shared_buffer_comes_back_when_its_last_bytes_are_dropped() {
-        let pool = BufferPool::new(1024, 1);
-        let mut buffer = pool.take();
-        buffer.extend_from_slice(b"body");
-        let memory = buffer.as_ptr();
-        let bytes = pool.share(buffer);
-        let part = bytes.slice(1..3);
-        drop(bytes);
-        let other = pool.take();
-        assert_ne!(other.as_ptr(), memory, "still in use");
-        assert_eq!(&part[..], b"od");
-        drop(part);
-        let again = pool.take();
-        assert_eq!(again.as_ptr(), memory);
-        assert!(again.is_empty());
-    }
 
     #[test]
     fn no_more_than_the_limit_stays_idle_and_other_sizes_are_freed() {

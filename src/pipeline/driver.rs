@@ -17,11 +17,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use object_store::PutPayload;
 use parking_lot::Mutex;
 
 use super::batcher::{Batcher, BatcherLimits, CloseReason, OpenMessage, Step};
 use super::buffers::BufferPool;
 use super::codec::Codec;
+use super::content::{Content, Input, gather};
 use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal_in_place};
 use super::pool::{Pool, PoolConfig, PoolError};
 use crate::fault::{Classify, Fault};
@@ -30,7 +32,7 @@ use crate::keys::seal::SEAL_OVERHEAD_BYTES;
 use crate::keys::{CatalogKey, LaneKey};
 use crate::limits;
 use crate::telemetry::names;
-use crate::types::{DiskId, Id128, Micros, RecordError};
+use crate::types::{DiskId, Id128, Micros, PointId, RecordError, Seq};
 use crate::vault::batch::{BatchBuilder, BatchHeader, FinishedBatch};
 use crate::vault::index::{BatchIndex, IndexWriteError, MessageMeta, SealedIndex};
 
@@ -38,12 +40,6 @@ use crate::vault::index::{BatchIndex, IndexWriteError, MessageMeta, SealedIndex}
 const MESSAGE_BUFFER_BYTES: usize = limits::MESSAGE_BYTES_TARGET + (128 << 10) + SEAL_OVERHEAD_BYTES;
 /// Full-size message buffers kept idle: what the queue of the default size holds.
 const MESSAGE_BUFFERS_IDLE_MAX: usize = 32;
-/// Room for a full batch, its last message and its index.
-const BATCH_BUFFER_BYTES: usize = limits::BATCH_BYTES_TARGET + (2 << 20);
-/// Batch buffers kept idle: one that fills, one that uploads.
-const BATCH_BUFFERS_IDLE_MAX: usize = 2;
-/// A lane whose last batch was at least this large gets a full-size buffer for the next.
-const LARGE_BATCH_BYTES: usize = limits::BATCH_BYTES_TARGET / 4;
 /// Messages held between batcher and batch: enough that small ones keep every thread busy.
 const QUEUE_JOBS_MAX: usize = 1024;
 
@@ -102,8 +98,8 @@ pub struct BatchObject {
     pub n: u64,
     /// Object name; the content is bound to it.
     pub name: String,
-    /// The whole object.
-    pub body: Bytes,
+    /// The whole object, in pieces.
+    pub body: PutPayload,
     /// Its index.
     pub index: BatchIndex,
     /// Its index as it stands in the object, for the lane index.
@@ -191,13 +187,21 @@ struct Target {
     ordinal: u64,
 }
 
+struct Sealed {
+    message: OpenMessage,
+    stored: Bytes,
+    info: SealedInfo,
+}
+
 enum Job {
     Seal(OpenMessage, Arc<Target>),
     Close(CloseReason, Arc<Target>),
 }
 
 enum Done {
-    Sealed(OpenMessage, usize, SealedInfo, Arc<Target>),
+    Sealed(Sealed, Arc<Target>),
+    /// A record in it is not what its checksum says; the message is left out.
+    Damaged(DiskId, PointId, Arc<Target>),
     Close(CloseReason, Arc<Target>),
     Failed(PipelineError),
 }
@@ -207,6 +211,7 @@ enum Done {
 struct Feedback {
     /// Batch ordinal, plaintext bytes, sealed bytes.
     sealed: Vec<(u64, usize, usize)>,
+    damaged: Vec<(DiskId, PointId)>,
     failure: Option<PipelineError>,
 }
 
@@ -229,14 +234,14 @@ enum Work {
 
 /// The work of all threads, done by the feeder.
 struct InPlace {
-    scratch: Scratch,
+    worker: Worker,
     assembler: Assembler,
     finished: VecDeque<BatchObject>,
 }
 
 impl InPlace {
     fn submit(&mut self, job: Job) -> Result<(), PipelineError> {
-        let done = work(job, &mut self.scratch);
+        let done = self.worker.work(job);
         self.finished.extend(self.assembler.take(done)?);
         Ok(())
     }
@@ -259,14 +264,15 @@ impl Pipeline {
             queue_bytes_max: config.queue_bytes_max,
             queue_jobs_max: QUEUE_JOBS_MAX,
         };
-        let make_worker = || {
-            let mut scratch = Scratch::default();
-            move |job| work(job, &mut scratch)
+        let buffers = Arc::clone(&message_buffers);
+        let make_worker = move || {
+            let mut worker = Worker::new(&buffers);
+            move |job| worker.work(job)
         };
         let thread_error = |error| PipelineError::Thread(Arc::new(error));
         let pool = Arc::new(Pool::start(pool_config, make_worker).map_err(thread_error)?);
         let feedback = Arc::new(Mutex::new(Feedback::default()));
-        let assembler = Assembler::new(&feedback, &message_buffers);
+        let assembler = Assembler::new(&feedback);
         let collector = Collector { pool: Arc::clone(&pool), assembler, sink };
         let collector =
             std::thread::Builder::new().name("tg-batch".into()).spawn(move || collector.run()).map_err(thread_error)?;
@@ -280,8 +286,8 @@ impl Pipeline {
     pub fn in_place(config: &PipelineConfig, lane: LaneContext) -> Self {
         let message_buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, MESSAGE_BUFFERS_IDLE_MAX);
         let feedback = Arc::new(Mutex::new(Feedback::default()));
-        let assembler = Assembler::new(&feedback, &message_buffers);
-        let work = InPlace { scratch: Scratch::default(), assembler, finished: VecDeque::new() };
+        let worker = Worker::new(&message_buffers);
+        let work = InPlace { worker, assembler: Assembler::new(&feedback), finished: VecDeque::new() };
         Self::new(config, lane, message_buffers, feedback, Work::InPlace(Box::new(work)))
     }
 
@@ -315,12 +321,18 @@ impl Pipeline {
     /// [`Pipeline::poll`]. Waits while the pipeline is full.
     ///
     /// # Errors
-    /// [`PushError::Record`] if the bytes are no record; [`PushError::Stopped`] if the pipeline has failed.
-    pub fn push(&mut self, now: Duration, disk: &DiskId, record: &[u8], received: Micros) -> Result<(), PushError> {
+    /// [`PushError::Record`] if the bytes are no record, or not those of their checksum; of a record that is kept, this is
+    /// told later by [`Pipeline::take_damaged`]. [`PushError::Stopped`] if the pipeline has failed.
+    pub fn push(&mut self, now: Duration, disk: &DiskId, record: Input, received: Micros) -> Result<(), PushError> {
         self.take_feedback()?;
         let pushed = self.batcher.push(now, disk, record, received, &mut self.steps);
         self.run_steps()?;
         pushed.map_err(|source| PushError::Record { disk: disk.clone(), source })
+    }
+
+    /// Records that were damaged while they were kept: their messages are in no batch.
+    pub fn take_damaged(&mut self) -> Vec<(DiskId, PointId)> {
+        std::mem::take(&mut self.feedback.lock().damaged)
     }
 
     /// Closes the batch if it is old enough. To be called at [`Pipeline::due`], or every few milliseconds.
@@ -431,7 +443,7 @@ impl Pipeline {
             let target = self.target(ordinal);
             let (job, bytes) = match step {
                 Step::Message(message) => {
-                    let bytes = message.buffer.capacity();
+                    let bytes = message.content.capacity_bytes().max(message.plain_bytes);
                     (Job::Seal(message, target), bytes)
                 }
                 Step::Close(reason) => {
@@ -465,32 +477,67 @@ impl Drop for Pipeline {
     }
 }
 
-fn work(job: Job, scratch: &mut Scratch) -> Done {
-    match job {
-        Job::Close(reason, target) => Done::Close(reason, target),
-        Job::Seal(mut message, target) => {
-            let plain_bytes = message.plain_bytes();
-            let context = MessageContext {
-                vault: target.lane.vault,
-                object: &target.object,
-                disk: &message.disk,
-                epoch: message.epoch,
-                first: message.first,
-                last: message.last,
-                codec: Codec::Raw,
-                plain_bytes: 0,
-            };
-            match seal_in_place(&target.lane.key, &context, &mut message.buffer, scratch) {
-                Ok(info) => Done::Sealed(message, plain_bytes, info, target),
-                Err(source) => Done::Failed(PipelineError::Seal { disk: message.disk, source }),
+/// What a thread packs and seals with: memory that is the same for every message, so that it stays in the processor's cache.
+struct Worker {
+    scratch: Scratch,
+    plain: Vec<u8>,
+    /// Where copied records go back to.
+    buffers: Arc<BufferPool>,
+}
+
+impl Worker {
+    fn new(buffers: &Arc<BufferPool>) -> Self {
+        Self { scratch: Scratch::default(), plain: Vec::new(), buffers: Arc::clone(buffers) }
+    }
+
+    fn work(&mut self, job: Job) -> Done {
+        match job {
+            Job::Close(reason, target) => Done::Close(reason, target),
+            Job::Seal(message, target) => self.seal(message, target),
+        }
+    }
+
+    fn seal(&mut self, mut message: OpenMessage, target: Arc<Target>) -> Done {
+        let context = MessageContext {
+            vault: target.lane.vault,
+            object: &target.object,
+            disk: &message.disk,
+            epoch: message.epoch,
+            first: message.first,
+            last: message.last,
+            codec: Codec::Raw,
+            plain_bytes: 0,
+        };
+        let key = &target.lane.key;
+        let sealed = match std::mem::replace(&mut message.content, Content::kept()) {
+            Content::Kept { pieces, .. } => {
+                // As large as the memory that it changes places with, or that would shrink.
+                self.plain.reserve(self.scratch.capacity_bytes().saturating_sub(self.plain.len()));
+                if let Err(number) = gather(&pieces, &mut self.plain) {
+                    let seq = Seq(message.first.0 + number as u64);
+                    return Done::Damaged(message.disk, PointId { epoch: message.epoch, seq }, target);
+                }
+                // The journal's memory is free before the long part of the work.
+                drop(pieces);
+                let sealed = seal_in_place(key, &context, &mut self.plain, &mut self.scratch);
+                sealed.map(|info| (info, Bytes::copy_from_slice(&self.plain)))
             }
+            Content::Copied(mut buffer) => {
+                let sealed = seal_in_place(key, &context, &mut buffer, &mut self.scratch);
+                let stored = Bytes::copy_from_slice(&buffer);
+                self.buffers.give_back(buffer);
+                sealed.map(|info| (info, stored))
+            }
+        };
+        match sealed {
+            Ok((info, stored)) => Done::Sealed(Sealed { message, stored, info }, target),
+            Err(source) => Done::Failed(PipelineError::Seal { disk: message.disk, source }),
         }
     }
 }
 
 struct OpenBatch {
     builder: BatchBuilder,
-    pooled: bool,
     records: u64,
     plain_bytes: u64,
 }
@@ -505,10 +552,7 @@ struct Collector<S> {
 /// Makes batches of sealed messages.
 struct Assembler {
     feedback: Arc<Mutex<Feedback>>,
-    message_buffers: Arc<BufferPool>,
-    batch_buffers: Arc<BufferPool>,
     open: Option<OpenBatch>,
-    last_batch_bytes: usize,
 }
 
 /// Tells the feeder that the collector is gone, also when the sink panics: otherwise `push` would wait for ever.
@@ -550,35 +594,39 @@ impl<S: FnMut(BatchObject) -> Result<(), SinkClosed>> Collector<S> {
 }
 
 impl Assembler {
-    fn new(feedback: &Arc<Mutex<Feedback>>, message_buffers: &Arc<BufferPool>) -> Self {
-        Self {
-            feedback: Arc::clone(feedback),
-            message_buffers: Arc::clone(message_buffers),
-            batch_buffers: BufferPool::new(BATCH_BUFFER_BYTES, BATCH_BUFFERS_IDLE_MAX),
-            open: None,
-            last_batch_bytes: 0,
-        }
+    fn new(feedback: &Arc<Mutex<Feedback>>) -> Self {
+        Self { feedback: Arc::clone(feedback), open: None }
     }
 
     /// Takes the next result in order; returns the batch that it closed.
     fn take(&mut self, done: Done) -> Result<Option<BatchObject>, PipelineError> {
         match done {
             Done::Failed(error) => Err(error),
-            Done::Sealed(message, plain_bytes, info, target) => {
-                self.append(message, plain_bytes, info, &target);
+            Done::Sealed(sealed, target) => {
+                self.append(sealed, &target);
+                Ok(None)
+            }
+            Done::Damaged(disk, point, target) => {
+                // Also a batch without messages takes its number: the lane must have no hole.
+                self.open_batch(&target);
+                self.feedback.lock().damaged.push((disk, point));
                 Ok(None)
             }
             Done::Close(reason, target) => self.close(reason, &target),
         }
     }
 
-    fn append(&mut self, message: OpenMessage, plain_bytes: usize, info: SealedInfo, target: &Target) {
-        let open = self.open.get_or_insert_with(|| {
+    fn open_batch(&mut self, target: &Target) -> &mut OpenBatch {
+        self.open.get_or_insert_with(|| {
             let header = BatchHeader { vault: target.lane.vault, lane: target.lane.lane, n: target.n };
-            let pooled = self.last_batch_bytes >= LARGE_BATCH_BYTES;
-            let body = if pooled { self.batch_buffers.take() } else { Vec::new() };
-            OpenBatch { builder: BatchBuilder::new(header, body), pooled, records: 0, plain_bytes: 0 }
-        });
+            OpenBatch { builder: BatchBuilder::new(header), records: 0, plain_bytes: 0 }
+        })
+    }
+
+    fn append(&mut self, sealed: Sealed, target: &Target) {
+        let Sealed { message, stored, info } = sealed;
+        let plain_bytes = message.plain_bytes;
+        let open = self.open_batch(target);
         open.records += message.records.len() as u64;
         open.plain_bytes += plain_bytes as u64;
         let meta = MessageMeta {
@@ -595,8 +643,7 @@ impl Assembler {
             received_last: message.received_last,
             records: message.records,
         };
-        open.builder.push(&message.disk, meta, &message.buffer);
-        self.message_buffers.give_back(message.buffer);
+        open.builder.push(&message.disk, meta, stored);
         self.feedback.lock().sealed.push((target.ordinal, plain_bytes, info.stored_bytes as usize));
         let codec = match info.codec {
             Codec::Raw => "raw",
@@ -608,13 +655,11 @@ impl Assembler {
     }
 
     fn close(&mut self, reason: CloseReason, target: &Target) -> Result<Option<BatchObject>, PipelineError> {
-        let Some(OpenBatch { builder, pooled, records, plain_bytes }) = self.open.take() else { return Ok(None) };
+        let Some(OpenBatch { builder, records, plain_bytes }) = self.open.take() else { return Ok(None) };
         let lane = &target.lane;
         let FinishedBatch { body, index, sealed_index } = builder
             .finish(&lane.catalog, &target.object, lane.confirmed.get())
             .map_err(|source| PipelineError::Index { object: target.object.clone(), source: Arc::new(source) })?;
-        self.last_batch_bytes = body.len();
-        let body = if pooled { self.batch_buffers.share(body) } else { Bytes::from(body) };
         metrics::counter!(names::PIPELINE_BATCHES, "reason" => reason.as_str()).increment(1);
         let name = target.object.clone();
         let (vault, lane, n) = (lane.vault, lane.lane, target.n);

@@ -78,6 +78,13 @@ pub struct Scratch {
     packed: Vec<u8>,
 }
 
+impl Scratch {
+    /// Bytes of the memory that changes places with the caller's.
+    pub(super) fn capacity_bytes(&self) -> usize {
+        self.packed.capacity()
+    }
+}
+
 /// Why a message was not sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealMessageError {

@@ -14,14 +14,15 @@
 //!
 //! Purpose: the least bytes and requests for the store, at the price of as little CPU and memory as can be: LZ4 is nine
 //! tenths of the work, so it alone is spread over threads, and every buffer of size is used again. A record's bytes are
-//! copied once into the message, packed into a second buffer, sealed there, and copied packed into the batch.
+//! copied once into the message, by the thread that packs it ([`content`]), packed into a second buffer, sealed there, and
+//! copied packed into the batch.
 //!
 //! Invariants
 //! - A disk's records leave in the order in which they came, in messages of consecutive seqs of one epoch.
 //! - Every message is sealed under its own key, for its own place: vault, object, disk, epoch, range, codec, size. So
 //!   nothing can be renamed, spliced or moved, and a reader unpacks only what it has authenticated.
 //! - Batches of a lane have dense numbers and reach the sink in that order.
-//! - Memory ≤ open messages (at most 64 MiB of plaintext) + the queue's bound + one scratch buffer per thread + the batch
+//! - Memory ≤ open messages (at most 64 MiB of plaintext, copied or kept in memory that the journal counts) + the queue's bound + one scratch buffer per thread + the batch
 //!   being filled + the batches that the sink holds.
 //!
 //! What it does not own: when a record counts as vaulted (vault), lane keys and names (vault), reading the journal and
@@ -36,6 +37,7 @@
 pub mod batcher;
 pub mod buffers;
 pub mod codec;
+pub mod content;
 mod driver;
 pub mod message;
 pub mod pool;
@@ -43,4 +45,5 @@ pub mod pool;
 pub(crate) mod testing;
 
 pub use batcher::BatcherLimits;
+pub use content::Input;
 pub use driver::{BatchObject, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::flow::Watermark;
 use crate::keys::{CatalogKey, LaneKey};
-use crate::pipeline::LaneContext;
+use crate::pipeline::{Input, LaneContext};
 use crate::types::{
     BarrierKind, Chain, DiskId, Epoch, Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, Seq, encode_extents,
     record_digest,
 };
+use crate::wire::frame::crc32c;
 
 /// A deterministic stream of numbers.
 pub fn numbers(seed: u64) -> impl FnMut() -> u64 {
@@ -91,6 +92,12 @@ impl Writer {
     pub fn barrier(&mut self, kind: BarrierKind, name: &str) -> Vec<u8> {
         self.record(RecordKind::Barrier(kind), &[], name.as_bytes())
     }
+}
+
+/// A record as the journal gives it: checked by whoever uses it, and for two of three kept if that pays.
+pub fn input(record: &[u8]) -> Input {
+    let may_keep = !record.len().is_multiple_of(3);
+    Input { bytes: record.to_vec().into(), unchecked_crc: Some(crc32c([record])), may_keep }
 }
 
 pub const VAULT: Id128 = Id128([0xa1; 16]);

@@ -324,7 +324,7 @@ impl TestVault {
     pub async fn put_batch_confirmed(&mut self, messages: &[(&ModelDisk, MessageMeta)], through: u64) -> Path {
         let path = names::batch(self.lane.id(), self.next_batch);
         let header = BatchHeader { vault: self.vault.id(), lane: self.lane.id(), n: self.next_batch };
-        let mut builder = BatchBuilder::new(header, Vec::new());
+        let mut builder = BatchBuilder::new(header);
         let (mut scratch, mut sealed) = (message::Scratch::default(), Vec::new());
         for (disk, meta) in messages {
             let records = &disk.records[&meta.epoch][meta.first.0 as usize - 1..meta.last.0 as usize];
@@ -341,13 +341,13 @@ impl TestVault {
             };
             let info = message::seal(self.lane.key(), &context, &plain, &mut scratch, &mut sealed).unwrap();
             let meta = MessageMeta { codec: info.codec, plain_bytes: plain.len() as u32, ..meta.clone() };
-            builder.push(&disk.id, meta, &sealed);
+            builder.push(&disk.id, meta, sealed.clone().into());
             self.vault.create_route(&disk.id, self.lane.id()).await.unwrap();
         }
         let key = self.vault.catalog_key().unwrap();
         let batch = builder.finish(key, path.as_ref(), through).unwrap();
-        self.batches.push((self.next_batch, batch.body.len() as u64, batch.sealed_index));
-        create_only(self.vault.store(), &path, batch.body.into(), Duration::from_secs(5)).await.unwrap();
+        self.batches.push((self.next_batch, batch.body.content_length() as u64, batch.sealed_index));
+        create_only(self.vault.store(), &path, batch.body, Duration::from_secs(5)).await.unwrap();
         self.next_batch += 1;
         path
     }

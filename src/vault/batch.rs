@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use object_store::PutPayload;
 
 use super::index::{BatchIndex, DiskPart, IndexError, IndexPlace, IndexWriteError, MessageMeta, SealedIndex};
 use crate::fault::{Classify, Fault};
@@ -331,7 +332,7 @@ pub fn open_index(
 #[derive(Debug)]
 pub struct BatchBuilder {
     header: BatchHeader,
-    body: Vec<u8>,
+    body: Body,
     parts: BTreeMap<DiskId, Vec<MessageMeta>>,
     messages: u32,
 }
@@ -339,8 +340,8 @@ pub struct BatchBuilder {
 /// A finished batch.
 #[derive(Debug)]
 pub struct FinishedBatch {
-    /// The whole object.
-    pub body: Vec<u8>,
+    /// The whole object, in pieces.
+    pub body: PutPayload,
     /// Its index.
     pub index: BatchIndex,
     /// The index as it stands in the object.
@@ -348,18 +349,18 @@ pub struct FinishedBatch {
 }
 
 impl BatchBuilder {
-    /// Starts a batch in `body`, whose content is dropped and whose memory is used.
+    /// Starts a batch.
     #[must_use]
-    pub fn new(header: BatchHeader, mut body: Vec<u8>) -> Self {
-        body.clear();
-        body.extend_from_slice(&header.encode());
+    pub fn new(header: BatchHeader) -> Self {
+        let mut body = Body::default();
+        body.copy(&header.encode());
         Self { header, body, parts: BTreeMap::new(), messages: 0 }
     }
 
     /// Bytes so far, without index and trailer.
     #[must_use]
     pub fn body_bytes(&self) -> usize {
-        self.body.len()
+        self.body.bytes
     }
 
     /// Messages so far.
@@ -369,10 +370,10 @@ impl BatchBuilder {
     }
 
     /// Appends a sealed message. Offset and stored size of `meta` are set here.
-    pub fn push(&mut self, disk: &DiskId, mut meta: MessageMeta, sealed: &[u8]) {
-        meta.offset_bytes = self.body.len() as u64;
+    pub fn push(&mut self, disk: &DiskId, mut meta: MessageMeta, sealed: Bytes) {
+        meta.offset_bytes = self.body.bytes as u64;
         meta.stored_bytes = sealed.len() as u32;
-        self.body.extend_from_slice(sealed);
+        self.body.push(sealed);
         self.messages += 1;
         match self.parts.get_mut(disk) {
             Some(messages) => messages.push(meta),
@@ -396,8 +397,8 @@ impl BatchBuilder {
         let disks = self.parts.into_iter().map(|(disk, messages)| DiskPart { disk, messages }).collect();
         let index = BatchIndex { lane, n, confirmed_through, disks };
         let sealed_index = index.seal(key, &IndexPlace { vault, object, lane, n })?;
-        let index_offset_bytes = self.body.len() as u64;
-        self.body.extend_from_slice(&sealed_index.bytes);
+        let index_offset_bytes = self.body.bytes as u64;
+        self.body.push(sealed_index.bytes.clone());
         let trailer = BatchTrailer {
             lane,
             n,
@@ -405,11 +406,51 @@ impl BatchBuilder {
             index_stored_bytes: sealed_index.bytes.len() as u32,
             index_plain_bytes: sealed_index.plain_bytes,
             index_codec: sealed_index.codec,
-            total_bytes: (self.body.len() + TRAILER_BYTES) as u64,
+            total_bytes: (self.body.bytes + TRAILER_BYTES) as u64,
             messages: self.messages,
         };
-        self.body.extend_from_slice(&trailer.encode());
-        Ok(FinishedBatch { body: self.body, index, sealed_index })
+        self.body.copy(&trailer.encode());
+        Ok(FinishedBatch { body: self.body.finish(), index, sealed_index })
+    }
+}
+
+/// Pieces from this size on go out as they are; smaller ones are copied together, because each costs a client and a kernel
+/// about as much as copying it.
+const PIECE_BYTES_MIN: usize = 32 << 10;
+
+/// The bytes of an object while they come together.
+#[derive(Debug, Default)]
+struct Body {
+    pieces: Vec<Bytes>,
+    /// Small pieces since the last large one.
+    small: Vec<u8>,
+    bytes: usize,
+}
+
+impl Body {
+    fn push(&mut self, piece: Bytes) {
+        if piece.len() < PIECE_BYTES_MIN {
+            return self.copy(&piece);
+        }
+        self.bytes += piece.len();
+        self.end_small();
+        self.pieces.push(piece);
+    }
+
+    fn copy(&mut self, piece: &[u8]) {
+        self.bytes += piece.len();
+        self.small.extend_from_slice(piece);
+    }
+
+    fn end_small(&mut self) {
+        if !self.small.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.small).into());
+        }
+    }
+
+    fn finish(mut self) -> PutPayload {
+        self.end_small();
+        self.pieces.into_iter().collect()
     }
 }
 

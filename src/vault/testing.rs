@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -211,15 +210,14 @@ pub(crate) fn batch(
     parts: &[(&DiskId, u64, u64)],
     filler_bytes: usize,
 ) -> BatchObject {
-    let mut builder = BatchBuilder::new(BatchHeader { vault: vault.id(), lane, n }, Vec::new());
+    let mut builder = BatchBuilder::new(BatchHeader { vault: vault.id(), lane, n });
     for &(disk, first, last) in parts {
-        builder.push(disk, message(first, last), &vec![n as u8; filler_bytes.max(256)]);
+        builder.push(disk, message(first, last), vec![n as u8; filler_bytes.max(256)].into());
     }
     let name = names::batch_name(lane, n);
     let key = vault.catalog_key().expect("opened with its key");
     let FinishedBatch { body, index, sealed_index } = builder.finish(key, &name, confirmed_through).expect("sealed");
     let records = index.record_count();
     let plain_bytes = index.disks.iter().flat_map(|part| &part.messages).map(|one| u64::from(one.plain_bytes)).sum();
-    let body = Bytes::from(body);
     BatchObject { vault: vault.id(), lane, n, name, body, index, sealed_index, records, plain_bytes }
 }

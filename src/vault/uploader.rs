@@ -28,7 +28,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use object_store::PutPayload;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -182,7 +181,7 @@ pub enum SubmitError {
 /// A batch on its way through the driver.
 struct Job {
     n: u64,
-    body: Bytes,
+    body: PutPayload,
     body_guard: BudgetGuard,
     rest: Uploaded,
 }
@@ -277,7 +276,7 @@ impl Uploader {
     /// # Errors
     /// [`SubmitError`] if the lane is over; the batch is dropped, its records are in the journal.
     pub async fn submit(&self, batch: BatchObject) -> Result<(), SubmitError> {
-        let stored_bytes = batch.body.len() as u64;
+        let stored_bytes = batch.body.content_length() as u64;
         let place = match Arc::clone(&self.places).acquire_owned().await {
             Ok(place) => place,
             Err(_) => return Err(self.ended()),
@@ -329,12 +328,12 @@ fn summary(batch: &BatchObject) -> Vaulted {
         }
     }
     let &BatchObject { n, records, plain_bytes, .. } = batch;
-    Vaulted { n, parts, records, record_bytes: plain_bytes, stored_bytes: batch.body.len() as u64 }
+    Vaulted { n, parts, records, record_bytes: plain_bytes, stored_bytes: batch.body.content_length() as u64 }
 }
 
 /// A batch whose body is not stored yet.
 struct Held {
-    body: Bytes,
+    body: PutPayload,
     _guard: BudgetGuard,
     rest: Uploaded,
     timeouts: u32,
@@ -416,7 +415,7 @@ impl Driver {
         }
         let store = self.vault.store().clone();
         let path = names::batch(self.lane, n);
-        let body = PutPayload::from(held.body.clone());
+        let body = held.body.clone();
         let limit = self.config.request_timeout * (1 << held.timeouts.min(3));
         let task = self.tasks.spawn(async move {
             if mutants::on(Mutant::VaultedBeforePut) {
@@ -435,7 +434,7 @@ impl Driver {
         };
         let Some(n) = self.task_batches.remove(&id) else { return Ok(()) };
         let verdict = match &result {
-            Ok(()) => Verdict::Done { bytes: self.held.get(&n).map_or(0, |held| held.body.len() as u64) },
+            Ok(()) => Verdict::Done { bytes: self.held.get(&n).map_or(0, |held| held.body.content_length() as u64) },
             Err(PutError::NotStored { .. }) => Verdict::Passing,
             Err(PutError::Blob(error)) if error.is_overload() => Verdict::Overload,
             Err(PutError::Blob(error)) if error.is_passing() => Verdict::Passing,
@@ -482,7 +481,7 @@ impl Driver {
     }
 
     fn gauges(&self) {
-        let bytes: usize = self.held.values().map(|held| held.body.len()).sum();
+        let bytes: usize = self.held.values().map(|held| held.body.content_length()).sum();
         metrics::gauge!(telemetry::names::UPLOAD_WINDOW_BATCHES).set(f64::from(self.queue.window()));
         metrics::gauge!(telemetry::names::UPLOAD_QUEUE_BATCHES).set(self.queue.len() as f64);
         metrics::gauge!(telemetry::names::UPLOAD_QUEUE_BYTES).set(bytes as f64);

@@ -73,21 +73,11 @@ fn batch(vault: &Vault, lane: Id128, n: u64, filler_bytes: usize) -> BatchObject
         received_last: Micros(1_800_000_000_000_000),
         records: vec![record],
     };
-    let mut builder = BatchBuilder::new(BatchHeader { vault: vault.id(), lane, n }, Vec::new());
-    builder.push(&DiskId::new("d1").unwrap(), message, &vec![n as u8; filler_bytes]);
+    let mut builder = BatchBuilder::new(BatchHeader { vault: vault.id(), lane, n });
+    builder.push(&DiskId::new("d1").unwrap(), message, vec![n as u8; filler_bytes].into());
     let name = names::batch_name(lane, n);
     let FinishedBatch { body, index, sealed_index } = builder.finish(vault.need_key().unwrap(), &name, n - 1).unwrap();
-    BatchObject {
-        vault: vault.id(),
-        lane,
-        n,
-        name,
-        body: body.into(),
-        index,
-        sealed_index,
-        records: 1,
-        plain_bytes: 128,
-    }
+    BatchObject { vault: vault.id(), lane, n, name, body, index, sealed_index, records: 1, plain_bytes: 128 }
 }
 
 pub async fn create_only_puts_ranges_and_listings_behave_as_the_vault_needs<S: BlobService>() {

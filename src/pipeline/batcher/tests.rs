@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::pipeline::testing::{Writer, noise};
+use crate::pipeline::testing::{Writer, input, noise};
 use crate::types::BarrierKind;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ impl Bench {
     }
 
     fn push_at(&mut self, now: Duration, disk: &DiskId, record: &[u8]) {
-        self.batcher.push(now, disk, record, Micros(now.as_micros() as u64), &mut self.steps).unwrap();
+        self.batcher.push(now, disk, input(record), Micros(now.as_micros() as u64), &mut self.steps).unwrap();
     }
 
     fn write(&mut self, writer: &mut Writer, payload_bytes: usize) {
@@ -59,7 +59,7 @@ fn a_message_closes_at_its_target_and_holds_whole_records_in_order() {
         .steps
         .iter()
         .filter_map(|step| match step {
-            Step::Message(message) => Some(message.buffer[SEAL_HEAD_BYTES..].to_vec()),
+            Step::Message(message) => Some(message.content.to_vec()),
             Step::Close(_) => None,
         })
         .flatten()
@@ -155,12 +155,8 @@ fn what_packs_well_makes_batches_of_more_plaintext_once_it_is_known() {
         for step in std::mem::take(&mut bench.steps) {
             match step {
                 Step::Message(message) => {
-                    batch_bytes += message.plain_bytes();
-                    bench.batcher.note_sealed(
-                        bench.batcher.ordinal(),
-                        message.plain_bytes(),
-                        message.plain_bytes() / 4,
-                    );
+                    batch_bytes += message.plain_bytes;
+                    bench.batcher.note_sealed(bench.batcher.ordinal(), message.plain_bytes, message.plain_bytes / 4);
                 }
                 Step::Close(_) => plain_bytes.push(std::mem::take(&mut batch_bytes)),
             }
@@ -202,7 +198,7 @@ fn open_messages_of_many_quiet_disks_stay_under_the_bound() {
         }
     }
     assert!(closes >= 3, "{closes}");
-    let open: usize = bench.batcher.open.values().map(|open| open.buffer.capacity()).sum();
+    let open: usize = bench.batcher.open.values().map(|open| open.content.capacity_bytes()).sum();
     assert_eq!(open, bench.batcher.open_capacity_bytes);
 }
 
@@ -232,7 +228,7 @@ fn bytes_that_are_no_whole_record_are_refused_and_leave_nothing_behind() {
     let disk = writer.disk.clone();
     let longer = [record.as_slice(), &[0]].concat();
     for bytes in [&record[..record.len() - 1], &record[1..], &longer, &noise(1, 300)] {
-        assert!(bench.batcher.push(SECOND, &disk, bytes, Micros(0), &mut bench.steps).is_err());
+        assert!(bench.batcher.push(SECOND, &disk, input(bytes), Micros(0), &mut bench.steps).is_err());
     }
     assert_eq!(bench.batcher.due(), None);
     bench.push(&disk, &record);
@@ -294,7 +290,9 @@ proptest! {
                 continue;
             };
             in_batch += 1;
-            let mut rest = &message.buffer[SEAL_HEAD_BYTES..];
+            let plain = message.content.to_vec();
+            prop_assert_eq!(plain.len(), message.plain_bytes);
+            let mut rest = &plain[..];
             let mut expected = message.first;
             while !rest.is_empty() {
                 let (view, after) = RecordView::split(rest).unwrap();
@@ -303,7 +301,7 @@ proptest! {
             }
             prop_assert_eq!(message.last.next(), expected);
             let which: usize = message.disk.as_str()[5..].parse().unwrap();
-            got[which].extend_from_slice(&message.buffer[SEAL_HEAD_BYTES..]);
+            got[which].extend_from_slice(&plain);
         }
         prop_assert_eq!(got, sent);
     }

@@ -29,7 +29,7 @@ fn trailer() -> BatchTrailer {
 
 /// A batch of `sample` rows over made-up sealed bytes: enough for everything but opening messages.
 fn batch() -> FinishedBatch {
-    let mut builder = BatchBuilder::new(header(), vec![1, 2, 3]);
+    let mut builder = BatchBuilder::new(header());
     let mut messages: Vec<_> = sample()
         .disks
         .into_iter()
@@ -37,7 +37,7 @@ fn batch() -> FinishedBatch {
         .collect();
     messages.sort_by_key(|(_, message)| message.offset_bytes);
     for (disk, message) in messages {
-        builder.push(&disk, message, &noise(1, 200));
+        builder.push(&disk, message, noise(1, 200).into());
     }
     assert_eq!(builder.body_bytes(), 864);
     builder.finish(&key(), NAME, 5).unwrap()
@@ -131,7 +131,7 @@ fn a_tail_that_is_too_short_for_the_index_says_what_to_read() {
 
 #[test]
 fn every_flipped_bit_outside_the_messages_is_noticed_from_header_and_tail() {
-    let good = batch().body;
+    let good = Bytes::from(batch().body).to_vec();
     for bit in 0..good.len() * 8 {
         if (64..864).contains(&(bit / 8)) {
             continue;
@@ -159,7 +159,7 @@ fn a_batch_under_another_name_or_number_is_refused() {
 /// A whole batch with real records, as a gateway makes it.
 fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
     let lane_key = LaneKey::from_secret([0x11; 32]);
-    let mut builder = BatchBuilder::new(header(), Vec::new());
+    let mut builder = BatchBuilder::new(header());
     let mut plains = Vec::new();
     for name in ["web-1", "db-1"] {
         let mut writer = Writer::new(name);
@@ -201,10 +201,10 @@ fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
             received_last: Micros(6),
             records: rows,
         };
-        builder.push(&writer.disk, meta, &sealed);
+        builder.push(&writer.disk, meta, sealed.clone().into());
         plains.push(plain);
     }
-    (builder.finish(&key(), NAME, 3).unwrap().body, plains)
+    (Bytes::from(builder.finish(&key(), NAME, 3).unwrap().body).to_vec(), plains)
 }
 
 /// The stored batch of version 1 must be readable for ever, down to the records.

@@ -31,8 +31,8 @@ impl Setup {
         let mut index = LaneIndexBuilder::new(self.vault.id(), self.lane.id(), *numbers.start());
         for n in numbers {
             let object = batch(&self.vault, self.lane.id(), n, n - 1, &[(&one, 2 * n - 1, 2 * n), (&two, n, n)], 500);
-            assert!(index.push(n, object.body.len() as u64, object.sealed_index.clone()));
-            self.raw.put(&names::batch(self.lane.id(), n), object.body.into()).await.expect("memory");
+            assert!(index.push(n, object.body.content_length() as u64, object.sealed_index.clone()));
+            self.raw.put(&names::batch(self.lane.id(), n), object.body).await.expect("memory");
         }
         for disk in [&one, &two] {
             self.vault.create_route(disk, self.lane.id()).await.expect("memory");
@@ -181,7 +181,7 @@ async fn an_index_longer_than_the_tail_is_read_whole() {
     let parts: Vec<(&DiskId, u64, u64)> = disks.iter().zip(1_u64..).map(|(disk, i)| (disk, i * i, i * i + 3)).collect();
     let object = batch(&setup.vault, setup.lane.id(), 1, 0, &parts, 64);
     assert!(object.sealed_index.bytes.len() as u64 > crate::vault::batch::TAIL_BYTES);
-    setup.raw.put(&setup.batch(1), object.body.into()).await.expect("memory");
+    setup.raw.put(&setup.batch(1), object.body).await.expect("memory");
     let catalog = setup.load(&Want::default()).await;
     assert_eq!(catalog.findings, []);
     assert_eq!(catalog.batches[0].index.disks.len(), 3000);
