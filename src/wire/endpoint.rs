@@ -31,6 +31,9 @@ const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
 const AGENT_SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// The same of a gateway, whose acks are small: a peer that acknowledges nothing must not collect megabytes of them.
 const GATEWAY_SEND_WINDOW_BYTES: u64 = 256 << 10;
+/// Default of [`Tuning::mtu_max_bytes`]: jumbo frames of 9,000 bytes less the headers of IPv6 and UDP. Large datagrams cost both
+/// sides half as much; on a path that carries only 1,452 bytes, finding that out costs a dozen lost probes.
+pub const MTU_BYTES_DEFAULT: u16 = 8952;
 /// Most bytes that the kernel takes in one transmit; more segments than fit it make it fail for all of them.
 const TRANSMIT_BYTES_MAX: usize = 65_000;
 /// Handshakes that may wait to be looked at, and the bytes that each and all of them may hold meanwhile.
@@ -46,7 +49,7 @@ pub struct Tuning {
     /// Bytes that one connection may have on its way. Less than all its streams together saves memory in the worst
     /// case, but lets so many stalled disks hold up the others.
     pub connection_window_bytes: u32,
-    /// Largest UDP payload that path discovery may try. Both sides need it for jumbo frames; 1,452 fits Ethernet.
+    /// Largest UDP payload that path discovery may try; both sides' limits count.
     pub mtu_max_bytes: u16,
     /// Wanted size of the socket's kernel buffers.
     pub socket_buffer_bytes: u32,
@@ -60,7 +63,7 @@ impl Default for Tuning {
         Self {
             stream_window_bytes,
             connection_window_bytes: stream_window_bytes * (limits::DISKS_PER_AGENT_MAX as u32 + 1),
-            mtu_max_bytes: 1452,
+            mtu_max_bytes: MTU_BYTES_DEFAULT,
             socket_buffer_bytes: 8 << 20,
             idle_timeout: IDLE_TIMEOUT_DEFAULT,
         }

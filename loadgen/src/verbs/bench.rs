@@ -43,7 +43,7 @@ pub struct Args {
     #[command(flatten)]
     payload: PayloadArgs,
     /// Largest UDP payload that path discovery may try; the gateway has its own limit.
-    #[arg(long, value_name = "BYTES", default_value_t = 1452)]
+    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
     mtu: u16,
     /// Memory of the gateway.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "512 MiB")]

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
     /// Largest UDP payload that path discovery may try.
-    #[arg(long, value_name = "BYTES", default_value_t = 1452)]
+    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
     mtu: u16,
     /// Print one JSON object instead of a table.
     #[arg(long)]

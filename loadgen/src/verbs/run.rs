@@ -101,7 +101,7 @@ pub struct Args {
     #[command(flatten)]
     payload: PayloadArgs,
     /// Largest UDP payload that path discovery may try; the gateway must allow it too.
-    #[arg(long, value_name = "BYTES", default_value_t = 1452)]
+    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
     mtu: u16,
     /// How long connecting may take, and at the end the vault.
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "5 min")]
