@@ -511,8 +511,10 @@ impl Worker {
         let key = &target.lane.key;
         let sealed = match std::mem::replace(&mut message.content, Content::kept()) {
             Content::Kept { pieces, .. } => {
-                // As large as the memory that it changes places with, or that would shrink.
-                self.plain.reserve(self.scratch.capacity_bytes().saturating_sub(self.plain.len()));
+                // As large as the memory that it changes places with, or that would shrink. Exactly so: both would outgrow
+                // each other for ever.
+                self.plain.clear();
+                self.plain.reserve_exact(self.scratch.capacity_bytes());
                 if let Err(number) = gather(&pieces, &mut self.plain) {
                     let seq = Seq(message.first.0 + number as u64);
                     return Done::Damaged(message.disk, PointId { epoch: message.epoch, seq }, target);

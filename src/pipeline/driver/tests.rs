@@ -296,6 +296,25 @@ fn a_record_that_changes_while_it_is_kept_is_named_and_leaves_no_hole_in_the_lan
     assert_eq!(pipeline.finish().unwrap(), 4);
 }
 
+#[test]
+fn a_threads_memory_does_not_grow_with_the_number_of_its_messages() {
+    let buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, 1);
+    let (mut worker, mut batcher) =
+        (Worker::new(&buffers), Batcher::new(BatcherLimits::default(), Arc::clone(&buffers)));
+    let target = Arc::new(Target { lane: Arc::new(lane()), n: 1, object: "b/1".into(), ordinal: 0 });
+    let mut writer = Writer::new("web-1");
+    for _ in 0..64 {
+        let mut steps = Vec::new();
+        let record = Input { may_keep: true, ..input(&writer.write(0, &[1; 200_000])) };
+        batcher.push(Duration::ZERO, &writer.disk, record, Micros(0), &mut steps).unwrap();
+        batcher.flush(&mut steps);
+        let Some(Step::Message(message)) = steps.into_iter().next() else { panic!("no message") };
+        assert!(matches!(worker.seal(message, Arc::clone(&target)), Done::Sealed(..)));
+    }
+    let held_bytes = worker.plain.capacity() + worker.scratch.capacity_bytes();
+    assert!(held_bytes < 1 << 20, "{held_bytes}");
+}
+
 fn writer_disk() -> DiskId {
     crate::pipeline::testing::disk("web-1")
 }
