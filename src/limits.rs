@@ -49,6 +49,9 @@ pub const CONTROL_OBJECT_BYTES_MAX: u64 = 1 << 20;
 
 /// A dirty map covers the disk in chunks of this size.
 pub const CHUNK_BYTES: u64 = 64 << 10;
+/// Most runs of chunks that a gateway names to an agent that forks: 256 KiB at either end, for each disk that is being
+/// opened. Random writes of some seconds fit exactly; where more was written, the smallest gaps are compared too.
+pub const TOUCHED_RUNS_MAX: usize = 32 << 10;
 
 const _: () = assert!(RECORD_BYTES_MAX + 2 * BLOCK_BYTES < COMMIT_BYTES_MAX, "a record must fit one commit");
 const _: () = assert!(SEGMENT_BYTES_DEFAULT >= 4 * COMMIT_BYTES_MAX as u64, "a segment holds several commits");

@@ -89,6 +89,9 @@ mutants! {
     CopyUnlocked = "copy-unlocked",
     /// A write that overflows the queue is not marked. Promise 2.
     OverflowForgotten = "overflow-forgotten",
+    /// An agent with a new epoch compares only what its own state knows. Promise 3: a copy of a machine keeps what the
+    /// original wrote in between.
+    CloneRegionsForgotten = "clone-regions-forgotten",
     /// Labels follow the clock back. Promise 3: a time names two states.
     LabelGoesBack = "label-goes-back",
 }

@@ -304,16 +304,22 @@ impl ActivityMap {
     /// Only if the map's file failed and could not be removed either: a write that went on could be lost for the vault
     /// after a crash.
     pub fn ensure(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
-        let regions = chunks_of(offset_bytes, length_bytes, REGION_BYTES);
+        self.ensure_all(&[(offset_bytes, length_bytes)])
+    }
+
+    /// The same for many byte ranges, each an offset and a length, with one write and sync for all.
+    ///
+    /// # Errors
+    /// As [`ActivityMap::ensure`].
+    pub fn ensure_all(&self, ranges: &[(u64, u64)]) -> io::Result<()> {
         let mut inner = self.inner.lock();
-        inner.touched.insert(regions.clone());
-        if inner.durable.all(regions.clone()) {
-            return Ok(());
+        let mut all_durable = true;
+        for (offset_bytes, length_bytes) in ranges {
+            let regions = chunks_of(*offset_bytes, *length_bytes, REGION_BYTES);
+            all_durable &= inner.want(regions);
         }
-        let forward = regions.start > 0 && inner.wanted.contains(regions.start - 1);
-        let end = if forward { regions.end + PREFETCH_REGIONS } else { regions.end };
-        if !inner.wanted.all(regions.clone()) {
-            inner.set(regions.start..end);
+        if all_durable {
+            return Ok(());
         }
         let version = inner.version;
         while inner.durable_version < version && inner.failed.is_none() {
@@ -425,6 +431,20 @@ impl ActivityMap {
 }
 
 impl Inner {
+    /// Wants regions to be active. Returns whether they are, durably.
+    fn want(&mut self, regions: Range<u64>) -> bool {
+        self.touched.insert(regions.clone());
+        if self.durable.all(regions.clone()) {
+            return true;
+        }
+        let forward = regions.start > 0 && self.wanted.contains(regions.start - 1);
+        let end = if forward { regions.end + PREFETCH_REGIONS } else { regions.end };
+        if !self.wanted.all(regions.clone()) {
+            self.set(regions.start..end);
+        }
+        false
+    }
+
     fn set(&mut self, regions: Range<u64>) {
         let regions = regions.start..regions.end.min(self.wanted.limit());
         self.stale_blocks.extend(regions.start / BLOCK_REGIONS..regions.end.div_ceil(BLOCK_REGIONS));

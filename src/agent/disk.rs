@@ -313,15 +313,20 @@ impl Disk {
         }
     }
 
-    /// Marks the whole disk: its content has nothing to do with what the state says. Blocks.
+    /// Marks runs of chunks whose content has nothing to do with what the state says. Returns how many chunks were not
+    /// marked before. Blocks.
     ///
     /// # Errors
-    /// If a crash would forget the mark; for this run it is made in any case.
-    pub fn mark_all(&self) -> io::Result<()> {
-        let size_bytes = self.source.size_bytes();
-        let remembered = self.activity.ensure(0, size_bytes);
-        self.tracker().mark(0, size_bytes, self.shared.clock.stamp());
-        remembered
+    /// If a crash would forget the marks; for this run they are made in any case.
+    pub fn mark_touched(&self, runs: &[Range<u32>]) -> io::Result<u64> {
+        let stamp = self.shared.clock.stamp();
+        let before = self.tracker().dirty().must_send().len();
+        let bytes_of = |run: &Range<u32>| self.tracker().byte_range(&(run.start.into()..run.end.into()));
+        let bytes: Vec<(u64, u64)> = runs.iter().map(bytes_of).collect();
+        bytes.iter().for_each(|&(offset, length)| self.tracker().mark(offset, length, stamp));
+        let added = self.tracker().dirty().must_send().len().saturating_sub(before);
+        // After the marks: a region without one could be cleared again at once.
+        self.activity.ensure_all(&bytes).map(|()| added)
     }
 
     /// A change has reached the real disk. The caller holds the range.

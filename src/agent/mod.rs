@@ -35,8 +35,12 @@
 //! wherever the vault has come since, and copies what is marked inside a sync span. With state or map lost it copies the
 //! whole disk. Nothing is compared by hand, nothing waits: the guest writes all the while.
 //!
-//! What it cannot notice: a disk and state directory rolled back together (a snapshot of the machine that was restored
-//! from elsewhere), or a copy of both that is started elsewhere. After that, `tidegate agent --resync DISK`.
+//! A disk and state directory that are set back together (a snapshot of the machine), or a copy of both that is started
+//! elsewhere, look like a crash. What was written in between the vault knows: the answer to the fork names those chunks,
+//! and they are compared too. They must be of one moment, as any snapshot is.
+//!
+//! What it cannot notice: that state and disks of an agent that had stopped in order run a second time, before one of the
+//! two meets what the other wrote. Before such a copy is started, `tidegate agent --resync DISK`.
 
 pub mod activity;
 pub mod chunk_set;

@@ -27,9 +27,11 @@ use super::link::{Backoff, Link, connected, other_lost, replaced};
 use super::queue::{Next, Outgoing};
 use super::state::StateError;
 use super::tracker::{CopyNext, EpochStart, Mode};
+use crate::config::show_size;
 use crate::fault::chain_text;
 use crate::flow::{BudgetGuard, blocking, blocking_in};
 use crate::limits::CHUNK_BYTES;
+use crate::mutants::{self, Mutant};
 use crate::types::{Epoch, Id128, PointId, Seq};
 use crate::wire::{
     Client, Code, DiskEvent, DiskEvents, DiskSender, ForkReason, OpenDisk, OpenDiskError, OpenedInfo, Want, WireRecord,
@@ -124,7 +126,7 @@ pub async fn run(disk: Arc<Disk>, mut link: Link, pace: CopyPace) {
                 tracing::error!(disk = %disk.id, error = text, "the vault's history is not this agent's: whole disk is compared");
                 // Remembered first: after a crash in between, this would look like any unclean stop.
                 match mark_all(&disk).await {
-                    Ok(()) => {
+                    Ok(_) => {
                         disk.abandon(ForkReason::DiskChanged);
                         text
                     }
@@ -163,9 +165,15 @@ async fn fence(disk: &Arc<Disk>, newest: Epoch) {
     }
 }
 
-async fn mark_all(disk: &Arc<Disk>) -> std::io::Result<()> {
+/// Marks runs of chunks, durably. Returns how many chunks were not marked before.
+async fn mark(disk: &Arc<Disk>, runs: Vec<Range<u32>>) -> std::io::Result<u64> {
     let shared = Arc::clone(disk);
-    blocking(move || shared.mark_all()).await.unwrap_or_else(|stopped| Err(stopped.into()))
+    blocking(move || shared.mark_touched(&runs)).await.unwrap_or_else(|stopped| Err(stopped.into()))
+}
+
+async fn mark_all(disk: &Arc<Disk>) -> std::io::Result<u64> {
+    let chunks = disk.tracker().dirty().must_send().limit() as u32;
+    mark(disk, Vec::from([Range { start: 0, end: chunks }])).await
 }
 
 /// Opens the disk's stream as planned and runs a session on it.
@@ -182,20 +190,21 @@ async fn attempt(disk: &Arc<Disk>, client: &Arc<Client>, link: &mut Link, pace: 
         // Whoever does not answer need not be waited for.
         () = replaced(link, client) => return End::Moved,
     };
-    let (sender, events, info) = match opened {
+    let (sender, events, mut info) = match opened {
         Ok(opened) => opened,
         Err(OpenDiskError::MustFork { text }) => return End::Fork(ForkReason::GatewayLost, text),
         Err(OpenDiskError::Fenced { newest }) => return End::Fenced(newest),
         Err(OpenDiskError::Refused { code, text }) => return refused(code, &text),
         Err(OpenDiskError::Connection(lost)) => return End::Lost(lost.to_string()),
     };
+    let touched = std::mem::take(&mut info.touched);
     let begun = match want {
         Want::Resume { floor, floor_chain, .. } => resume(
             disk,
-            info,
+            &info,
             EpochStart { epoch: info.epoch, next_seq: floor.next(), chain: floor_chain, from_zero: false },
         ),
-        Want::Fork { .. } => fork(disk, info, nonce).await,
+        Want::Fork { .. } => fork(disk, &info, touched, nonce).await,
     };
     if let Err(end) = begun {
         return end;
@@ -291,7 +300,7 @@ fn refused(code: Code, text: &str) -> End {
 }
 
 /// Goes on with an epoch; `clean` is where a clean stop left it.
-fn resume(disk: &Disk, info: OpenedInfo, clean: EpochStart) -> Result<(), End> {
+fn resume(disk: &Disk, info: &OpenedInfo, clean: EpochStart) -> Result<(), End> {
     if disk.tracker().mode() == Mode::Detached {
         let known = info.chain.is_none_or(|chain| chain == clean.chain);
         if info.next_seq != clean.next_seq || !known {
@@ -316,17 +325,23 @@ fn resume(disk: &Disk, info: OpenedInfo, clean: EpochStart) -> Result<(), End> {
 }
 
 /// Begins the epoch that the gateway has opened.
-async fn fork(disk: &Arc<Disk>, info: OpenedInfo, nonce: Id128) -> Result<(), End> {
-    let known = disk.state().epoch;
+async fn fork(disk: &Arc<Disk>, info: &OpenedInfo, touched: Vec<Range<u32>>, nonce: Id128) -> Result<(), End> {
     let Some(chain) = info.chain else {
         return Err(End::Refused(format!("gateway opened epoch {} without its chain", info.epoch)));
     };
     if info.next_seq.0 == 0 {
         return Err(End::Refused(format!("gateway opened epoch {} at record 0", info.epoch)));
     }
-    if let Some(known) = known.filter(|known| info.epoch.0 != known.0 + 1) {
-        tracing::warn!(disk = %disk.id, %known, opened = %info.epoch, "there were other epochs in between: whole disk is compared");
-        mark_all(disk).await.map_err(|error| End::Refused(error.to_string()))?;
+    if !mutants::on(Mutant::CloneRegionsForgotten) {
+        // Remembered before the epoch is: a crash in between asks for another epoch, and is told the same again.
+        let added = mark(disk, touched).await.map_err(|error| End::Refused(error.to_string()))?;
+        if added > 0 {
+            tracing::warn!(
+                disk = %disk.id, epoch = %info.epoch, more = show_size(added * CHUNK_BYTES),
+                "the vault has records that this state does not know: this machine is a copy, was set back, or another \
+                 carried the disk in between; what they wrote is compared too"
+            );
+        }
     }
     let start = EpochStart { epoch: info.epoch, next_seq: info.next_seq, chain, from_zero: info.epoch == Epoch(1) };
     let shared = Arc::clone(disk);

@@ -34,8 +34,8 @@ pub struct Args {
     /// With --status: as JSON.
     #[arg(long, requires = "status")]
     json: bool,
-    /// Compare the whole of this disk with what was sent, whatever the state says: after the machine was restored from a
-    /// backup or snapshot. May be given more than once.
+    /// Compare the whole of this disk with what was sent, whatever the state says: for a disk that came from elsewhere, or
+    /// a copy of a machine whose agent had stopped in order. May be given more than once.
     #[arg(long, value_name = "DISK", conflicts_with = "instead")]
     resync: Vec<DiskId>,
     /// Carry this disk again although another agent took it over. May be given more than once.

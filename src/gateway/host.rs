@@ -7,6 +7,8 @@
 //!   long dead must not begin an epoch, which would fence the agent that made it.
 //! - Fork after everything journaled here is vaulted, so that no point acked as journaled is cut off; at the larger of
 //!   what this gateway and the agent know to be vaulted; from the vault's own indexes if neither knows.
+//! - A fork tells the agent which chunks were written between its floor and the fork: what a copy of the machine, or the
+//!   machine before it was set back, wrote there, no state of the agent knows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +29,8 @@ use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, watch};
 use crate::journal::{AppendError, Entry, Journal};
 use crate::mutants::{self, Mutant};
-use crate::restore;
+use crate::restore::touched::Runs;
+use crate::restore::{self, touched};
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, Seq};
 use crate::vault::epochs::CreateEpochError;
@@ -134,6 +137,13 @@ async fn is_ours(vault: &Vault, own: &str, lane: Id128) -> Result<bool, VaultErr
         }
         Err(error) => Err(error),
     }
+}
+
+/// Where an epoch ends in the vault.
+struct End {
+    at: Mark,
+    /// The chunks that the records above the floor set that was asked for; `None` without one.
+    touched: Option<Runs>,
 }
 
 /// The registry of disks. Bounded by the disks that certificates of this vault name.
@@ -277,7 +287,7 @@ impl GatewayHost {
         // would write records again that are vaulted with other content.
         let unknown = run.vaulted_mark().is_none_or(|mark| mark.seq < floor.seq);
         if unknown || self.carried_elsewhere(&open.disk).await? {
-            let head = self.vault_head(slot, &newest, Some(floor)).await?;
+            let head = self.vault_head(slot, &newest, Some(floor)).await?.at;
             if head.seq > floor.seq {
                 run.set_base(head);
             }
@@ -304,16 +314,17 @@ impl GatewayHost {
             ));
         }
         tracing::info!(disk = %open.disk, %epoch, after = %reached.seq, "disk resumed");
-        Ok(self.opened(slot, run, reached))
+        Ok(self.opened(slot, run, reached, Runs::new()))
     }
 
-    fn opened(&self, slot: &DiskSlot, run: Arc<Run>, reached: Mark) -> OpenedDisk<JournalSink> {
+    fn opened(&self, slot: &DiskSlot, run: Arc<Run>, reached: Mark, touched: Runs) -> OpenedDisk<JournalSink> {
         let session = Session::new();
         slot.take_over(session.clone());
         OpenedDisk {
             epoch: run.epoch,
             next_seq: reached.seq.next(),
             chain: reached.chain,
+            touched,
             journaled: Arc::clone(&run.journaled),
             vaulted: Arc::clone(&run.vaulted),
             window: self.window.clone(),
@@ -359,18 +370,22 @@ impl GatewayHost {
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
             let newest = self.newest_epoch(&open.disk).await?;
-            let (previous, at) = match &newest {
-                None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }),
+            let (previous, at, touched) = match &newest {
+                None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }, touched::whole(open.size_bytes)),
                 Some(newest) => {
                     check_size(open, newest.size_bytes)?;
                     check_not_overtaken(open, asked_at, newest)?;
-                    let at = self.fork_point(slot, newest, floor).await?;
+                    let end = self.fork_point(slot, newest, floor).await?;
+                    let at = end.at;
                     if newest.nonce == open.nonce {
                         check_unused(slot, newest, at)?;
-                        // The answer to the same request was lost on the way: the epoch is there and empty.
-                        return Ok(self.start_epoch(slot, newest));
                     }
-                    (Some(newest.epoch), at)
+                    let touched = self.touched(slot, newest, end, floor).await?;
+                    if newest.nonce == open.nonce {
+                        // The answer to the same request was lost on the way: the epoch is there and empty.
+                        return Ok(self.start_epoch(slot, newest, touched));
+                    }
+                    (Some(newest.epoch), at, touched)
                 }
             };
             let Some(chain_at_fork) = at.chain else {
@@ -393,7 +408,7 @@ impl GatewayHost {
                 self.describe_disk(agent, open).await?;
             }
             if self.create_epoch(&object).await? {
-                return Ok(self.start_epoch(slot, &object));
+                return Ok(self.start_epoch(slot, &object, touched));
             }
         }
         Err(DiskRefusal::refused(Code::Unavailable, "other gateways keep forking this disk; try again"))
@@ -419,7 +434,7 @@ impl GatewayHost {
         created.map(|_| ()).map_err(|error| vault_refusal("the disk cannot be described in the vault", &error))
     }
 
-    fn start_epoch(&self, slot: &DiskSlot, object: &EpochObject) -> OpenedDisk<JournalSink> {
+    fn start_epoch(&self, slot: &DiskSlot, object: &EpochObject, touched: Runs) -> OpenedDisk<JournalSink> {
         let chain = object.first_chain();
         let run = Arc::new(Run::fresh(object.epoch, chain));
         for retired in slot.start_epoch(Arc::clone(&run)) {
@@ -428,7 +443,7 @@ impl GatewayHost {
         metrics::counter!(names::EPOCHS_CREATED, "reason" => object.reason.clone()).increment(1);
         let (epoch, fork_seq, reason) = (object.epoch, object.fork_seq, &object.reason);
         tracing::info!(disk = %slot.disk, %epoch, %fork_seq, %reason, "epoch created");
-        self.opened(slot, run, Mark { seq: Seq::NONE, chain: Some(chain) })
+        self.opened(slot, run, Mark { seq: Seq::NONE, chain: Some(chain) }, touched)
     }
 
     /// Between what is known to be vaulted and what stands in the journal, records are missing: released here by a life
@@ -438,7 +453,7 @@ impl GatewayHost {
         match self.join_vaulted(slot, run, newest).await {
             // What the run calls vaulted may be what an agent said of it.
             Err(refusal) if refusal.code() == Code::Conflict => {
-                run.set_base(self.vault_head(slot, newest, None).await?)
+                run.set_base(self.vault_head(slot, newest, None).await?.at)
             }
             joined => joined?,
         }
@@ -452,7 +467,7 @@ impl GatewayHost {
         run: &Run,
         newest: &EpochObject,
     ) -> Result<(), DiskRefusal> {
-        run.set_base(self.vault_head(slot, newest, run.vaulted_mark()).await?);
+        run.set_base(self.vault_head(slot, newest, run.vaulted_mark()).await?.at);
         Ok(())
     }
 
@@ -476,37 +491,37 @@ impl GatewayHost {
         })
     }
 
-    /// Where the newest epoch ends as far as anybody knows it to be vaulted.
+    /// Where the newest epoch ends as far as anybody knows it to be vaulted; and what its records above the agent's floor
+    /// set, if the floor lies in it.
     async fn fork_point(
         &self,
         slot: &DiskSlot,
         newest: &EpochObject,
         floor: Option<(PointId, Chain)>,
-    ) -> Result<Mark, DiskRefusal> {
+    ) -> Result<End, DiskRefusal> {
         let here = slot.run(newest.epoch).and_then(|run| run.vaulted_mark()).filter(|mark| mark.chain.is_some());
         let agents = floor
             .filter(|(point, _)| point.epoch == newest.epoch)
             .map(|(point, chain)| Mark { seq: point.seq, chain: Some(chain) });
         // Marks of this gateway and the agent's floor may both lie below what another gateway vaulted: the vault knows.
-        let known = here.into_iter().chain(agents).max_by_key(|mark| mark.seq);
-        if let (Some(own), true) = (known, mutants::on(Mutant::ForkAtOwnMark)) {
-            return Ok(own);
+        let known = here.into_iter().chain(agents);
+        if let (Some(at), true) = (known.clone().max_by_key(|mark| mark.seq), mutants::on(Mutant::ForkAtOwnMark)) {
+            return Ok(End { at, touched: None });
         }
-        let head = match self.vault_head(slot, newest, known).await {
+        // From the agent's floor up, though it lies below what is known here: everything above it is asked for.
+        let head = match self.vault_head(slot, newest, agents.or(here)).await {
             // An agent that was refused for it forks from what the vault has.
             Err(refusal) if refusal.code() == Code::Conflict => return self.vault_head(slot, newest, None).await,
             head => head?,
         };
-        Ok(here.into_iter().chain(agents).fold(head, |best, mark| if mark.seq > best.seq { mark } else { best }))
+        let at = known.fold(head.at, |best, mark| if mark.seq > best.seq { mark } else { best });
+        // Of records that are said to be vaulted, and that were not found, nobody knows what they set.
+        let all_seen = at.seq == head.at.seq || agents.is_some_and(|mark| mark.seq == at.seq);
+        Ok(End { at, touched: head.touched.filter(|_| all_seen && agents.is_some()) })
     }
 
     /// How far the newest epoch is contiguous in the vault, by the vault's own indexes; `floor` is known to be vaulted.
-    async fn vault_head(
-        &self,
-        slot: &DiskSlot,
-        newest: &EpochObject,
-        floor: Option<Mark>,
-    ) -> Result<Mark, DiskRefusal> {
+    async fn vault_head(&self, slot: &DiskSlot, newest: &EpochObject, floor: Option<Mark>) -> Result<End, DiskRefusal> {
         let disk = &slot.disk;
         let _turn = self.lanes.heads.acquire().await;
         let floor = floor.and_then(|mark| Some((mark.seq, mark.chain?)));
@@ -524,7 +539,52 @@ impl GatewayHost {
             return Err(self.conflict(slot, newest.epoch, seq));
         }
         let start = Mark { seq: Seq::NONE, chain: Some(newest.first_chain()) };
-        Ok(head.at.map_or(start, |(seq, chain)| Mark { seq, chain: Some(chain) }))
+        let at = head.at.map_or(start, |(seq, chain)| Mark { seq, chain: Some(chain) });
+        Ok(End { at, touched: head.touched })
+    }
+
+    /// The chunks that the agent is to compare: those that records set between its floor and the fork at `end`, where
+    /// the newest epoch ends; all of them if that cannot be known.
+    async fn touched(
+        &self,
+        slot: &DiskSlot,
+        newest: &EpochObject,
+        end: End,
+        floor: Option<(PointId, Chain)>,
+    ) -> Result<Runs, DiskRefusal> {
+        let known = match floor {
+            Some((point, chain)) if point.epoch == newest.epoch => {
+                end.touched.filter(|_| point.seq > Seq::NONE || chain == newest.first_chain())
+            }
+            // Nothing came of the newest epoch: an agent crashed before it had remembered it.
+            Some((point, chain)) if end.at.seq == Seq::NONE && newest.previous == Some(point.epoch) => {
+                self.touched_before(slot, newest, (point, chain)).await?
+            }
+            _ => None,
+        };
+        Ok(known.unwrap_or_else(|| {
+            tracing::info!(disk = %slot.disk, "the whole disk is to be compared: the agent's floor says nothing here");
+            touched::whole(newest.size_bytes)
+        }))
+    }
+
+    /// The chunks that records set between a floor in the epoch before `next` and the fork to it; `None` if that cannot
+    /// be known.
+    async fn touched_before(
+        &self,
+        slot: &DiskSlot,
+        next: &EpochObject,
+        (floor, chain): (PointId, Chain),
+    ) -> Result<Option<Runs>, DiskRefusal> {
+        if floor.seq >= next.fork_seq {
+            let same = floor.seq == next.fork_seq && chain == next.chain_at_fork;
+            return Ok(same.then(Runs::new));
+        }
+        let _turn = self.lanes.heads.acquire().await;
+        let head = restore::head::head(&self.vault, &slot.disk, floor.epoch, Some((floor.seq, chain))).await;
+        let head = head.map_err(|error| vault_refusal("the epoch before cannot be read from the vault", &error))?;
+        let whole = !head.contradicts_floor && head.at.is_some_and(|(seq, _)| seq >= next.fork_seq);
+        Ok(head.touched.filter(|_| whole))
     }
 
     fn check_same(&self, slot: &DiskSlot, epoch: Epoch, agents: Mark, known: Mark) -> Result<(), DiskRefusal> {

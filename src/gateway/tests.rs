@@ -1,5 +1,6 @@
 //! Opening disks against a vault that other gateways write too.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::host::{Disks, GatewayHost, Lanes};
@@ -9,6 +10,7 @@ use super::runs::{Mark, Session, Span};
 use super::*;
 use crate::flow::watch;
 use crate::journal::{BackendChoice, JournalConfig};
+use crate::limits::CHUNK_BYTES;
 use crate::restore::tests::{ModelDisk, TestVault};
 use crate::types::{Chain, DiskId, Epoch, Id128, PointId};
 use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, Host as _, OpenDisk, OpenedDisk, Want};
@@ -140,6 +142,101 @@ async fn a_fork_continues_where_the_vault_ends_whatever_the_agent_knows() {
     let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
     assert_eq!((epoch.fork_seq, epoch.chain_at_fork), (Seq(30), world.chain(30)));
     assert_eq!(epoch.gateway, "g2");
+}
+
+/// Vaulted by way of g1: records 1 to 30 in the first two chunks, and in each of the chunks 4, 8 and 12 one record of 31 to 33.
+async fn spread(dir: &Path) -> World {
+    let mut world = world(dir, 30).await;
+    for chunk in [4, 8, 12] {
+        world.disk.write(chunk * CHUNK_BYTES + 512, vec![1; 512]);
+    }
+    world.vault.put_batch(&[(&world.disk, world.disk.message(Epoch(1), 31, 33))]).await;
+    world
+}
+
+impl World {
+    /// What an agent with that floor is told to compare when it forks.
+    async fn touched(&self, epoch: u64, floor: u64, chain: Chain) -> Vec<Range<u32>> {
+        let floor = Some((PointId { epoch: Epoch(epoch), seq: Seq(floor) }, chain));
+        self.open(Want::Fork { reason: ForkReason::UncleanStart, floor }).await.expect("opened").touched
+    }
+}
+
+#[tokio::test]
+async fn a_fork_names_the_chunks_that_were_written_behind_the_agents_back() {
+    for (floor, touched) in
+        [(33, vec![]), (32, vec![12..13]), (30, vec![4..5, 8..9, 12..13]), (0, vec![0..2, 4..5, 8..9, 12..13])]
+    {
+        let folder = tempfile::tempdir().expect("folder");
+        let world = spread(folder.path()).await;
+        assert_eq!(world.touched(1, floor, world.chain(floor)).await, touched, "floor {floor}");
+    }
+    // This gateway knows how far the epoch is vaulted, but not what the agent knows of it.
+    let folder = tempfile::tempdir().expect("folder");
+    let world = spread(folder.path()).await;
+    world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(33));
+    assert_eq!(world.touched(1, 31, world.chain(31)).await, [8..9, 12..13]);
+}
+
+#[tokio::test]
+async fn a_fork_whose_agent_shares_no_known_place_with_the_vault_is_told_the_whole_disk() {
+    let whole = [0..16_u32];
+    let folder = tempfile::tempdir().expect("folder");
+    let world = spread(folder.path()).await;
+    let without = world.open(Want::Fork { reason: ForkReason::UncleanStart, floor: None }).await.expect("opened");
+    assert_eq!(without.touched, whole);
+    for (epoch, floor, chain) in [(1, 33, Chain([9; 32])), (1, 0, Chain([9; 32])), (7, 20, Chain([9; 32]))] {
+        let folder = tempfile::tempdir().expect("folder");
+        let world = spread(folder.path()).await;
+        assert_eq!(world.touched(epoch, floor, chain).await, whole, "e{epoch}-s{floor}");
+    }
+    // Vaulted as far as this gateway knows, and not to be found.
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = spread(folder.path()).await;
+    world.disk.write(4096, vec![2; 512]);
+    world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(34));
+    assert_eq!(world.touched(1, 31, world.chain(31)).await, whole);
+}
+
+#[tokio::test]
+async fn an_epoch_without_records_between_floor_and_fork_hides_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = spread(folder.path()).await;
+    // Begun for an agent that crashed before it had remembered it.
+    world.disk.fork(Seq(33));
+    world.disk.epochs[1].nonce = Id128([8; 16]);
+    world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created");
+    assert_eq!(world.touched(1, 31, world.chain(31)).await, [8..9, 12..13]);
+    let newest = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+    assert_eq!(newest.epoch, Epoch(3));
+
+    for (floor, touched) in [(31, vec![8..9, 12..13]), (33, vec![])] {
+        let folder = tempfile::tempdir().expect("folder");
+        let world = spread(folder.path()).await;
+        let chain = world.chain(floor);
+        world.touched(1, floor, chain).await;
+        assert_eq!(world.touched(1, floor, chain).await, touched, "the answer was lost, and it was asked for again");
+        let newest = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+        assert_eq!(newest.epoch, Epoch(2));
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_knows_more_than_what_a_fork_left_compares_the_whole_disk() {
+    for used in [false, true] {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut world = spread(folder.path()).await;
+        let chain = world.chain(33);
+        // A copy of the machine forked while 33 was on its way.
+        world.disk.fork(Seq(32));
+        world.disk.epochs[1].nonce = Id128([8; 16]);
+        world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created");
+        if used {
+            world.disk.write(0, vec![3; 512]);
+            world.vault.put_batch(&[(&world.disk, world.disk.message(Epoch(2), 1, 1))]).await;
+        }
+        assert_eq!(world.touched(1, 33, chain).await, [0..16_u32], "used: {used}");
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use super::history::Conflict;
 use super::source;
+use super::touched::{self, Runs};
 use crate::types::{Chain, DiskId, Epoch, Seq};
 use crate::vault::index::{MessageMeta, RecordMeta};
 use crate::vault::reader::{Catalog, Newest, Problem, Want};
@@ -29,22 +30,26 @@ pub struct Head {
     pub conflicts: Vec<Conflict>,
     /// Whether the floor's chain is not the one that the vault has there, as far as that can be seen.
     pub contradicts_floor: bool,
+    /// The chunks that the records above the floor set, up to the end; `None` without a floor.
+    pub touched: Option<Runs>,
 }
 
-/// The end of `epoch`, the newest of `disk`. `floor` is a record of it that is known to be vaulted, with the chain after
-/// it; nothing below it is looked at.
+/// The end of `epoch` of `disk`, after which no epoch has records. `floor` is a record of it that is known to be vaulted,
+/// with the chain after it; nothing below it is looked at.
 ///
 /// # Errors
 /// [`VaultError`] if the store fails.
 pub async fn head(vault: &Vault, disk: &DiskId, epoch: Epoch, floor: Option<(Seq, Chain)>) -> Result<Head, VaultError> {
-    if let Some(floor) = floor.filter(|(seq, _)| *seq > Seq::NONE) {
+    if let Some(floor) = floor {
         for newest in STEPS {
             let want = Want { newest: Some(newest), ..Want::disk(disk) };
             let catalog = source::load(vault, &want).await?;
+            let messages = messages(&catalog, disk, epoch);
             if hides_nothing(&catalog, disk, epoch, floor.0)
-                && let Some(end) = above(&messages(&catalog, disk, epoch), floor)
+                && let Some(end) = above(&messages, floor)
             {
-                return Ok(Head { at: Some(end), ..Head::default() });
+                let at = Some(end).filter(|(seq, _)| *seq > Seq::NONE);
+                return Ok(Head { at, touched: Some(between(&messages, floor.0, end.0)), ..Head::default() });
             }
         }
     }
@@ -58,10 +63,20 @@ async fn whole(vault: &Vault, disk: &DiskId, epoch: Epoch, floor: Option<(Seq, C
     let history = source::history(&catalog, disk, &epochs);
     let at =
         history.head_with_chain().filter(|(point, _)| point.epoch == epoch).map(|(point, chain)| (point.seq, chain));
-    let claims = messages(&catalog, disk, epoch).into_iter().flat_map(ends).collect::<Vec<_>>();
+    let messages = messages(&catalog, disk, epoch);
+    let mut claims = messages.iter().copied().flat_map(ends);
     let contradicts_floor =
-        floor.is_some_and(|(floor, chain)| claims.iter().any(|(seq, claimed)| *seq == floor && *claimed != chain));
-    Ok(Head { at, conflicts: history.conflicts, contradicts_floor })
+        floor.is_some_and(|(floor, chain)| claims.any(|(seq, claimed)| seq == floor && claimed != chain));
+    let end = at.map_or(Seq::NONE, |(seq, _)| seq);
+    let touched = floor.map(|(floor, _)| between(&messages, floor, end));
+    Ok(Head { at, conflicts: history.conflicts, contradicts_floor, touched })
+}
+
+/// The chunks that the records above `floor` set, up to `end`.
+fn between(messages: &[&MessageMeta], floor: Seq, end: Seq) -> Runs {
+    let records = messages.iter().flat_map(|message| &message.records);
+    let inside = records.filter(|record| floor < record.seq && record.seq <= end);
+    touched::chunks(inside.flat_map(|record| &record.extents))
 }
 
 /// The chains that a message states: before its first record, if it knows that, and after its last.
@@ -89,7 +104,7 @@ fn hides_nothing(catalog: &Catalog, disk: &DiskId, epoch: Epoch, floor: Seq) -> 
 }
 
 /// How far messages go on from the floor. `None` if they do not say it for sure: none reaches down to the floor, there
-/// is a hole above it, or two of them differ.
+/// is a hole above it, or two of them differ. Where no record is known to be vaulted, none may be there.
 fn above(messages: &[&MessageMeta], floor: (Seq, Chain)) -> Option<(Seq, Chain)> {
     let mut chains: BTreeMap<Seq, Chain> = BTreeMap::from([floor]);
     let mut records: BTreeMap<Seq, &RecordMeta> = BTreeMap::new();
@@ -107,7 +122,10 @@ fn above(messages: &[&MessageMeta], floor: (Seq, Chain)) -> Option<(Seq, Chain)>
     }
     let mut sorted: Vec<&MessageMeta> = messages.to_vec();
     sorted.sort_unstable_by_key(|message| (message.first, message.last));
-    let reaches_down = sorted.first().is_some_and(|lowest| lowest.first <= floor.0.next());
+    let reaches_down = match sorted.first() {
+        Some(lowest) => lowest.first <= floor.0.next(),
+        None => floor.0 == Seq::NONE,
+    };
     let mut end = floor;
     for message in sorted {
         if message.first > end.0.next() {
@@ -170,7 +188,10 @@ mod tests {
         vault.fill(&[&disk], 2, 1).await;
         for floor in [None, Some(at(&disk, 0)), Some(at(&disk, 10)), Some(at(&disk, 110)), Some(at(&disk, 120))] {
             let found = head(&vault.vault, &disk.id, Epoch(1), floor).await.unwrap();
-            assert_eq!(found, Head { at: Some(at(&disk, 120)), ..Head::default() }, "{floor:?}");
+            let above =
+                |floor: Seq| disk.records[&Epoch(1)].iter().skip(floor.0 as usize).flat_map(|record| &record.extents);
+            let touched = floor.map(|(seq, _)| touched::chunks(above(seq)));
+            assert_eq!(found, Head { at: Some(at(&disk, 120)), touched, ..Head::default() }, "{floor:?}");
         }
         let wrong = Some((Seq(110), Chain([7; 32])));
         let found = head(&vault.vault, &disk.id, Epoch(1), wrong).await.unwrap();

@@ -35,6 +35,7 @@ pub mod progress;
 pub mod resume;
 pub mod source;
 pub mod target;
+pub mod touched;
 pub mod verify;
 pub mod write;
 

@@ -63,11 +63,13 @@ pub enum Kind {
     Fenced = 22,
     /// Agent's last frame of a disk stream.
     CloseDisk = 23,
+    /// Chunks that an agent with a new epoch compares, before the gateway's consent.
+    Touched = 24,
 }
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::HelloOk,
         Self::Refused,
@@ -82,6 +84,7 @@ impl Kind {
         Self::Ack,
         Self::Fenced,
         Self::CloseDisk,
+        Self::Touched,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {

@@ -1,5 +1,6 @@
 //! The seam between the wire and the gateway: what a server asks of whoever takes the records.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -65,6 +66,9 @@ pub struct OpenedDisk<S> {
     /// Chain before `next_seq`: always known for a new epoch, for a resumed one if something of it is at hand. If
     /// known, the first record is checked against it; later records are always checked against the one before.
     pub chain: Option<Chain>,
+    /// Of a new epoch: the chunks that the agent is to compare, because records hold them of which its state may not
+    /// know. Ascending, with gaps between the runs, at most [`crate::limits::TOUCHED_RUNS_MAX`].
+    pub touched: Vec<Range<u32>>,
     /// Highest seq of this epoch that is journaled.
     pub journaled: Arc<Watermark>,
     /// Highest seq of this epoch that is vaulted.

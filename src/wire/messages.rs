@@ -5,6 +5,8 @@
 //! list is a u16 count and its items; an option is a byte 0 or 1 and its value. A body must end where its last field
 //! ends. The layouts stand in `docs/PROTOCOL.md`.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::code::Code;
@@ -17,6 +19,9 @@ use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Most gateways in a redirect: more choice does not help an agent that tries one after the other.
 pub const REDIRECT_GATEWAYS_MAX: usize = 16;
+/// Most runs of chunks in one frame: they fill it.
+pub const TOUCHED_RUNS_PER_FRAME: usize = 2000;
+const _: () = assert!(2 + 8 * TOUCHED_RUNS_PER_FRAME <= limits::CONTROL_BODY_BYTES_MAX, "they fit a control frame");
 
 /// The agent introduces itself; first frame of the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,6 +173,14 @@ pub struct DiskOpened {
     pub credit_bytes: u64,
 }
 
+/// Chunks that records hold of which the agent's state may not know: whoever has a new epoch compares them. Comes before
+/// [`DiskOpened`], in as many frames as it takes; if none comes there are no such chunks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// Numbers of chunks, ascending, with a gap between any two runs, also over the frames of one answer.
+    pub runs: Vec<Range<u32>>,
+}
+
 /// More credit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credit {
@@ -270,6 +283,8 @@ pub enum Message {
     Fenced(Fenced),
     /// See [`CloseDisk`].
     CloseDisk(CloseDisk),
+    /// See [`Touched`].
+    Touched(Touched),
 }
 
 impl Message {
@@ -290,6 +305,7 @@ impl Message {
             Self::Ack(_) => Kind::Ack,
             Self::Fenced(_) => Kind::Fenced,
             Self::CloseDisk(_) => Kind::CloseDisk,
+            Self::Touched(_) => Kind::Touched,
         }
     }
 
@@ -352,6 +368,7 @@ impl Message {
             }
             Self::Fenced(fenced) => out.put_u64_le(fenced.newest.0),
             Self::CloseDisk(close) => out.put_u64_le(close.last.0),
+            Self::Touched(touched) => put_touched(out, touched),
         }
     }
 
@@ -406,6 +423,7 @@ impl Message {
             Kind::Ack => Self::Ack(fields.ack()?),
             Kind::Fenced => Self::Fenced(Fenced { newest: Epoch(fields.u64("newest epoch")?) }),
             Kind::CloseDisk => Self::CloseDisk(CloseDisk { last: Seq(fields.u64("last seq")?) }),
+            Kind::Touched => Self::Touched(fields.touched()?),
             Kind::Record => return Err(MessageError::Unexpected { found: kind, expected: "a control frame" }),
         };
         fields.end()?;
@@ -450,6 +468,14 @@ fn put_open_disk(out: &mut BytesMut, open: &OpenDisk) {
                 out.put_slice(&chain.0);
             }
         }
+    }
+}
+
+fn put_touched(out: &mut BytesMut, touched: &Touched) {
+    out.put_u16_le(touched.runs.len() as u16);
+    for run in &touched.runs {
+        out.put_u32_le(run.start);
+        out.put_u32_le(run.end - run.start);
     }
 }
 
@@ -517,6 +543,25 @@ impl Fields<'_> {
     fn ack(&mut self) -> Result<Ack, MessageError> {
         let ack = Ack { journaled: Seq(self.u64("journaled")?), vaulted: Seq(self.u64("vaulted")?) };
         if ack.journaled < ack.vaulted { Err(self.out_of_range("vaulted")) } else { Ok(ack) }
+    }
+
+    fn touched(&mut self) -> Result<Touched, MessageError> {
+        let count = usize::from(self.u16("runs")?);
+        if count == 0 || count > TOUCHED_RUNS_PER_FRAME {
+            return Err(self.out_of_range("runs"));
+        }
+        let mut runs: Vec<Range<u32>> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (start, length) = (self.u32("first chunk")?, self.u32("chunks")?);
+            let end =
+                start.checked_add(length).filter(|end| u64::from(*end) <= limits::DISK_BYTES_MAX / limits::CHUNK_BYTES);
+            let apart = runs.last().is_none_or(|last| last.end < start);
+            match end.filter(|_| length > 0 && apart) {
+                Some(end) => runs.push(start..end),
+                None => return Err(self.out_of_range("chunks")),
+            }
+        }
+        Ok(Touched { runs })
     }
 
     fn open_disk(&mut self) -> Result<OpenDisk, MessageError> {

@@ -168,6 +168,7 @@ mod tests {
             journaled: Seq(4),
             vaulted: Seq(4),
             credit_bytes: 0,
+            touched: Vec::new(),
         };
         let mut writer = Writer::new(&opened);
         let offset = ClockOffset { offset_micros: -5, uncertainty_micros: 1 };

@@ -71,7 +71,8 @@ fn the_whole_disk_is_marked_even_if_that_cannot_be_remembered() {
     let (_folder, mut disk, mut replica) = protected();
     let regions = ChunkSet::new(DISK_BYTES as u64 / REGION_BYTES);
     Arc::get_mut(&mut disk).expect("not shared").activity = ActivityMap::new(Box::new(Broken), regions);
-    disk.mark_all().expect_err("a crash would forget it");
+    let whole = 0..(DISK_BYTES as u64 / CHUNK_BYTES) as u32;
+    disk.mark_touched(&[whole]).expect_err("a crash would forget it");
     assert_eq!(disk.tracker().dirty().must_send().len(), DISK_BYTES as u64 / CHUNK_BYTES);
     replica.settle(&disk);
 }

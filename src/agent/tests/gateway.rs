@@ -13,8 +13,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::support::until;
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark, watch};
+use crate::restore::touched::{self, Runs};
 use crate::types::{
-    BarrierKind, Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
+    BarrierKind, Chain, DiskId, Epoch, Extent, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
 };
 use crate::wire::Net;
 use crate::wire::endpoint::{Listener, Tuning};
@@ -138,6 +139,15 @@ impl FakeDisk {
         records
     }
 
+    /// Bytes that records of the newest epoch have copied from the disk.
+    pub fn copied_bytes(&self, size_bytes: u64) -> u64 {
+        let epochs = self.epochs.lock();
+        let records = &epochs.last().expect("an epoch").records;
+        let copies =
+            records.iter().filter(|record| RecordView::split(record).expect("record").0.head.kind == RecordKind::Copy);
+        copies.flat_map(|record| extents_of(record, size_bytes)).map(|extent| u64::from(extent.length_bytes)).sum()
+    }
+
     /// The image at a point, or after the newest record.
     pub fn image(&self, size_bytes: usize, to: Option<PointId>) -> Vec<u8> {
         let mut image = vec![0; size_bytes];
@@ -174,6 +184,22 @@ fn new_epoch(epoch: Epoch, chain: Chain, forked_after: u64, nonce: Id128, reason
         vaulted: Arc::default(),
         fenced: watch::Sender::new(None),
     }
+}
+
+/// The chunks that records set between the agent's floor and the newest epoch's fork, as a gateway tells them.
+fn touched(epochs: &[FakeEpoch], floor: Option<(PointId, Chain)>, size_bytes: u64) -> Runs {
+    let [.., before, newest] = epochs else { return touched::whole(size_bytes) };
+    let Some((floor, _)) = floor.filter(|(point, _)| point.epoch == before.epoch) else {
+        return touched::whole(size_bytes);
+    };
+    let records = &before.records[floor.seq.0 as usize..newest.forked_after as usize];
+    let extents: Vec<Extent> = records.iter().flat_map(|record| extents_of(record, size_bytes)).collect();
+    touched::chunks(extents.iter())
+}
+
+fn extents_of(record: &[u8], size_bytes: u64) -> Vec<Extent> {
+    let (view, _) = RecordView::split(record).expect("record");
+    view.head.decode_extents(view.table, size_bytes).expect("extents")
 }
 
 /// Appends the epoch that a fork makes; what was journaled is vaulted before, as a gateway with its journal does.
@@ -226,10 +252,15 @@ impl Host for FakeGateway {
         }
         let newest = epochs.last().expect("an epoch");
         let last = newest.records.len() as u64;
+        let touched = match open.want {
+            Want::Fork { floor, .. } => touched(&epochs, floor, open.size_bytes),
+            Want::Resume { .. } => Runs::new(),
+        };
         Ok(OpenedDisk {
             epoch: newest.epoch,
             next_seq: Seq(last + 1),
             chain: Some(newest.chain_after(last)),
+            touched,
             journaled: Arc::clone(&newest.journaled),
             vaulted: Arc::clone(&newest.vaulted),
             window: self.window.subscribe(),

@@ -108,11 +108,85 @@ async fn a_crashed_agent_sends_what_was_active_and_no_more() {
     let marked = agent.disks()[0].tracker().dirty().must_send().len() * crate::limits::CHUNK_BYTES;
     assert_eq!(marked, 4 << 20, "one region");
     world.compare(&agent).await;
+    assert_eq!(world.host.disk("d1").copied_bytes(DISK_BYTES as u64), 4 << 20, "the gateway had nothing to add");
     assert_eq!(world.host.disk("d1").epochs(), [(1, ForkReason::NewDisk), (2, ForkReason::UncleanStart)]);
     let opens = world.host.disk("d1").opens.lock();
     assert!(
         matches!(opens.last().expect("an open").want, Want::Fork { floor: Some((point, _)), .. } if point.seq.0 <= before)
     );
+}
+
+impl World {
+    /// A machine made of this one as it is at this moment: disks and state, but not what the agent has in memory.
+    fn copy_of_machine(&self) -> Config {
+        let folder = self.folder.path().join("copy");
+        let state_dir = folder.join("state");
+        std::fs::create_dir_all(&state_dir).expect("folder");
+        for name in
+            std::fs::read_dir(&self.config.state_dir).expect("state").map(|entry| entry.expect("file").file_name())
+        {
+            if name.to_str().is_some_and(|name| name.ends_with(".state") || name.ends_with(".map")) {
+                std::fs::copy(self.config.state_dir.join(&name), state_dir.join(&name)).expect("copied");
+            }
+        }
+        let disks = self.config.disks.iter().map(|disk| {
+            let path = folder.join(disk.path.file_name().expect("a name"));
+            std::fs::copy(&disk.path, &path).expect("copied");
+            DiskConfig { path, listen: Listen::Unix(folder.join("nbd.sock")), ..disk.clone() }
+        });
+        Config { state_dir, disks: disks.collect(), ..self.config.clone() }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_of_a_running_machine_keeps_nothing_that_the_original_wrote_since() {
+    let mut world = World::new(&["d1"]).await;
+    let agent = world.start_agent();
+    world.compare(&agent).await;
+    let disk = &agent.disks()[0];
+    let write = |offset: u64, length: usize| {
+        Splitter::new(Arc::clone(disk)).write(offset, vec![7; length].into(), false).expect("write");
+    };
+    // Of all that is vaulted when the copy is made, nothing is active any more, but the last of it.
+    disk.settle().expect("settled");
+    assert_eq!(disk.activity.active_regions(), 0);
+    write(1 << 20, 4096);
+    until("everything vaulted", || disk.all_vaulted()).await;
+    let copy = world.copy_of_machine();
+    write(9 << 20, 4096);
+    write(20 << 20, 128 << 10);
+    until("everything vaulted", || disk.all_vaulted()).await;
+    crash(agent).await;
+
+    world.config = copy;
+    let copy = world.start_agent();
+    world.compare(&copy).await;
+    assert_eq!(world.host.disk("d1").epochs().len(), 2);
+    let copied = world.host.disk("d1").copied_bytes(DISK_BYTES as u64);
+    assert!(copied <= (4 << 20) + 3 * (64 << 10), "more than its own active region and three chunks: {copied}");
+    // What it was told is remembered.
+    crash(copy).await;
+    let copy = world.start_agent();
+    world.compare(&copy).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_whose_answer_was_lost_is_told_the_same_again() {
+    let mut world = World::new(&["d1"]).await;
+    let agent = world.start_agent();
+    world.compare(&agent).await;
+    agent.disks()[0].settle().expect("settled");
+    let copy = world.copy_of_machine();
+    let splitter = Splitter::new(Arc::clone(&agent.disks()[0]));
+    splitter.write(9 << 20, vec![7; 4096].into(), false).expect("write");
+    drop(splitter);
+    until("everything vaulted", || agent.disks()[0].all_vaulted()).await;
+    crash(agent).await;
+    world.config = copy;
+    world.host.disk("d1").lose_answer.store(true, Ordering::SeqCst);
+    let copy = world.start_agent();
+    world.compare(&copy).await;
+    assert_eq!(world.host.disk("d1").epochs().len(), 2, "the answer was lost, and the same epoch was opened");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! One disk stream on the agent's side: records out under credit, events in.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,18 +12,41 @@ use super::lost;
 use crate::fault::{Classify, Fault};
 use crate::flow::{Watermark, watch};
 use crate::limits;
-use crate::types::{Epoch, RECORD_HEAD_BYTES, RecordHead, Seq};
+use crate::types::{Chain, Epoch, RECORD_HEAD_BYTES, RecordHead, Seq};
 use crate::wire::code::Code;
 use crate::wire::frame::{self, Kind};
-use crate::wire::messages::{Ack, CloseDisk, DiskOpened, Message, OpenDisk};
+use crate::wire::messages::{Ack, CloseDisk, DiskOpened, Message, OpenDisk, Touched};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::transport::{SendHalf, Session};
 
 /// After the gateway ended a stream without a word, its reason may follow as the end of the connection.
 const REASON_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the gateway said when it opened the disk: epoch, first seq wanted, chain before it, watermarks.
-pub type OpenedInfo = DiskOpened;
+/// What the gateway said when it opened the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedInfo {
+    /// The epoch that the records must carry.
+    pub epoch: Epoch,
+    /// The first record that the gateway wants.
+    pub next_seq: Seq,
+    /// Chain before `next_seq`, if the gateway knows it; always there for a new epoch.
+    pub chain: Option<Chain>,
+    /// Highest seq of this epoch that is journaled.
+    pub journaled: Seq,
+    /// Highest seq of this epoch that is vaulted.
+    pub vaulted: Seq,
+    /// First credit: record bytes that may be sent in all on this stream.
+    pub credit_bytes: u64,
+    /// Of a new epoch: chunks to compare, because records hold them of which the agent's state may not know.
+    pub touched: Vec<Range<u32>>,
+}
+
+impl OpenedInfo {
+    pub(in crate::wire) fn new(opened: DiskOpened, touched: Vec<Range<u32>>) -> Self {
+        let DiskOpened { epoch, next_seq, chain, journaled, vaulted, credit_bytes } = opened;
+        Self { epoch, next_seq, chain, journaled, vaulted, credit_bytes, touched }
+    }
+}
 
 /// A record as the agent sends it: its bytes in pieces, none of them copied.
 #[derive(Debug, Clone)]
@@ -77,21 +101,12 @@ pub(super) async fn open(
     let mut reader = FrameReader::new(recv);
     // A failed write shows as a failed read, which knows the reason.
     let _ = write_message(&mut send, &Message::OpenDisk(open)).await;
-    let opened = match reader.next_message().await {
-        Ok(Message::DiskOpened(opened)) => opened,
-        Ok(Message::Fenced(fenced)) => return Err(OpenDiskError::Fenced { newest: fenced.newest }),
-        Ok(Message::DiskRefused(refused)) if refused.code == Code::MustFork => {
-            return Err(OpenDiskError::MustFork { text: refused.text });
+    let mut touched: Vec<Range<u32>> = Vec::new();
+    let opened = loop {
+        match answer(&mut reader, session, addr).await? {
+            Answer::Touched(part) => take_touched(&mut touched, part)?,
+            Answer::Opened(opened) => break OpenedInfo::new(opened, touched),
         }
-        Ok(Message::DiskRefused(refused)) => {
-            return Err(OpenDiskError::Refused { code: refused.code, text: refused.text });
-        }
-        Ok(other) => {
-            let text = format!("{:?} frame came as the answer to open-disk", other.kind());
-            return Err(OpenDiskError::Refused { code: Code::Message, text });
-        }
-        Err(ReadFrameError::Stream(_) | ReadFrameError::End) => return Err(reason(session, addr).await.into()),
-        Err(error) => return Err(OpenDiskError::Refused { code: Code::Frame, text: error.to_string() }),
     };
     let granted = Arc::new(Watermark::new(opened.credit_bytes));
     let ack = Ack { journaled: opened.journaled, vaulted: opened.vaulted };
@@ -107,6 +122,41 @@ pub(super) async fn open(
         writing: false,
     };
     Ok((sender, DiskEvents { state, redirect, told: ack, told_redirect: false }, opened))
+}
+
+/// What a gateway says that opens a disk.
+enum Answer {
+    Touched(Touched),
+    Opened(DiskOpened),
+}
+
+async fn answer(reader: &mut FrameReader, session: &Session, addr: &Arc<str>) -> Result<Answer, OpenDiskError> {
+    let refused = |code, text| Err(OpenDiskError::Refused { code, text });
+    match reader.next_message().await {
+        Ok(Message::Touched(touched)) => Ok(Answer::Touched(touched)),
+        Ok(Message::DiskOpened(opened)) => Ok(Answer::Opened(opened)),
+        Ok(Message::Fenced(fenced)) => Err(OpenDiskError::Fenced { newest: fenced.newest }),
+        Ok(Message::DiskRefused(told)) if told.code == Code::MustFork => {
+            Err(OpenDiskError::MustFork { text: told.text })
+        }
+        Ok(Message::DiskRefused(told)) => refused(told.code, told.text),
+        Ok(other) => refused(Code::Message, format!("{:?} frame came as the answer to open-disk", other.kind())),
+        Err(ReadFrameError::Stream(_) | ReadFrameError::End) => Err(reason(session, addr).await.into()),
+        Err(error) => refused(Code::Frame, error.to_string()),
+    }
+}
+
+/// Joins the frames of one answer; a gateway that says too much, or not in order, is not believed at all.
+fn take_touched(all: &mut Vec<Range<u32>>, part: Touched) -> Result<(), OpenDiskError> {
+    let text = match (all.last(), part.runs.first()) {
+        _ if all.len() + part.runs.len() > limits::TOUCHED_RUNS_MAX => "more runs of touched chunks came than may be",
+        (Some(last), Some(first)) if first.start <= last.end => "touched chunks came out of order",
+        _ => {
+            all.extend(part.runs);
+            return Ok(());
+        }
+    };
+    Err(OpenDiskError::Refused { code: Code::Message, text: text.to_owned() })
 }
 
 /// Why the connection ended, or that it did not: the gateway ended only the stream.

@@ -73,6 +73,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("ack", Message::Ack(Ack { journaled: Seq(5000), vaulted: Seq(4800) })),
         ("fenced", Message::Fenced(Fenced { newest: Epoch(4) })),
         ("close-disk", Message::CloseDisk(CloseDisk { last: Seq(5000) })),
+        ("touched", Message::Touched(Touched { runs: vec![2..3, 64..128, 1 << 29..1 << 30] })),
     ]
 }
 
@@ -158,6 +159,23 @@ fn fields_out_of_range_are_refused_by_name() {
         Message::decode(frame(Kind::Redirect, &many)),
         Err(MessageError::Field { kind: Kind::Redirect, field: "gateways" })
     );
+}
+
+#[test]
+fn runs_of_chunks_that_are_empty_unordered_joined_or_beyond_every_disk_are_refused() {
+    let decode = |runs: Vec<Range<u32>>| {
+        let body = Message::Touched(Touched { runs }).encode().slice(frame::HEADER_BYTES..);
+        Message::decode(frame(Kind::Touched, &body))
+    };
+    let field = |field| Err(MessageError::Field { kind: Kind::Touched, field });
+    assert_eq!(decode(vec![]), field("runs"));
+    assert_eq!(decode((0..=TOUCHED_RUNS_PER_FRAME as u32).map(|run| 2 * run..2 * run + 1).collect()), field("runs"));
+    let last = 1 << 30;
+    for wrong in [vec![4..4], vec![4..5, 2..3], vec![4..5, 5..6], vec![4..6, 5..7], vec![last - 1..last + 1]] {
+        assert_eq!(decode(wrong), field("chunks"));
+    }
+    let overflow = [&[1, 0][..], &u32::MAX.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+    assert_eq!(Message::decode(frame(Kind::Touched, &overflow)), field("chunks"));
 }
 
 #[test]

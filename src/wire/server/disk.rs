@@ -18,7 +18,9 @@ use crate::wire::frame::Kind;
 use crate::wire::host::{DiskRefusal, Host, OpenedDisk, RecordSink};
 use crate::wire::identity::AgentIdentity;
 use crate::wire::inbound::{Grants, Inbound};
-use crate::wire::messages::{Ack, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused};
+use crate::wire::messages::{
+    Ack, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused, TOUCHED_RUNS_PER_FRAME, Touched,
+};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::transport::{RecvHalf, SendHalf, Session};
 
@@ -129,7 +131,7 @@ async fn carry<H: Host>(
         Err(end) => return end,
     };
     let _gauge = Gauged::new(names::DISK_STREAMS);
-    let OpenedDisk { epoch, next_seq, chain, journaled, vaulted, window, fenced, must_fork, sink } = opened;
+    let OpenedDisk { epoch, next_seq, chain, touched, journaled, vaulted, window, fenced, must_fork, sink } = opened;
     let mut outlet = Outlet {
         epoch,
         journaled,
@@ -140,6 +142,13 @@ async fn carry<H: Host>(
         grants: Grants::default(),
         sent: Ack { journaled: Seq::NONE, vaulted: Seq::NONE },
     };
+    for runs in touched.chunks(TOUCHED_RUNS_PER_FRAME) {
+        let part = Message::Touched(Touched { runs: runs.to_vec() });
+        if write_message(&mut stream.send, &part).await.is_err() {
+            return End::Quiet;
+        }
+    }
+    drop(touched);
     let flow = Flow::new();
     let (sent, granted_bytes) = outlet.first();
     let answer = DiskOpened {

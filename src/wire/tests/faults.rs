@@ -94,7 +94,7 @@ async fn bad_frames_on_a_disk_stream_end_that_stream_only() {
         let _ = source.record(1);
         body(&source.record(1))
     };
-    let mut outside = opened;
+    let mut outside = opened.clone();
     outside.epoch = Epoch(2);
     let other_epoch = body(&Source::new(&outside).record(1));
     outside = opened;

@@ -1,7 +1,8 @@
 //! Records, acks, credit, and the life of disk streams.
 
 use super::support::*;
-use crate::wire::messages::{Message, OpenDisk};
+use crate::limits::TOUCHED_RUNS_MAX;
+use crate::wire::messages::{Message, OpenDisk, TOUCHED_RUNS_PER_FRAME};
 use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::transport::SendHalf;
 use crate::wire::*;
@@ -132,8 +133,40 @@ pub async fn open_raw(raw: &Raw, open: OpenDisk) -> (SendHalf, FrameReader, Open
     write_message(&mut send, &Message::OpenDisk(open)).await.expect("sent");
     let mut reader = FrameReader::new(recv);
     match reader.next_message().await.expect("answer") {
-        Message::DiskOpened(opened) => (send, reader, opened),
+        Message::DiskOpened(opened) => (send, reader, OpenedInfo::new(opened, Vec::new())),
         other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn touched_chunks_come_with_the_answer_in_as_many_frames_as_it_takes() {
+    for runs in [0, 1, TOUCHED_RUNS_PER_FRAME, TOUCHED_RUNS_MAX] {
+        let touched: Vec<_> = (0..runs as u32).map(|run| 3 * run..3 * run + 1).collect();
+        let state = MemoryDisk { touched: touched.clone(), ..MemoryDisk::new() };
+        let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state)]));
+        let server = start(&pki.gateway(), &host, 0);
+        let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+        let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+        assert!(opened.touched == touched, "{runs} runs");
+        sender.send(Source::new(&opened).record(10)).await.expect("sent");
+        acked(&mut events, 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_names_too_many_chunks_or_in_no_order_is_not_believed() {
+    let many: Vec<_> = (0..=TOUCHED_RUNS_MAX as u32).map(|run| 3 * run..3 * run + 1).collect();
+    let mut mixed = many[..=TOUCHED_RUNS_PER_FRAME].to_vec();
+    mixed[TOUCHED_RUNS_PER_FRAME] = 0..1;
+    for (touched, what) in [(many, "more runs"), (mixed, "out of order")] {
+        let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk { touched, ..MemoryDisk::new() })]));
+        let server = start(&pki.gateway(), &host, 0);
+        let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+        let error = client.open_disk(fork("d1")).await.err().expect("refused");
+        assert!(
+            matches!(&error, OpenDiskError::Refused { code: Code::Message, text } if text.contains(what)),
+            "{error}"
+        );
     }
 }
 

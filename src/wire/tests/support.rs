@@ -106,6 +106,8 @@ pub struct MemoryDisk {
     pub room: Semaphore,
     /// Whether taking a record is journaling and vaulting it.
     pub acks: bool,
+    /// Chunks to compare.
+    pub touched: Vec<std::ops::Range<u32>>,
     pub refusal: Mutex<Option<DiskRefusal>>,
     pub records: Mutex<Vec<Vec<u8>>>,
     pub opens: Mutex<Vec<OpenDisk>>,
@@ -143,6 +145,7 @@ impl MemoryDisk {
             fenced: watch::Sender::new(None),
             room: Semaphore::new(Semaphore::MAX_PERMITS),
             acks: true,
+            touched: Vec::new(),
             refusal: Mutex::new(None),
             records: Mutex::default(),
             opens: Mutex::default(),
@@ -201,6 +204,7 @@ impl Host for MemoryHost {
             epoch: disk.epoch,
             next_seq: taken.map_or(disk.next_seq, |head| head.seq.next()),
             chain: taken.map_or(disk.chain, |head| Some(head.chain)),
+            touched: disk.touched.clone(),
             journaled: Arc::clone(&disk.journaled),
             vaulted: Arc::clone(&disk.vaulted),
             window: disk.window.subscribe(),
