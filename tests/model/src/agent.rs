@@ -275,9 +275,6 @@ impl Protocol {
         let agent = &mut s.agents[a];
         let Some(live) = &mut agent.live else { return };
         live.abandon();
-        if newest != agent.kept.floor.epoch + 1 {
-            live.must = ALL;
-        }
         live.must |= touched;
         agent.kept.active |= live.must;
         let floor = Mark { epoch: newest, seq: 0, chain: object.chain };

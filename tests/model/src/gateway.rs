@@ -227,10 +227,11 @@ impl Protocol {
         let known = [Some(head).filter(|_| self.broken != Break::ForkAtOwnMark), Some(floor), here];
         let known = known.into_iter().flatten().filter(|mark| mark.epoch == newest);
         let at = known.fold(first, |best, mark| if mark.seq > best.seq { mark } else { best });
-        let touched = if joins && self.broken != Break::RollbackUnseen {
-            s.vault.touched(newest, floor.seq + 1, at.seq)
-        } else {
-            0
+        let again = floor.epoch + 1 == newest;
+        let touched = match self.broken {
+            Break::RollbackUnseen => 0,
+            Break::ToldOnce if again => 0,
+            _ => s.vault.touched(floor, at),
         };
         self.leave(s, g);
         if asked != 0 && s.vault.epochs[usize::from(newest) - 1].nonce == asked && at.seq == 0 {

@@ -48,6 +48,8 @@ pub enum Break {
     ForkAtOwnMark,
     /// An agent does not send again what was written between its floor and the fork.
     RollbackUnseen,
+    /// What was written between floor and fork is told once: not when the answer was lost.
+    ToldOnce,
     /// An agent forgets what it must send as soon as it is journaled.
     SettledAtJournaled,
     /// What came into a lane after the keeper had listed it counts until it is deleted.

@@ -31,12 +31,27 @@ impl Vault {
         self.epochs.len() as u8
     }
 
-    /// Chunks that records of `epoch` in `first..=last` write.
+    /// Chunks that are written between a floor and `at`, where the newest epoch ends; all, if that cannot be known.
     #[must_use]
-    pub fn touched(&self, epoch: u8, first: u8, last: u8) -> u8 {
-        let records = self.objects.iter().map(|object| object.record);
-        let inside = records.filter(|record| record.epoch == epoch && (first..=last).contains(&record.seq));
-        inside.fold(0, |bits, record| bits | bit(record.chunk)) & ALL
+    pub fn touched(&self, floor: Mark, at: Mark) -> u8 {
+        let fork = self.epochs[usize::from(at.epoch) - 1].fork;
+        match floor.epoch {
+            epoch if epoch == at.epoch => self.written(epoch, floor.seq + 1, at.seq),
+            // Nothing came of the newest epoch.
+            epoch if epoch + 1 == at.epoch && at.seq == 0 && floor.seq <= fork => {
+                self.written(epoch, floor.seq + 1, fork)
+            }
+            _ => ALL,
+        }
+    }
+
+    /// Chunks that records of `epoch` in `first..=last` write; all, if one of them is not there any more.
+    fn written(&self, epoch: u8, first: u8, last: u8) -> u8 {
+        (first..=last).fold(0, |bits, seq| {
+            let records = self.objects.iter().map(|object| object.record);
+            let mut same = records.filter(|record| (record.epoch, record.seq) == (epoch, seq)).peekable();
+            if same.peek().is_none() { ALL } else { same.fold(bits, |bits, record| bits | bit(record.chunk)) }
+        })
     }
 
     /// The record that a recovery takes for (epoch, seq); an error if two accounts differ.

@@ -49,6 +49,16 @@ fn machines_set_back_to_a_snapshot_are_compared() {
 }
 
 #[test]
+fn machines_set_back_are_told_the_same_when_an_answer_is_lost() {
+    holds("rollback and lost answer", Left { writes: 1, snapshots: 1, rollbacks: 1, cuts: 1, ..Left::default() });
+}
+
+#[test]
+fn clones_of_a_running_machine_compare_what_it_wrote_since() {
+    holds("clone of a running machine", Left { writes: 2, snapshots: 1, clones: 1, ..Left::default() });
+}
+
+#[test]
 fn clones_fence_or_are_fenced() {
     holds("clone", Left { writes: 2, clones: 1, ..Left::default() });
 }

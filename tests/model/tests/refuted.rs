@@ -89,6 +89,12 @@ fn a_rollback_sends_nothing_again() {
 }
 
 #[test]
+fn a_lost_answer_is_not_told_again() {
+    let left = Left { writes: 1, snapshots: 1, rollbacks: 1, cuts: 1, ..Left::default() };
+    refuted(Break::ToldOnce, left, HEALS);
+}
+
+#[test]
 fn an_agent_forgets_at_journaled() {
     let left = Left { writes: 1, lost_disks: 1, ..Left::default() };
     refuted(Break::SettledAtJournaled, left, HEALS);
