@@ -235,6 +235,12 @@ impl AgentMachine {
         news
     }
 
+    /// Whether it stands still since its agent stopped in order, with everything vaulted.
+    #[must_use]
+    pub fn stopped_clean(&self) -> bool {
+        !self.node.is_up() && self.live.borrow().stopped == Some(true)
+    }
+
     /// Whether every disk has everything vaulted, or is fenced.
     #[must_use]
     pub fn settled(&self) -> bool {

@@ -41,10 +41,16 @@ const LAST_POINT: u64 = 12 * SECOND;
 /// What appears in a lane so long after its seal counts for nobody: as the product says, whose store tells whole seconds.
 const SEAL_GRACE: u64 = LATE_AFTER_SEAL.as_micros() as u64 + 2 * SECOND;
 
+/// Copies of machines, and machines that were set back, start with `--resync` once in so many times; without it they must
+/// come right by themselves.
+const RESYNC_ONE_IN: u64 = 4;
+
 /// State and disks of a machine, kept.
 struct Kept {
     state: std::path::PathBuf,
     disks: Vec<Snapshot>,
+    /// The agent had stopped in order, with everything vaulted.
+    clean: bool,
 }
 
 /// A run.
@@ -615,7 +621,7 @@ impl World {
         if machine.state_dir.exists() {
             copy_state(&machine.state_dir, &state)?;
             let disks = machine.disks.iter().map(|one| one.disk.snapshot()).collect();
-            self.kept.insert(agent, Kept { state, disks });
+            self.kept.insert(agent, Kept { state, disks, clean: machine.stopped_clean() });
         }
         Ok(())
     }
@@ -637,7 +643,8 @@ impl World {
             let before = std::mem::replace(&mut one.history, fresh);
             self.past.push((one.id.clone(), before));
         }
-        self.agents[agent].overrides.resync = true;
+        // A state that was left in order says nothing of what came after it: there the manual asks for it.
+        self.agents[agent].overrides.resync = kept.clean || self.dice.one_in(RESYNC_ONE_IN);
         self.agents[agent].journaled.clear();
         self.boot_agent(agent)
     }
@@ -658,9 +665,9 @@ impl World {
             disks.push(Protected { id: one.id.clone(), disk, history });
         }
         let original = &self.agents[agent];
-        // Left in order, its state tells how far everything was; else the operator does what the manual says.
-        let clean = !original.node.is_up() && original.live.borrow().stopped == Some(true);
-        let overrides = Overrides { resync: !clean, ..Overrides::default() };
+        // Left in order, its state tells how far everything was; else the vault does, and an operator may ask for more.
+        let resync = !original.stopped_clean() && self.dice.one_in(RESYNC_ONE_IN);
+        let overrides = Overrides { resync, ..Overrides::default() };
         let clone = AgentMachine {
             node,
             agent: original.agent.clone(),
