@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use tidegate::cli::quickstart::image::usual_sources;
 use tidegate::cli::quickstart::load::Numbers;
-use tidegate::pipeline::codec::Packer;
+use tidegate::pipeline::codec::{Codec, Packer, Packing};
 
 /// Slices begin at multiples of this, the block size of common file systems.
 pub const BLOCK_BYTES: usize = 4096;
@@ -94,7 +94,8 @@ impl Pool {
 fn ratio(bytes: &[u8]) -> f64 {
     let (mut packer, mut out, mut packed_bytes) = (Packer::default(), Vec::new(), 0);
     for message in bytes.chunks(tidegate::limits::MESSAGE_BYTES_TARGET) {
-        packed_bytes += if packer.pack(message, 0, &mut out) { out.len() } else { message.len() };
+        let codec = packer.pack(Packing::Lz4, message, 0, &mut out);
+        packed_bytes += if codec == Codec::Raw { message.len() } else { out.len() };
     }
     bytes.len() as f64 / packed_bytes.max(1) as f64
 }

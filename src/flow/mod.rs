@@ -1,4 +1,5 @@
-//! What every stage shares: the clock, chance, blocking work, watermarks, byte budgets and the drain signal.
+//! What every stage shares: the clock, chance, blocking work, watermarks, sums of time, byte budgets
+//! and the drain signal.
 
 mod blocking;
 mod budget;
@@ -9,6 +10,7 @@ pub mod platter;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod strand;
+mod tally;
 pub mod watch;
 mod watermark;
 
@@ -18,4 +20,5 @@ pub(crate) use chance::fill_random;
 pub use clock::{Clock, SystemClock};
 pub use drain::{Drain, DrainTrigger};
 pub(crate) use strand::Strand;
+pub use tally::Tally;
 pub use watermark::Watermark;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::keys::{CatalogKey, wrap};
+use crate::pipeline::codec::{Packer, Packing};
 use crate::types::{Id128, Micros, parse_hex};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::pki::{self, IssueOptions};
@@ -144,13 +145,15 @@ fn vault(seeds: &mut Vec<Seed>) {
     seeds.push(seed("lane_index", "fixture", &[0], &lanes));
     seeds.push(seed("lane_index", "fixture-mended", &[1], &lanes));
     seeds.push(seed("index", "tests", &[], &crate::vault::index::tests::sample().encode()));
-    for name in ["message-lz4.bin", "message-raw.bin"] {
+    for name in ["message-lz4.bin", "message-raw.bin", "message-zstd.bin"] {
         seeds.push(seed("message", name, &[0, 2, 1], &fixture(&format!("v1/{name}"))));
     }
-    let mut packed = Vec::new();
-    assert!(crate::pipeline::codec::Packer::default().pack(&b"tidegate ".repeat(40), 0, &mut packed));
-    let [low, high] = 360_u16.to_le_bytes();
-    seeds.push(seed("message", "packed", &[low, high, 1], &packed));
+    for (name, packing) in [("packed", Packing::Lz4), ("packed-zstd", Packing::Zstd(3))] {
+        let mut packed = Vec::new();
+        let codec = Packer::default().pack(packing, &b"tidegate ".repeat(40), 0, &mut packed);
+        let [low, high] = 360_u16.to_le_bytes();
+        seeds.push(seed("message", name, &[low, high, codec as u8], &packed));
+    }
 }
 
 fn objects(seeds: &mut Vec<Seed>) {

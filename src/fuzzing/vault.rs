@@ -5,7 +5,7 @@ use object_store::path::Path;
 
 use crate::keys::{CatalogKey, LaneKey, mac};
 use crate::limits::MESSAGE_BYTES_MAX;
-use crate::pipeline::codec::{Codec, unpack};
+use crate::pipeline::codec::{Codec, Packing, unpack};
 use crate::pipeline::message::{MessageContext, Scratch, open, seal};
 use crate::types::{DiskId, Epoch, Id128, RecordView, Seq};
 use crate::vault::batch::{BatchError, BatchHeader, BatchTrailer, Tail, open_index, parse_tail};
@@ -177,13 +177,13 @@ fn lineage(bytes: &[u8], authentic: bool) {
     }
 }
 
-/// First two bytes: the plaintext size that the index states. Third: bit 0 packed. The rest as a sealed message, which
+/// First two bytes: the plaintext size that the index states. Third: the lower two bits are the codec. The rest as a sealed message, which
 /// must be refused; as packed content, which must never overrun its size; and as plaintext, which must come back.
 pub(super) fn message(input: &[u8]) {
-    let [low, high, packed, bytes @ ..] = input else { return };
+    let [low, high, codec, bytes @ ..] = input else { return };
     let plain_bytes = u32::from(u16::from_le_bytes([*low, *high]));
     let Ok(disk) = DiskId::new("disk") else { return };
-    let codec = if packed & 1 == 1 { Codec::Lz4 } else { Codec::Raw };
+    let codec = Codec::from_byte(codec & 3).unwrap_or(Codec::Lz4);
     let context = MessageContext {
         vault: Id128::NONE,
         object: "b/0",
@@ -205,8 +205,9 @@ pub(super) fn message(input: &[u8]) {
             rest = after;
         }
     }
-    let mut sealed = Vec::new();
-    let info = seal(&key, &context, bytes, &mut Scratch::default(), &mut sealed).unwrap();
+    let (mut sealed, mut scratch) = (Vec::new(), Scratch::default());
+    scratch.packing = if codec == Codec::Zstd { Packing::Zstd(1) } else { Packing::Lz4 };
+    let info = seal(&key, &context, bytes, &mut scratch, &mut sealed).unwrap();
     let opened = MessageContext { codec: info.codec, plain_bytes: bytes.len() as u32, ..context };
     open(&key, &opened, &sealed, &mut out).unwrap();
     assert_eq!(out, bytes);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::{ConfigError, Reader, show_size};
 use crate::journal::{BackendChoice, JournalConfig};
 use crate::limits;
+use crate::pipeline::CodecChoice;
 use crate::types::check_name;
 use crate::wire::{REDIRECT_GATEWAYS_MAX, TlsFiles};
 
@@ -44,6 +45,8 @@ pub struct GatewayConfig {
     pub journal: JournalConfig,
     /// Compress and seal threads; 0 lets the feeder do their work, which a configuration file cannot ask for.
     pub pipeline_threads: u16,
+    /// How messages are packed.
+    pub codec: CodecChoice,
     /// Most agents connected.
     pub agents_max: u32,
     /// Disk streams above which agents are asked to go elsewhere.
@@ -92,7 +95,10 @@ impl GatewayConfig {
             Some((url?, key?, batch_age, parallel, timeout))
         });
         let journal = reader.section("journal", |journal| read_journal(journal, memory_bytes / 4));
-        let pipeline_threads = reader.section("pipeline", |pipeline| pipeline.number("threads", 0, 0..=256) as u16);
+        let (pipeline_threads, codec) = reader.section("pipeline", |pipeline| {
+            let threads = pipeline.number("threads", 0, 0..=256) as u16;
+            (threads, pipeline.parsed("codec", str::parse).unwrap_or_default())
+        });
         let (agents_max, streams_target, window_bytes) = reader.section("session", |session| {
             let agents_max = session.number("agents_max", 20_000, 1..=1_000_000) as u32;
             let streams_target = session.number("streams_target", 20_000, 1..=1_000_000);
@@ -116,6 +122,7 @@ impl GatewayConfig {
             request_timeout,
             journal: journal.ok_or_else(missing)?,
             pipeline_threads: if pipeline_threads == 0 { cores() } else { pipeline_threads },
+            codec,
             agents_max,
             streams_target,
             window_bytes,
@@ -219,11 +226,13 @@ mod tests {
         assert_eq!(config.streams_target, bare.streams_target);
         assert_eq!(config.peers, bare.peers);
         assert_eq!(config.window_bytes, bare.window_bytes);
+        assert_eq!((config.codec, bare.codec), (CodecChoice::default(), CodecChoice::default()));
     }
 
     #[test]
     fn every_mistake_of_a_file_is_named_in_one_go() {
-        let text = "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
+        let text = "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[pipeline]\ncodec='zstd:20'\n\
+                    [journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
         let error = read(text).expect_err("many mistakes").to_string();
         for part in [
             "id:",
@@ -238,6 +247,7 @@ mod tests {
             "journal.dir",
             "journal.capacity",
             "journal.low_water_percent",
+            "pipeline.codec: \"zstd:20\" is no codec",
         ] {
             assert!(error.contains(part), "{part} is not named in: {error}");
         }

@@ -171,12 +171,14 @@ impl Feeding {
             catalog: self.vault.need_key().map_err(|error| chain_text(&error))?.clone(),
             next_n: 1,
             confirmed: Arc::clone(uploader.confirmed_through()),
+            uplink: Arc::clone(uploader.held_up()),
             object_name: |lane, n| vault::names::batch(lane, n).to_string(),
         };
         let pipeline_config = PipelineConfig {
             threads: usize::from(self.config.pipeline_threads),
             limits: BatcherLimits { age: self.config.batch_age, ..BatcherLimits::default() },
             queue_bytes_max: (quarter_bytes / 2) as usize,
+            codec: self.config.codec,
         };
         let pipeline = self.start_pipeline(&pipeline_config, context, &uploader).map_err(|error| chain_text(&error))?;
         Ok(Way { pipeline, uploader, lane })

@@ -22,13 +22,14 @@ use parking_lot::Mutex;
 
 use super::batcher::{Batcher, BatcherLimits, CloseReason, OpenMessage, Step};
 use super::buffers::BufferPool;
+use super::choice::{Chooser, CodecChoice};
 use super::codec::Codec;
 use super::content::{Content, Input, gather};
 use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal_in_place};
 use super::pool::{Pool, PoolConfig, PoolError};
 use crate::fault::{Classify, Fault};
-use crate::flow::Watermark;
-use crate::keys::seal::SEAL_OVERHEAD_BYTES;
+use crate::flow::{Tally, Watermark};
+use crate::keys::seal::{SEAL_HEAD_BYTES, SEAL_OVERHEAD_BYTES};
 use crate::keys::{CatalogKey, LaneKey};
 use crate::limits;
 use crate::telemetry::names;
@@ -59,6 +60,8 @@ pub struct LaneContext {
     /// Highest number up to which every batch of the lane was confirmed by the store. Written by the uploader, read when
     /// an index is made.
     pub confirmed: Arc<Watermark>,
+    /// How long batches of the lane were held up by the uplink. Written by the uploader, read to choose a codec.
+    pub uplink: Arc<Tally>,
     /// The object name of a batch within the vault.
     pub object_name: fn(lane: Id128, n: u64) -> String,
 }
@@ -78,12 +81,15 @@ pub struct PipelineConfig {
     pub limits: BatcherLimits,
     /// Plaintext bytes held between batcher and batch.
     pub queue_bytes_max: usize,
+    /// How messages are packed.
+    pub codec: CodecChoice,
 }
 
 impl Default for PipelineConfig {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { threads, limits: BatcherLimits::default(), queue_bytes_max: 16 << 20 }
+        let (limits, codec) = (BatcherLimits::default(), CodecChoice::default());
+        Self { threads, limits, queue_bytes_max: 16 << 20, codec }
     }
 }
 
@@ -264,9 +270,9 @@ impl Pipeline {
             queue_bytes_max: config.queue_bytes_max,
             queue_jobs_max: QUEUE_JOBS_MAX,
         };
-        let buffers = Arc::clone(&message_buffers);
+        let (chooser, buffers) = (Arc::new(Chooser::new(config.codec, config.threads)), Arc::clone(&message_buffers));
         let make_worker = move || {
-            let mut worker = Worker::new(&buffers);
+            let mut worker = Worker::new(&chooser, &buffers);
             move |job| worker.work(job)
         };
         let thread_error = |error| PipelineError::Thread(Arc::new(error));
@@ -286,7 +292,7 @@ impl Pipeline {
     pub fn in_place(config: &PipelineConfig, lane: LaneContext) -> Self {
         let message_buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, MESSAGE_BUFFERS_IDLE_MAX);
         let feedback = Arc::new(Mutex::new(Feedback::default()));
-        let worker = Worker::new(&message_buffers);
+        let worker = Worker::new(&Arc::new(Chooser::new(config.codec, 1)), &message_buffers);
         let work = InPlace { worker, assembler: Assembler::new(&feedback), finished: VecDeque::new() };
         Self::new(config, lane, message_buffers, feedback, Work::InPlace(Box::new(work)))
     }
@@ -479,6 +485,7 @@ impl Drop for Pipeline {
 
 /// What a thread packs and seals with: memory that is the same for every message, so that it stays in the processor's cache.
 struct Worker {
+    chooser: Arc<Chooser>,
     scratch: Scratch,
     plain: Vec<u8>,
     /// Where copied records go back to.
@@ -486,8 +493,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(buffers: &Arc<BufferPool>) -> Self {
-        Self { scratch: Scratch::default(), plain: Vec::new(), buffers: Arc::clone(buffers) }
+    fn new(chooser: &Arc<Chooser>, buffers: &Arc<BufferPool>) -> Self {
+        let (chooser, buffers) = (Arc::clone(chooser), Arc::clone(buffers));
+        Self { chooser, scratch: Scratch::default(), plain: Vec::new(), buffers }
     }
 
     fn work(&mut self, job: Job) -> Done {
@@ -508,7 +516,6 @@ impl Worker {
             codec: Codec::Raw,
             plain_bytes: 0,
         };
-        let key = &target.lane.key;
         let sealed = match std::mem::replace(&mut message.content, Content::kept()) {
             Content::Kept { pieces, .. } => {
                 // As large as the memory that it changes places with, or that would shrink. Exactly so: both would outgrow
@@ -521,11 +528,11 @@ impl Worker {
                 }
                 // The journal's memory is free before the long part of the work.
                 drop(pieces);
-                let sealed = seal_in_place(key, &context, &mut self.plain, &mut self.scratch);
+                let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &mut self.plain, &mut self.scratch);
                 sealed.map(|info| (info, Bytes::copy_from_slice(&self.plain)))
             }
             Content::Copied(mut buffer) => {
-                let sealed = seal_in_place(key, &context, &mut buffer, &mut self.scratch);
+                let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &mut buffer, &mut self.scratch);
                 let stored = Bytes::copy_from_slice(&buffer);
                 self.buffers.give_back(buffer);
                 sealed.map(|info| (info, stored))
@@ -536,6 +543,20 @@ impl Worker {
             Err(source) => Done::Failed(PipelineError::Seal { disk: message.disk, source }),
         }
     }
+}
+
+/// [`seal_in_place`], packed as the chooser says.
+fn pack_and_seal(
+    chooser: &Chooser,
+    lane: &LaneContext,
+    context: &MessageContext<'_>,
+    buffer: &mut Vec<u8>,
+    scratch: &mut Scratch,
+) -> Result<SealedInfo, SealMessageError> {
+    let chosen = chooser.choose(context.disk, &buffer[SEAL_HEAD_BYTES..], &lane.uplink, scratch);
+    let info = seal_in_place(&lane.key, context, buffer, scratch)?;
+    chooser.done(context.disk, chosen, info.codec, &lane.uplink);
+    Ok(info)
 }
 
 struct OpenBatch {
@@ -647,13 +668,10 @@ impl Assembler {
         };
         open.builder.push(&message.disk, meta, stored);
         self.feedback.lock().sealed.push((target.ordinal, plain_bytes, info.stored_bytes as usize));
-        let codec = match info.codec {
-            Codec::Raw => "raw",
-            Codec::Lz4 => "lz4",
-        };
+        let codec = info.codec.as_str();
         metrics::counter!(names::PIPELINE_MESSAGES, "codec" => codec).increment(1);
-        metrics::counter!(names::PIPELINE_PLAIN_BYTES).increment(plain_bytes as u64);
-        metrics::counter!(names::PIPELINE_SEALED_BYTES).increment(u64::from(info.stored_bytes));
+        metrics::counter!(names::PIPELINE_PLAIN_BYTES, "codec" => codec).increment(plain_bytes as u64);
+        metrics::counter!(names::PIPELINE_SEALED_BYTES, "codec" => codec).increment(u64::from(info.stored_bytes));
     }
 
     fn close(&mut self, reason: CloseReason, target: &Target) -> Result<Option<BatchObject>, PipelineError> {

@@ -1,15 +1,15 @@
 //! The message: consecutive records of one disk, packed and sealed together. The unit of every later read.
 //!
 //! ```text
-//!  records ──► LZ4 block, or raw where it does not pay ──► AES-256-GCM under a key used once ──► stored
+//!  records ──► LZ4 block or zstd frame, or raw where it does not pay ──► AES-256-GCM under a key used once ──► stored
 //! ```
 //!
 //! The seal ([`crate::keys::seal`]) binds vault, object name, disk, epoch, seq range, codec and plaintext size. Opening
 //! checks the commitment, then authenticates, and only then unpacks, to exactly the size that was authenticated: no
 //! unauthenticated byte reaches the decompressor.
 //!
-//! Copies: the caller's records are in one pooled buffer with room in front ([`SealOnce::room`]); LZ4 writes into a second
-//! pooled buffer with the same room; whichever of the two is stored is sealed where it lies.
+//! Copies: the caller's records are in one pooled buffer with room in front ([`SealOnce::room`]); the codec writes into a
+//! second pooled buffer with the same room; whichever of the two is stored is sealed where it lies.
 
 use crate::fault::{Classify, Fault};
 use crate::keys::seal::{SEAL_HEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
@@ -18,7 +18,8 @@ use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::types::{DiskId, Epoch, Id128, Seq};
 
-use super::codec::{Codec, Packer, UnpackError, unpack};
+use super::codec::{Codec, Packer, Packing, UnpackError, unpack};
+use super::probe;
 
 /// What a message is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +75,22 @@ pub struct SealedInfo {
 /// Reused memory of sealing, one per thread.
 #[derive(Default)]
 pub struct Scratch {
+    /// How the next message is to be packed.
+    pub packing: Packing,
     packer: Packer,
     packed: Vec<u8>,
+    sample: Vec<u8>,
+}
+
+impl Scratch {
+    /// Whether a sample of `plain` is worth packing.
+    pub fn sample_pays(&mut self, packing: Packing, plain: &[u8]) -> bool {
+        probe::take_sample(plain, &mut self.sample);
+        let mut packed = std::mem::take(&mut self.packed);
+        let packed_bytes = self.packer.pack_always(packing, &self.sample, 0, &mut packed);
+        self.packed = packed;
+        packed_bytes.is_some_and(|packed_bytes| probe::sample_pays(self.sample.len(), packed_bytes))
+    }
 }
 
 impl Scratch {
@@ -176,7 +191,8 @@ fn seal_by(
     if buffer.len() < SEAL_HEAD_BYTES {
         return Err(SealError::Layout.into());
     }
-    let codec = if scratch.packer.pack(&buffer[SEAL_HEAD_BYTES..], SEAL_HEAD_BYTES, &mut scratch.packed) {
+    let codec = scratch.packer.pack(scratch.packing, &buffer[SEAL_HEAD_BYTES..], SEAL_HEAD_BYTES, &mut scratch.packed);
+    if codec != Codec::Raw {
         // The scratch buffer keeps the larger memory, so that it need not grow again: a small message is copied instead.
         if buffer.capacity() >= scratch.packed.capacity() {
             std::mem::swap(buffer, &mut scratch.packed);
@@ -184,10 +200,7 @@ fn seal_by(
             buffer.clear();
             buffer.extend_from_slice(&scratch.packed);
         }
-        Codec::Lz4
-    } else {
-        Codec::Raw
-    };
+    }
     let context = MessageContext { codec, plain_bytes: plain_bytes as u32, ..*context };
     let once = context.with(|context| make_key(key.expose(), LABEL, context))?;
     once.seal(buffer)?;

@@ -5,14 +5,14 @@
 //!     │ push                     one feeder thread
 //!  batcher    which record in which message, which message in which batch (pure)
 //!     │ messages, in order
-//!  pool       tg-cpu-N: LZ4 where it pays, AES-256-GCM under a key used once
+//!  pool       tg-cpu-N: LZ4 or zstd where it pays, AES-256-GCM under a key used once
 //!     │ sealed messages, in the same order
 //!  tg-batch   appended to the batch; index and trailer at its end
 //!     │ batches, in the order of their numbers
 //!  sink       the vault's uploader; where it waits, everything before it waits
 //! ```
 //!
-//! Purpose: the least bytes and requests for the store, at the price of as little CPU and memory as can be: LZ4 is nine
+//! Purpose: the least bytes and requests for the store, at the price of as little CPU and memory as can be: packing is nine
 //! tenths of the work, so it alone is spread over threads, and every buffer of size is used again. A record's bytes are
 //! copied once into the message, by the thread that packs it ([`content`]), packed into a second buffer, sealed there, and
 //! copied packed into the batch.
@@ -21,8 +21,11 @@
 //! - A disk's records leave in the order in which they came, in messages of consecutive seqs of one epoch.
 //! - Every message is sealed under its own key, for its own place: vault, object, disk, epoch, range, codec, size. So
 //!   nothing can be renamed, spliced or moved, and a reader unpacks only what it has authenticated.
+//! - How a message is packed ([`CodecChoice`]: the configuration's word, or the ladder's for `auto`; nothing where a sample
+//!   says that it would not pay) is a matter of cost alone: each message states its codec, and readers take any.
 //! - Batches of a lane have dense numbers and reach the sink in that order.
-//! - Memory ≤ open messages (at most 64 MiB of plaintext, copied or kept in memory that the journal counts) + the queue's bound + one scratch buffer per thread + the batch
+//! - Memory ≤ open messages (at most 64 MiB of plaintext, copied or kept in memory that the journal counts) + the queue's
+//!   bound + per thread one scratch buffer and the codec's tables (10 MiB at most) + the batch
 //!   being filled + the batches that the sink holds.
 //!
 //! What it does not own: when a record counts as vaulted (vault), lane keys and names (vault), reading the journal and
@@ -36,14 +39,18 @@
 
 pub mod batcher;
 pub mod buffers;
+mod choice;
 pub mod codec;
 pub mod content;
 mod driver;
+pub mod ladder;
 pub mod message;
 pub mod pool;
+pub mod probe;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use batcher::BatcherLimits;
+pub use choice::CodecChoice;
 pub use content::Input;
 pub use driver::{BatchObject, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::flow::Watermark;
+use crate::flow::{SystemClock, Tally, Watermark};
 use crate::keys::{CatalogKey, LaneKey};
 use crate::pipeline::{Input, LaneContext};
 use crate::types::{
@@ -116,6 +116,7 @@ pub fn lane() -> LaneContext {
         catalog: CatalogKey::from_secret([0x22; 32]),
         next_n: 1,
         confirmed: Arc::new(Watermark::new(0)),
+        uplink: Arc::new(Tally::new(Arc::new(SystemClock::new()))),
         object_name,
     }
 }

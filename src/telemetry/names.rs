@@ -56,9 +56,13 @@ metric_names! {
     counter PIPELINE_MESSAGES = "tidegate_pipeline_messages_total";
     /// Batches closed, by reason: bytes, age, asked.
     counter PIPELINE_BATCHES = "tidegate_pipeline_batches_total";
-    /// Plaintext bytes sealed.
+    /// Messages kept raw untried, because the last one of their disk and a sample of them did not become smaller.
+    counter PIPELINE_SKIPPED = "tidegate_pipeline_skipped_messages_total";
+    /// How hard messages are packed at present: -1 not at all, 0 by LZ4, else the level of zstd.
+    gauge PIPELINE_PACKING_LEVEL = "tidegate_pipeline_packing_level";
+    /// Plaintext bytes sealed, by codec.
     counter PIPELINE_PLAIN_BYTES = "tidegate_pipeline_plain_bytes_total";
-    /// Bytes after compression and sealing.
+    /// Bytes after compression and sealing, by codec: plaintext over these is the ratio.
     counter PIPELINE_SEALED_BYTES = "tidegate_pipeline_sealed_bytes_total";
     /// Blob requests by operation and outcome.
     counter BLOB_REQUESTS = "tidegate_blob_requests_total";

@@ -176,6 +176,14 @@ impl UploadQueue {
         self.probe_at.is_some()
     }
 
+    /// Whether a batch that could run waits for others to end. One that waits after a failure of its own does not count, nor
+    /// do those that wait for a probe: then the store is away, and not slow.
+    #[must_use]
+    pub fn is_held_up(&self, now: Duration) -> bool {
+        let full = self.running.len() >= self.window() as usize;
+        full && !self.is_parked() && self.waiting.values().any(|waiting| waiting.not_before <= now)
+    }
+
     /// Failures of a running batch so far.
     #[must_use]
     pub fn failures(&self, n: u64) -> u32 {

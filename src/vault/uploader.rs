@@ -41,7 +41,7 @@ use super::rng::Rng;
 use super::upload_queue::{Next, QueueLimits, Turn, UploadQueue, Verdict};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
-use crate::flow::{Budget, BudgetGuard, Clock, Watermark};
+use crate::flow::{Budget, BudgetGuard, Clock, Tally, Watermark};
 use crate::mutants::{self, Mutant};
 use crate::pipeline::BatchObject;
 use crate::telemetry;
@@ -201,6 +201,7 @@ pub struct Uploader {
     places: Arc<Semaphore>,
     bodies: Budget,
     confirmed: Arc<Watermark>,
+    held_up: Arc<Tally>,
     stop: Arc<OnceLock<Arc<UploadStop>>>,
     driver: JoinHandle<()>,
     confirmer: JoinHandle<Result<u64, Arc<UploadStop>>>,
@@ -222,6 +223,7 @@ impl Uploader {
         let places = Arc::new(Semaphore::new(config.queue_batches_max.max(1)));
         let bodies = Budget::new(config.queue_bytes_max);
         let confirmed = Arc::new(Watermark::new(0));
+        let held_up = Arc::new(Tally::new(Arc::clone(&clock)));
         let stop = Arc::new(OnceLock::new());
         let (jobs, job_receiver) = mpsc::channel(1);
         // As large as the number of places, so the driver never waits for the confirmer.
@@ -241,6 +243,7 @@ impl Uploader {
             config,
             clock,
             queue: UploadQueue::new(config.queue, Rng::from_entropy()),
+            held_up: Arc::clone(&held_up),
             jobs: job_receiver,
             held: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -253,13 +256,19 @@ impl Uploader {
         };
         let driver = handle.spawn(driver.run());
         let confirmer = handle.spawn(confirmer.run(done_receiver));
-        Self { jobs, places, bodies, confirmed, stop, driver, confirmer, events: kept_events }
+        Self { jobs, places, bodies, confirmed, held_up, stop, driver, confirmer, events: kept_events }
     }
 
     /// The number up to which every batch of the lane is stored: what the next batch's index states.
     #[must_use]
     pub fn confirmed_through(&self) -> &Arc<Watermark> {
         &self.confirmed
+    }
+
+    /// How long batches waited because as many were in upload as may be: the uplink or the store was the bottleneck.
+    #[must_use]
+    pub fn held_up(&self) -> &Arc<Tally> {
+        &self.held_up
     }
 
     /// Whether the lane is over or a part of the uploader is gone, so that nothing more will be reported as vaulted.
@@ -345,6 +354,7 @@ struct Driver {
     config: UploaderConfig,
     clock: Arc<dyn Clock>,
     queue: UploadQueue,
+    held_up: Arc<Tally>,
     jobs: mpsc::Receiver<Job>,
     held: BTreeMap<u64, Held>,
     tasks: JoinSet<Result<(), PutError>>,
@@ -361,6 +371,7 @@ impl Driver {
         let mut open = true;
         while open || !self.queue.is_empty() {
             let wake = self.start_ready();
+            self.held_up.set(self.queue.is_held_up(self.clock.monotonic()));
             self.gauges();
             let pause = wake.map_or(Duration::MAX, |at| at.saturating_sub(self.clock.monotonic()));
             tokio::select! {
@@ -382,6 +393,7 @@ impl Driver {
                 break;
             }
         }
+        self.held_up.set(false);
         self.gauges();
     }
 

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use tidegate::limits::{COMMIT_BYTES_MAX, MESSAGE_BYTES_TARGET};
-use tidegate::pipeline::codec::Packer;
+use tidegate::pipeline::codec::{Codec, Packer, Packing};
 use tidegate::wire::frame::crc32c;
 
 use super::{Plan, Watch, Work, records};
@@ -38,10 +38,11 @@ pub(super) fn copy(plan: &Plan) -> Work {
 pub(super) fn lz4(plan: &Plan) -> (Work, u64) {
     let (mut packer, mut out) = (Packer::default(), Vec::new());
     // The buffer's first use costs page faults that no later one does.
-    packer.pack(&plan.pool.bytes()[..MESSAGE_BYTES_TARGET], 0, &mut out);
+    packer.pack(Packing::Lz4, &plan.pool.bytes()[..MESSAGE_BYTES_TARGET], 0, &mut out);
     let (watch, mut bytes, mut packed_bytes) = (Watch::start(), 0, 0);
     for message in plan.pool.bytes().chunks(MESSAGE_BYTES_TARGET).cycle() {
-        packed_bytes += if packer.pack(message, 0, &mut out) { out.len() } else { message.len() } as u64;
+        let codec = packer.pack(Packing::Lz4, message, 0, &mut out);
+        packed_bytes += if codec == Codec::Raw { message.len() } else { out.len() } as u64;
         bytes += message.len() as u64;
         if bytes >= plan.bytes {
             break;

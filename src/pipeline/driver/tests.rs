@@ -2,6 +2,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::*;
+use crate::flow::Clock;
+use crate::pipeline::codec::Packing;
 use crate::pipeline::message;
 use crate::pipeline::testing::{LANE, VAULT, Writer, input, lane, noise};
 use crate::types::{BarrierKind, RecordView};
@@ -10,7 +12,7 @@ use crate::vault::index::IndexPlace;
 
 fn config(threads: usize, batch_bytes: usize) -> PipelineConfig {
     let limits = BatcherLimits { batch_bytes, age: Duration::from_secs(1), ..BatcherLimits::default() };
-    PipelineConfig { threads, limits, queue_bytes_max: 8 << 20 }
+    PipelineConfig { threads, limits, queue_bytes_max: 8 << 20, codec: CodecChoice::default() }
 }
 
 fn start(threads: usize, batch_bytes: usize) -> (Pipeline, Receiver<BatchObject>) {
@@ -361,4 +363,115 @@ fn records_of_one_disk_carry_on_across_batches_without_gap() {
         }
     }
     assert_eq!((seq, chain), (101, Some(writer.chain)));
+}
+
+/// Pushes `records` of one disk through a pipeline with this codec, and returns its messages by codec and the stored bytes.
+fn stored(codec: CodecChoice, payloads: impl Iterator<Item = Vec<u8>>) -> ([usize; 3], usize) {
+    let mut config = PipelineConfig { codec, ..config(1, 16 << 20) };
+    config.limits.message_bytes = 500_000;
+    let mut pipeline = Pipeline::in_place(&config, lane());
+    let (mut writer, mut sent, mut found) = (Writer::new("web-1"), Vec::new(), Vec::new());
+    let (mut by_codec, mut stored_bytes) = ([0; 3], 0);
+    let mut take = |pipeline: &mut Pipeline, found: &mut Vec<u8>| {
+        while let Some(batch) = pipeline.take_finished() {
+            for meta in batch.index.disks.iter().flat_map(|part| &part.messages) {
+                by_codec[meta.codec as usize] += 1;
+                stored_bytes += meta.stored_bytes as usize;
+            }
+            read(&batch).into_iter().for_each(|(_, records)| found.extend(records));
+        }
+    };
+    for payload in payloads {
+        let record = writer.write(0, &payload);
+        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+        sent.extend(record);
+        take(&mut pipeline, &mut found);
+    }
+    pipeline.flush().unwrap();
+    take(&mut pipeline, &mut found);
+    assert!(found == sent, "records came back otherwise");
+    (by_codec, stored_bytes)
+}
+
+const ALL_CODECS: [CodecChoice; 5] = [
+    CodecChoice::Fixed(Packing::None),
+    CodecChoice::Fixed(Packing::Lz4),
+    CodecChoice::Fixed(Packing::Zstd(1)),
+    CodecChoice::Fixed(Packing::Zstd(9)),
+    CodecChoice::Auto,
+];
+
+#[test]
+fn every_codec_packs_what_can_be_packed_and_keeps_noise_raw() {
+    for codec in ALL_CODECS {
+        let text = (0..32_u64).map(|round| [noise(round, 250_000), vec![round as u8; 250_000]].concat());
+        let (by_codec, stored_bytes) = stored(codec, text);
+        let packed = match codec {
+            CodecChoice::Fixed(packing) => packing.codec(),
+            CodecChoice::Auto => Codec::Lz4,
+        };
+        assert_eq!(by_codec[packed as usize], 32, "{codec:?}");
+        assert!(packed == Codec::Raw || stored_bytes < 32 * 256_000, "{codec:?}: {stored_bytes}");
+        let (by_codec, _) = stored(codec, (0..32).map(|round| noise(round, 500_000)));
+        assert_eq!(by_codec, [32, 0, 0], "{codec:?}");
+    }
+}
+
+struct Hand(AtomicUsize);
+
+impl Clock for Hand {
+    fn wall(&self) -> Micros {
+        Micros(0)
+    }
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::SeqCst) as u64)
+    }
+}
+
+#[test]
+fn auto_packs_harder_only_while_the_uplink_holds_batches_up() {
+    for held_up in [false, true] {
+        let hand = Arc::new(Hand(AtomicUsize::new(0)));
+        let context = LaneContext { uplink: Arc::new(Tally::new(Arc::clone(&hand) as _)), ..lane() };
+        context.uplink.set(held_up);
+        let mut pipeline =
+            Pipeline::in_place(&PipelineConfig { codec: CodecChoice::Auto, ..config(1, 1 << 20) }, context);
+        let mut writer = Writer::new("web-1");
+        let mut codecs = Vec::new();
+        for round in 0..20 {
+            hand.0.store(round * 500, Ordering::SeqCst);
+            let record = writer.write(0, &b"tidegate ".repeat(1000));
+            pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+            pipeline.flush().unwrap();
+            let batch = pipeline.take_finished().unwrap();
+            codecs.push(batch.index.disks[0].messages[0].codec);
+            read(&batch);
+        }
+        // Three seconds in a row must be held up first.
+        assert!(codecs[..6].iter().all(|codec| *codec == Codec::Lz4), "{codecs:?}");
+        assert_eq!(codecs[19], if held_up { Codec::Zstd } else { Codec::Lz4 }, "{codecs:?}");
+    }
+}
+
+/// Noise in between must not make the rest look like noise: in blocks, in messages, or in stretches of both.
+#[test]
+fn mixed_data_is_packed_nearly_as_well_as_if_everything_were_tried() {
+    let block = |seed: u64, noisy: bool| if noisy { noise(seed, 4096) } else { vec![seed as u8; 4096] };
+    let payload = |number: u64, noisy: &dyn Fn(u64) -> bool| -> Vec<u8> {
+        (number * 128..(number + 1) * 128).flat_map(|seed| block(seed, noisy(seed))).collect()
+    };
+    let chance = |seed: u64| noise(seed ^ 0xabcd, 8)[3];
+    type Mixture<'a> = (&'a str, &'a dyn Fn(u64) -> bool, f64);
+    let mixtures: [Mixture<'_>; 4] = [
+        ("three of four blocks are noise", &|seed| seed % 4 != 0, 0.76),
+        ("nine of ten blocks are noise, by chance", &|seed| chance(seed) > 25, 0.93),
+        ("each second message is noise", &|seed| seed / 128 % 2 == 0, 0.51),
+        ("eight messages of noise, then eight of text", &|seed| seed / 1024 % 2 == 0, 0.51),
+    ];
+    for (name, noisy, share) in mixtures {
+        let plain_bytes = 64 * 128 * 4096;
+        let (_, stored_bytes) = stored(CodecChoice::default(), (0..64).map(|number| payload(number, noisy)));
+        let found = stored_bytes as f64 / plain_bytes as f64;
+        assert!(found < share + 0.01, "{name}: stored {found:.3} of it");
+    }
 }

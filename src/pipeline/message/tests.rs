@@ -1,5 +1,5 @@
 use super::*;
-use crate::pipeline::codec::lz4_pays;
+use crate::pipeline::codec::packing_pays;
 use crate::pipeline::testing::{LANE, VAULT, disk, noise, object_name};
 use proptest::prelude::*;
 
@@ -17,6 +17,11 @@ struct Sealed {
 
 impl Sealed {
     fn new(plain: &[u8]) -> Self {
+        Self::packed_by(Packing::Lz4, plain)
+    }
+
+    fn packed_by(packing: Packing, plain: &[u8]) -> Self {
+        let mut scratch = Scratch { packing, ..Scratch::default() };
         let (disk, object) = (disk("web-1"), object_name(LANE, 7));
         let mut bytes = Vec::new();
         let context = MessageContext {
@@ -29,7 +34,7 @@ impl Sealed {
             codec: Codec::Raw,
             plain_bytes: 0,
         };
-        let info = seal(&key(), &context, plain, &mut Scratch::default(), &mut bytes).unwrap();
+        let info = seal(&key(), &context, plain, &mut scratch, &mut bytes).unwrap();
         assert_eq!(info.stored_bytes as usize, bytes.len());
         Self { bytes, disk, object, info, plain_bytes: plain.len() as u32 }
     }
@@ -57,19 +62,25 @@ impl Sealed {
 fn tiny_huge_packable_and_random_messages_come_back_as_they_were() {
     let huge = noise(1, limits::MESSAGE_BYTES_MAX);
     for plain in [&b""[..], b"t", &[0; 128], &b"tidegate".repeat(1000), &noise(2, 300_000), &huge] {
-        let sealed = Sealed::new(plain);
-        assert_eq!(sealed.opened(&sealed.context()).unwrap(), plain);
+        for packing in [Packing::Lz4, Packing::Zstd(1), Packing::Zstd(9), Packing::None] {
+            let sealed = Sealed::packed_by(packing, plain);
+            assert_eq!(sealed.opened(&sealed.context()).unwrap(), plain);
+        }
     }
 }
 
 #[test]
-fn what_lz4_cannot_pack_is_stored_raw_with_nothing_but_the_seal_around_it() {
+fn what_cannot_be_packed_is_stored_raw_with_nothing_but_the_seal_around_it() {
     let sealed = Sealed::new(&noise(3, 100_000));
     assert_eq!(sealed.info.codec, Codec::Raw);
     assert_eq!(sealed.bytes.len(), 100_000 + SEAL_HEAD_BYTES + 16);
     let sealed = Sealed::new(&[5; 100_000]);
     assert_eq!(sealed.info.codec, Codec::Lz4);
-    assert!(lz4_pays(100_000, sealed.bytes.len()));
+    assert!(packing_pays(100_000, sealed.bytes.len()));
+    let sealed = Sealed::packed_by(Packing::Zstd(3), &noise(3, 100_000));
+    assert_eq!((sealed.info.codec, sealed.bytes.len()), (Codec::Raw, 100_000 + SEAL_HEAD_BYTES + 16));
+    assert_eq!(Sealed::packed_by(Packing::Zstd(3), &[5; 100_000]).info.codec, Codec::Zstd);
+    assert_eq!(Sealed::packed_by(Packing::None, &[5; 100_000]).info.codec, Codec::Raw);
 }
 
 #[test]
@@ -95,6 +106,7 @@ fn a_message_that_was_moved_renamed_or_given_another_range_does_not_open() {
         MessageContext { first: Seq(9), ..context },
         MessageContext { last: Seq(20), ..context },
         MessageContext { codec: Codec::Lz4, ..context },
+        MessageContext { codec: Codec::Zstd, ..context },
         MessageContext { plain_bytes: context.plain_bytes - 1, ..context },
     ];
     for place in elsewhere {
@@ -139,37 +151,43 @@ fn another_lanes_key_does_not_open_it_and_the_error_names_what_it_was() {
 
 #[test]
 fn every_flipped_bit_fails_before_anything_is_unpacked() {
-    let good = Sealed::new(&[7; 300]);
-    assert_eq!(good.info.codec, Codec::Lz4);
-    for bit in 0..good.bytes.len() * 8 {
-        let mut bytes = good.bytes.clone();
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        let mut out = b"untouched".to_vec();
-        let error = open(&key(), &good.context(), &bytes, &mut out).unwrap_err();
-        assert!(matches!(error, OpenError::Unseal { .. }), "bit {bit}: {error}");
-        assert_eq!(out, b"untouched", "bit {bit}");
+    for packing in [Packing::Lz4, Packing::Zstd(1)] {
+        let good = Sealed::packed_by(packing, &[7; 300]);
+        assert_eq!(good.info.codec, packing.codec());
+        for bit in 0..good.bytes.len() * 8 {
+            let mut bytes = good.bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let mut out = b"untouched".to_vec();
+            let error = open(&key(), &good.context(), &bytes, &mut out).unwrap_err();
+            assert!(matches!(error, OpenError::Unseal { .. }), "bit {bit}: {error}");
+            assert_eq!(out, b"untouched", "bit {bit}");
+        }
     }
 }
 
 #[test]
 fn authenticated_bytes_that_do_not_unpack_are_an_error_and_no_crash() {
-    // Sealed as LZ4 by hand, which no writer does.
-    let (disk, object) = (disk("web-1"), object_name(LANE, 7));
-    let context = MessageContext {
-        vault: VAULT,
-        object: &object,
-        disk: &disk,
-        epoch: Epoch(1),
-        first: Seq(1),
-        last: Seq(1),
-        codec: Codec::Lz4,
-        plain_bytes: 5000,
-    };
-    let mut sealed = SealOnce::room();
-    sealed.extend_from_slice(&noise(6, 200));
-    let once = context.with(|bound| SealOnce::new(key().expose(), LABEL, bound)).unwrap();
-    once.seal(&mut sealed).unwrap();
-    assert!(matches!(open(&key(), &context, &sealed, &mut Vec::new()), Err(OpenError::Unpack(_))));
+    // Sealed as packed by hand, which no writer does. The last: a frame of as many bytes as stated, and one more.
+    let mut frame = Vec::new();
+    Packer::default().pack(Packing::Zstd(1), &[7; 5001], 0, &mut frame);
+    for (codec, content) in [(Codec::Lz4, noise(6, 200)), (Codec::Zstd, noise(6, 200)), (Codec::Zstd, frame)] {
+        let (disk, object) = (disk("web-1"), object_name(LANE, 7));
+        let context = MessageContext {
+            vault: VAULT,
+            object: &object,
+            disk: &disk,
+            epoch: Epoch(1),
+            first: Seq(1),
+            last: Seq(1),
+            codec,
+            plain_bytes: 5000,
+        };
+        let mut sealed = SealOnce::room();
+        sealed.extend_from_slice(&content);
+        let once = context.with(|bound| SealOnce::new(key().expose(), LABEL, bound)).unwrap();
+        once.seal(&mut sealed).unwrap();
+        assert!(matches!(open(&key(), &context, &sealed, &mut Vec::new()), Err(OpenError::Unpack(_))));
+    }
 }
 
 #[test]
@@ -196,6 +214,7 @@ fn the_stored_messages_of_version_1_still_open() {
     for (name, plain, codec) in [
         ("message-raw.bin", noise(11, 600), Codec::Raw),
         ("message-lz4.bin", b"records of web-1, again and again; ".repeat(40), Codec::Lz4),
+        ("message-zstd.bin", b"records of web-2, again and again; ".repeat(40), Codec::Zstd),
     ] {
         let (disk, object) = (disk("web-1"), "b/b2b/b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2/000000000007");
         let context = MessageContext {
@@ -213,7 +232,9 @@ fn the_stored_messages_of_version_1_still_open() {
         let with_salt = |secret: &[u8; 32], label: &[u8], bound: &[&[u8]]| {
             Ok(SealOnce::with_salt(secret, label, bound, [0x5a; 24]))
         };
-        seal_by(&key(), &context, &mut made, &mut Scratch::default(), with_salt).unwrap();
+        let packing = if codec == Codec::Zstd { Packing::Zstd(3) } else { Packing::Lz4 };
+        let mut scratch = Scratch { packing, ..Scratch::default() };
+        seal_by(&key(), &context, &mut made, &mut scratch, with_salt).unwrap();
         let stored = crate::pipeline::testing::fixture(name, &made);
         let mut out = Vec::new();
         open(&key(), &context, &stored, &mut out).unwrap();
@@ -228,8 +249,10 @@ proptest! {
     #[test]
     fn any_bytes_come_back(plain in proptest::collection::vec(any::<u8>(), 0..5000), repeat in 1_usize..5) {
         let plain = plain.repeat(repeat);
-        let sealed = Sealed::new(&plain);
-        prop_assert_eq!(sealed.opened(&sealed.context()).unwrap(), plain);
+        for packing in [Packing::Lz4, Packing::Zstd(2)] {
+            let sealed = Sealed::packed_by(packing, &plain);
+            prop_assert_eq!(&sealed.opened(&sealed.context()).unwrap(), &plain);
+        }
     }
 
     #[test]

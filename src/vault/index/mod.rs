@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use crate::fault::{Classify, Fault};
 use crate::keys::seal::{SEAL_HEAD_BYTES, SEAL_OVERHEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
 use crate::keys::{CatalogKey, RandomError};
-use crate::pipeline::codec::{Codec, Packer, UnpackError, unpack};
+use crate::pipeline::codec::{Codec, Packer, Packing, UnpackError, unpack};
 use crate::types::{Chain, DiskId, Epoch, Extent, Id128, Micros, RecordHead, RecordKind, Seq};
 
 /// Largest plaintext of one index. A batch closes at 16 MiB of sealed messages and rows, and a message's rows are never
@@ -274,13 +274,11 @@ impl BatchIndex {
         }
         let plain_bytes = plain.len() as u32;
         let mut sealed = Vec::new();
-        let codec = if Packer::default().pack(&plain, SEAL_HEAD_BYTES, &mut sealed) {
-            Codec::Lz4
-        } else {
+        let codec = Packer::default().pack(Packing::Lz4, &plain, SEAL_HEAD_BYTES, &mut sealed);
+        if codec == Codec::Raw {
             sealed = SealOnce::room();
             sealed.extend_from_slice(&plain);
-            Codec::Raw
-        };
+        }
         let secret = key.index_secret();
         let once = with_context(place, codec, plain_bytes, |context| make_key(&secret, LABEL, context))?;
         once.seal(&mut sealed)?;

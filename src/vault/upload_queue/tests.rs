@@ -30,6 +30,28 @@ fn the_oldest_batches_start_first_and_no_more_than_the_window() {
 }
 
 #[test]
+fn batches_are_held_up_by_a_full_window_and_not_by_a_store_that_is_away() {
+    let mut queue = queue(2);
+    (1..=2).for_each(|n| queue.push(n, ms(0)));
+    assert_eq!(start_all(&mut queue, ms(0)), [1, 2]);
+    assert!(!queue.is_held_up(ms(0)), "the window is full, but nothing waits");
+    queue.push(3, ms(1));
+    assert!(queue.is_held_up(ms(1)));
+    queue.report(1, ms(5), Verdict::Done { bytes: 10 });
+    assert_eq!(start_all(&mut queue, ms(5)), [3]);
+    assert!(!queue.is_held_up(ms(5)));
+    for n in [2, 3] {
+        queue.report(n, ms(6), Verdict::Passing);
+    }
+    assert!(!queue.is_held_up(ms(6)), "both wait after a failure");
+    assert_eq!(start_all(&mut queue, ms(60_000)), [2, 3]);
+    queue.push(4, ms(60_000));
+    assert!(queue.is_held_up(ms(60_000)));
+    assert_eq!(queue.report(2, ms(60_001), Verdict::Lasting), Turn::Parked);
+    assert!(!queue.is_held_up(ms(120_000)), "only a probe may run");
+}
+
+#[test]
 fn a_window_full_of_successes_adds_one() {
     let mut queue = queue(4);
     (1..=100).for_each(|n| queue.push(n, ms(0)));

@@ -90,6 +90,22 @@ fn is_batch(path: &Path) -> bool {
 }
 
 #[tokio::test]
+async fn only_a_store_that_is_slow_holds_batches_up() {
+    let quick = setup(config()).await;
+    let held_up = Arc::clone(quick.uploader.held_up());
+    upload(quick, 3).await;
+    assert_eq!(held_up.total(), Duration::ZERO, "three batches fit the window of four");
+    let slow = setup(config()).await;
+    let held_up = Arc::clone(slow.uploader.held_up());
+    slow.store.plan(|operation, path| match operation {
+        "put" if is_batch(path) => Fate::Slow(Duration::from_millis(40)),
+        _ => Fate::Good,
+    });
+    upload(slow, 24).await;
+    assert!(held_up.total() > Duration::from_millis(60), "{held_up:?}");
+}
+
+#[tokio::test]
 async fn a_batch_whose_routes_are_not_there_yet_is_not_claimed_as_confirmed() {
     let Setup { store, vault, lane, uploader, events } = setup(config()).await;
     let events = collect(events);

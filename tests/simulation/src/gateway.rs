@@ -107,6 +107,7 @@ impl GatewayMachine {
             request_timeout: Duration::from_secs(10),
             journal,
             pipeline_threads: 0,
+            codec: tidegate::pipeline::CodecChoice::default(),
             agents_max: 100,
             streams_target: self.settings.streams_target,
             peers: Vec::new(),
