@@ -26,6 +26,8 @@ enum Verb {
     Run(Box<verbs::run::Args>),
     /// Measure the primitives that a gateway is made of, each alone.
     Limit(verbs::limit::Args),
+    /// Measure what each codec of a gateway costs and saves with your payload.
+    Codecs(verbs::codecs::Args),
     /// Measure a gateway against its primitives: several rounds, medians, one table.
     Bench(verbs::bench::Args),
     /// Draw what run or bench told, as one page.
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Verb::Sink(args) => verbs::sink::run(&args),
         Verb::Run(args) => verbs::run::run(&args),
         Verb::Limit(args) => verbs::limit::run(&args),
+        Verb::Codecs(args) => verbs::codecs::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
         Verb::Report(args) => verbs::report::run(&args),
     };

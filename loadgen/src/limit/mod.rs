@@ -12,6 +12,7 @@
 //!
 //! Left out, as they cost less than the sum is exact: the chain over record heads, the index, metrics.
 
+pub mod codecs;
 mod disk;
 mod memory;
 mod network;

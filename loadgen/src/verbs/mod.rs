@@ -1,6 +1,7 @@
 //! The verbs of the command line: options, and what is printed.
 
 pub mod bench;
+pub mod codecs;
 pub mod limit;
 pub mod proxy;
 pub mod report;
