@@ -205,8 +205,8 @@ pub(super) fn message(input: &[u8]) {
             rest = after;
         }
     }
-    let (mut sealed, mut scratch) = (Vec::new(), Scratch::default());
-    scratch.packing = if codec == Codec::Zstd { Packing::Zstd(1) } else { Packing::Lz4 };
+    let packing = if codec == Codec::Zstd { Packing::Zstd(1) } else { Packing::Lz4 };
+    let (mut sealed, mut scratch) = (Vec::new(), Scratch::new(packing));
     let info = seal(&key, &context, bytes, &mut scratch, &mut sealed).unwrap();
     let opened = MessageContext { codec: info.codec, plain_bytes: bytes.len() as u32, ..context };
     open(&key, &opened, &sealed, &mut out).unwrap();

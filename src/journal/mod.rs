@@ -50,7 +50,7 @@ mod directory;
 pub mod disk;
 mod engine;
 mod error;
-pub(crate) mod format;
+pub mod format;
 pub mod inspect;
 mod ledger;
 mod model;

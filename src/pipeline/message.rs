@@ -83,6 +83,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// For messages that are packed so.
+    #[must_use]
+    pub fn new(packing: Packing) -> Self {
+        Self { packing, ..Self::default() }
+    }
+
     /// Whether a sample of `plain` is worth packing.
     pub fn sample_pays(&mut self, packing: Packing, plain: &[u8]) -> bool {
         probe::take_sample(plain, &mut self.sample);

@@ -21,7 +21,7 @@ impl Sealed {
     }
 
     fn packed_by(packing: Packing, plain: &[u8]) -> Self {
-        let mut scratch = Scratch { packing, ..Scratch::default() };
+        let mut scratch = Scratch::new(packing);
         let (disk, object) = (disk("web-1"), object_name(LANE, 7));
         let mut bytes = Vec::new();
         let context = MessageContext {
@@ -233,7 +233,7 @@ fn the_stored_messages_of_version_1_still_open() {
             Ok(SealOnce::with_salt(secret, label, bound, [0x5a; 24]))
         };
         let packing = if codec == Codec::Zstd { Packing::Zstd(3) } else { Packing::Lz4 };
-        let mut scratch = Scratch { packing, ..Scratch::default() };
+        let mut scratch = Scratch::new(packing);
         seal_by(&key(), &context, &mut made, &mut scratch, with_salt).unwrap();
         let stored = crate::pipeline::testing::fixture(name, &made);
         let mut out = Vec::new();
