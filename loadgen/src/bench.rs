@@ -65,8 +65,8 @@ pub struct Plan {
     pub mtu_max_bytes: u16,
     /// Decides where and when.
     pub seed: u64,
-    /// Lines put into the gateway's configuration, by section.
-    pub gateway: Vec<(&'static str, String)>,
+    /// Memory that the gateway is given, without what threads, connections and the program itself take.
+    pub memory_bytes: u64,
 }
 
 /// The bench could not be done.
@@ -81,7 +81,7 @@ impl std::fmt::Display for BenchError {
 
 impl std::error::Error for BenchError {}
 
-fn because(what: &str) -> impl Fn(&dyn std::error::Error) -> BenchError {
+pub(crate) fn because(what: &str) -> impl Fn(&dyn std::error::Error) -> BenchError {
     move |error| BenchError(format!("{what}: {}", tidegate::fault::chain_text(error)))
 }
 
@@ -153,6 +153,8 @@ pub struct Report {
     pub rpo_seconds: Percentiles,
     /// Most memory of the gateway that was resident.
     pub memory_peak_bytes: u64,
+    /// The same less the configured memory; negative if it stayed below.
+    pub memory_over_budget_bytes: f64,
     /// Requests to the store.
     pub blob_requests_per_gib: f64,
     /// The 99th percentile of journaled acks over that of one bare write and sync of the mean commit's size.
@@ -205,14 +207,27 @@ impl Drop for SinkProcess {
 }
 
 /// Sink and gateway.
-struct Stand {
-    site: Site,
-    gateway: Child,
+pub(crate) struct Stand {
+    pub(crate) site: Site,
+    pub(crate) gateway: Child,
     _sink: SinkProcess,
 }
 
 impl Stand {
-    fn start(plan: &Plan) -> Result<Self, BenchError> {
+    pub(crate) async fn start(plan: &Plan) -> Result<Self, BenchError> {
+        let plan = plan.clone();
+        let stand = tokio::task::spawn_blocking(move || Self::begin(&plan)).await;
+        stand.map_err(|error| because("no start")(&error))?
+    }
+
+    /// What is on its way is vaulted, then the gateway ends.
+    pub(crate) async fn stop(mut self) -> Result<(), BenchError> {
+        let stopped = tokio::task::spawn_blocking(move || self.gateway.terminate(STOP_GRACE)).await;
+        stopped.map_err(|error| because("no stop")(&error))?.map_err(|error| because("no stop")(&error))?;
+        Ok(())
+    }
+
+    fn begin(plan: &Plan) -> Result<Self, BenchError> {
         let sink = SinkProcess::start(plan)?;
         let url = format!("http://{}/{}/bench", sink.address, crate::sink::ACCOUNT_DEFAULT);
         let of_site = site::Plan {
@@ -220,7 +235,7 @@ impl Stand {
             program: plan.tidegate.clone(),
             vault: Some(url),
             disks: vec![("none".to_owned(), "/dev/null".into())],
-            gateway: plan.gateway.clone(),
+            gateway: vec![("", format!("memory = \"{} B\"", plan.memory_bytes))],
             agent: Vec::new(),
         };
         let site = Site::create(of_site, &Family::default()).map_err(|error| because("no installation")(&error))?;
@@ -228,7 +243,7 @@ impl Stand {
         Ok(Self { site, gateway, _sink: sink })
     }
 
-    fn plan(&self, plan: &Plan) -> RunPlan {
+    pub(crate) fn plan(&self, plan: &Plan) -> RunPlan {
         RunPlan {
             gateway: self.site.gateway_address(),
             authority: self.site.path("pki"),
@@ -244,6 +259,7 @@ impl Stand {
             bytes: Some(plan.bytes),
             mtu_max_bytes: plan.mtu_max_bytes,
             seed: plan.seed,
+            settle: Duration::ZERO,
             patience: PATIENCE,
             admin: Some(self.site.admin_address()),
             gateway_pid: Some(self.gateway.id()),
@@ -258,9 +274,7 @@ impl Stand {
 /// If it could not be done. A run that failed stands in the report.
 pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Result<Report, BenchError> {
     say("starting sink and gateway");
-    let of_task = plan.clone();
-    let stand = tokio::task::spawn_blocking(move || Stand::start(&of_task)).await;
-    let mut stand = stand.map_err(|error| because("no start")(&error))??;
+    let stand = Stand::start(plan).await?;
     say("warm-up");
     let full = stand.plan(plan);
     measured(&RunPlan { bytes: Some(plan.bytes / WARM_UP_PART), ..full.clone() }, pool).await?;
@@ -286,12 +300,11 @@ pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Resul
         rounds.push(Round { full: at_full, half, seventy, limits });
     }
     say("stopping");
-    let stopped = tokio::task::spawn_blocking(move || stand.gateway.terminate(STOP_GRACE)).await;
-    stopped.map_err(|error| because("no stop")(&error))?.map_err(|error| because("no stop")(&error))?;
-    Ok(report(plan.profile, rounds))
+    stand.stop().await?;
+    Ok(report(plan, rounds))
 }
 
-async fn measured(plan: &RunPlan, pool: &Pool) -> Result<Outcome, BenchError> {
+pub(crate) async fn measured(plan: &RunPlan, pool: &Pool) -> Result<Outcome, BenchError> {
     let done = run::run(plan, pool.clone(), |_| ()).await.map_err(|error| because("a run did not begin")(&error))?;
     Ok(done.outcome)
 }
@@ -311,7 +324,7 @@ async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<Limits, Benc
     measured.map_err(|error| because("primitives")(&error))?.map_err(|error| because("primitives")(&error))
 }
 
-fn report(profile: Profile, rounds: Vec<Round>) -> Report {
+fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
     let per_gib = |round: &Round, value: f64| value * GIB / (round.full.sent_bytes as f64).max(1.0);
     let used = |round: &Round| round.full.gateway.and_then(|gateway| gateway.used).unwrap_or_default();
     let counted = |round: &Round| round.full.gateway.and_then(|gateway| gateway.counted).unwrap_or_default();
@@ -337,6 +350,7 @@ fn report(profile: Profile, rounds: Vec<Round>) -> Report {
         ("rpo_seconds.p99", spread(&|round| rpo(round).p99)),
         ("rpo_seconds.p999", spread(&|round| rpo(round).p999)),
         ("memory_peak_bytes", spread(&peak)),
+        ("memory_over_budget_bytes", spread(&|round| peak(round) - plan.memory_bytes as f64)),
         ("blob_requests_per_gib", spread(&|round| per_gib(round, counted(round).blob_requests as f64))),
         (
             "context_switches_per_gib",
@@ -353,7 +367,7 @@ fn report(profile: Profile, rounds: Vec<Round>) -> Report {
     let runs = |round: &Round| [Some(&round.full), round.half.as_ref(), round.seventy.as_ref()].map(|run| run.cloned());
     let failures = rounds.iter().flat_map(runs).flatten().flat_map(|run| run.failures).collect();
     Report {
-        profile,
+        profile: plan.profile,
         payload_ratio: spread(&|round| round.limits.payload_ratio).median,
         gateway_cpu_seconds_per_gib: median("gateway_cpu_seconds_per_gib"),
         primitives_cpu_seconds_per_gib: median("primitives_cpu_seconds_per_gib"),
@@ -362,6 +376,7 @@ fn report(profile: Profile, rounds: Vec<Round>) -> Report {
         journaled_ack_seconds: percentiles("journaled_ack_seconds"),
         rpo_seconds: percentiles("rpo_seconds"),
         memory_peak_bytes: median("memory_peak_bytes") as u64,
+        memory_over_budget_bytes: median("memory_over_budget_bytes"),
         blob_requests_per_gib: median("blob_requests_per_gib"),
         journaled_p99_over_commit_p99: median("journaled_p99_over_commit_p99"),
         context_switches_per_gib: median("context_switches_per_gib"),

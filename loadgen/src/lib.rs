@@ -23,6 +23,7 @@ pub mod payload;
 pub mod process;
 pub mod report;
 pub mod run;
+pub mod scenario;
 pub mod sink;
 mod thread;
 pub mod udp;

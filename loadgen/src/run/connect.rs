@@ -93,11 +93,12 @@ fn orders(plan: &Plan, number: usize) -> Orders {
     let disks = (plan.agents * plan.disks) as f64;
     let bytes_per_second = plan.bytes_per_second as f64 / disks;
     // Somewhere within the time of one write, but never so late that nothing would come before the end.
-    let apart = if bytes_per_second > 0.0 { plan.profile.typical_bytes() as f64 / bytes_per_second } else { 0.0 };
+    let profile = plan.profile.of_disk(number);
+    let apart = if bytes_per_second > 0.0 { profile.typical_bytes() as f64 / bytes_per_second } else { 0.0 };
     let apart = plan.duration.map_or(apart, |duration| apart.min(duration.as_secs_f64() / 2.0));
     let phase = Duration::from_secs_f64(apart * numbers.below(1000) as f64 / 1000.0);
-    let pace = Pace { bytes_per_second, ramp: plan.ramp, burst: plan.profile.burst(), phase };
-    let pattern = Pattern::new(plan.profile, numbers.next(), plan.disk_bytes, plan.zero, Arc::clone(&plan.trace));
+    let pace = Pace { bytes_per_second, ramp: plan.ramp, burst: profile.burst(), phase };
+    let pattern = Pattern::new(profile, numbers.next(), plan.disk_bytes, plan.zero, Arc::clone(&plan.trace));
     let image = plan.keep_images.then(|| Image::new(plan.disk_bytes));
-    Orders { number, profile: plan.profile, pattern, pace, image }
+    Orders { number, profile, pattern, pace, image }
 }

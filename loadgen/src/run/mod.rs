@@ -82,6 +82,8 @@ pub struct Plan {
     pub mtu_max_bytes: u16,
     /// Decides where and when.
     pub seed: u64,
+    /// How long everybody is connected before the first write.
+    pub settle: Duration,
     /// How long connecting, and at the end the vault, may take.
     pub patience: Duration,
     /// The gateway's admin port, to see what it counted.
@@ -136,6 +138,7 @@ pub async fn run(plan: &Plan, pool: Pool, each: impl FnMut(&Sample)) -> Result<D
     let disks = connect::connect(plan, &common).await?;
     let connect_seconds = (common.clock.monotonic() - started).as_secs_f64();
     let states: Vec<Arc<State>> = disks.iter().map(Disk::state).collect();
+    tokio::time::sleep(plan.settle).await;
     // A peak of memory counts from here; where that is not allowed, it holds what was before.
     if let Some(pid) = plan.gateway_pid {
         let _ = process::forget_peak(pid);
@@ -150,8 +153,9 @@ pub async fn run(plan: &Plan, pool: Pool, each: impl FnMut(&Sample)) -> Result<D
     let at_end = used(plan);
     let after = counted(plan).await;
     let gateway = gateway(before, after, at_start.zip(at_end));
-    let outcome =
-        summary(plan, &common, &watched.total, watched.samples, gateway, (connect_seconds, seconds), &watched.ended);
+    let times = (connect_seconds, seconds);
+    let mut outcome = summary(plan, &common, &watched.total, watched.samples, gateway, times, &watched.ended);
+    outcome.gateway_memory_at_start_bytes = at_start.map(|used| used.memory_bytes);
     Ok(Done { outcome, ended: watched.ended })
 }
 
@@ -218,6 +222,7 @@ fn summary(
         rpo_seconds: total.vaulted(),
         late_seconds_max: load(&tally.late_micros_max) as f64 / 1e6,
         gateway,
+        gateway_memory_at_start_bytes: None,
         verified: None,
         failures,
         samples,

@@ -111,6 +111,9 @@ pub struct Sample {
     pub gateway_cpu_seconds: Option<f64>,
     /// Bytes in its journal, if its admin port is known.
     pub journal_used_bytes: Option<u64>,
+    /// Requests to the blob store that it made so far, by its own count.
+    #[serde(default)]
+    pub blob_requests: Option<u64>,
 }
 
 /// Whether restored images were what they had to be.
@@ -153,6 +156,8 @@ pub struct Outcome {
     pub late_seconds_max: f64,
     /// The gateway's own account.
     pub gateway: Option<Gateway>,
+    /// Its memory when everybody was connected and nothing was written, if its process is known.
+    pub gateway_memory_at_start_bytes: Option<u64>,
     /// Restored images.
     pub verified: Option<Verified>,
     /// What went wrong.

@@ -36,6 +36,8 @@ pub enum Profile {
     Idle,
     /// As files, all of it in a tenth of the time.
     Burst,
+    /// What a house of machines writes: each disk as one of the others, see [`Profile::of_disk`].
+    Mixed,
     /// What a trace says.
     Trace,
 }
@@ -52,13 +54,27 @@ impl std::str::FromStr for Profile {
             "files" => Self::Files,
             "idle" => Self::Idle,
             "burst" => Self::Burst,
+            "mixed" => Self::Mixed,
             "trace" => Self::Trace,
-            _ => return Err("write copy, oltp8, oltp16, log, files, idle, burst or trace".into()),
+            _ => return Err("write copy, oltp8, oltp16, log, files, idle, burst, mixed or trace".into()),
         })
     }
 }
 
 impl Profile {
+    /// What the disk of this number among all disks writes: of ten disks of a mixed load four are of files, two each of the
+    /// databases' tables, two of logs.
+    #[must_use]
+    pub const fn of_disk(self, number: usize) -> Self {
+        match (self, number % 10) {
+            (Self::Mixed, 0 | 3 | 5 | 8) => Self::Files,
+            (Self::Mixed, 1 | 6) => Self::Oltp8,
+            (Self::Mixed, 2 | 7) => Self::Oltp16,
+            (Self::Mixed, _) => Self::Log,
+            _ => self,
+        }
+    }
+
     /// Bytes of its typical write.
     #[must_use]
     pub const fn typical_bytes(self) -> u64 {
@@ -66,7 +82,7 @@ impl Profile {
             Self::Copy => MIB,
             Self::Oltp8 => 8 * KIB,
             Self::Oltp16 | Self::Log => 16 * KIB,
-            Self::Files | Self::Burst => 256 * KIB,
+            Self::Files | Self::Burst | Self::Mixed => 256 * KIB,
             Self::Idle | Self::Trace => 4 * KIB,
         }
     }
@@ -190,7 +206,7 @@ impl Pattern {
                 let length = BLOCK << self.numbers.below(5);
                 self.along(length, LOG_BYTES.min(self.disk_bytes))
             }
-            Profile::Files | Profile::Burst => self.file(),
+            Profile::Files | Profile::Burst | Profile::Mixed => self.file(),
             Profile::Trace => return self.traced(),
         };
         let kind = if self.profile == Profile::Copy { RecordKind::Copy } else { RecordKind::Write };
@@ -239,7 +255,7 @@ mod tests {
     fn every_write_of_every_profile_lies_on_blocks_inside_the_disk() {
         let trace = read_trace("0.5,4096,100\n# none\n0,999999999999,9999999,z\n").expect("a trace");
         assert_eq!(trace[0].at, Duration::ZERO, "in order of time");
-        for name in ["copy", "oltp8", "oltp16", "log", "files", "idle", "burst", "trace"] {
+        for name in ["copy", "oltp8", "oltp16", "log", "files", "idle", "burst", "mixed", "trace"] {
             let profile: Profile = name.parse().expect("a profile");
             let mut pattern = Pattern::new(profile, 3, 7 * MIB, Share::percent(10.0), trace.clone().into());
             for _ in 0..500 {
@@ -249,6 +265,14 @@ mod tests {
                 assert!(offset % BLOCK == 0 && length % BLOCK == 0, "{name}: {write:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_mixed_load_gives_each_disk_one_kind_and_no_other_load_does() {
+        let count = |kind| (0..100).filter(|&number| Profile::Mixed.of_disk(number) == kind).count();
+        let counts = [Profile::Files, Profile::Oltp8, Profile::Oltp16, Profile::Log].map(count);
+        assert_eq!((counts, count(Profile::Mixed)), ([40, 20, 20, 20], 0));
+        assert_eq!(Profile::Idle.of_disk(3), Profile::Idle);
     }
 
     #[test]

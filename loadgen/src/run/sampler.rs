@@ -77,6 +77,7 @@ impl Watched {
             gateway_memory_bytes: used.map(|used| used.memory_bytes),
             gateway_cpu_seconds: used.map(|used| used.cpu_seconds),
             journal_used_bytes: counted.map(|counted| counted.journal_used_bytes),
+            blob_requests: counted.map(|counted| counted.blob_requests),
         };
         each(&sample);
         if self.samples.len() < SAMPLES_MAX {

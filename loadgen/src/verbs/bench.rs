@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use loadgen::bench::{Plan, Report, bench};
 use loadgen::run::profile::Profile;
-use tidegate::config::show_size;
+use loadgen::scenario::{Report as ScenarioReport, Scenario, Usual};
 use tidegate::fault::exit;
 
-use super::run::{PayloadArgs, beside, runtime, seconds};
+use super::run::{PayloadArgs, beside, need_open_files, runtime, seconds};
 use super::{Outcome, limit, size, time};
 
 /// Options of `loadgen bench`.
@@ -19,27 +19,33 @@ pub struct Args {
     /// Folder for the installation, on the disk that the journal is to be measured on; made, and must be new.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// copy, oltp8, oltp16, log or files.
-    #[arg(long, default_value = "files")]
-    profile: Profile,
-    /// Agents.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    agents: u32,
-    /// Disks of each.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
-    disks: u32,
+    /// idle, fleet, fairness or soak: figures of one way to use a gateway instead of its cost.
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<Scenario>,
+    /// copy, oltp8, oltp16, log, files or mixed [default: files, or that of the scenario].
+    #[arg(long)]
+    profile: Option<Profile>,
+    /// Agents [default: 4, or those of the scenario].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    agents: Option<u32>,
+    /// Disks of each [default: 2, or those of the scenario].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    disks: Option<u32>,
     /// Size of each disk.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
     disk_size: u64,
     /// What is written at full load in each round [default: 4 GiB; 1 GiB for oltp8 and oltp16].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bytes: Option<u64>,
-    /// Rounds.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
+    /// Rounds [default: 3, or those of the scenario].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
     /// How long half load and 70 % load are kept. 0 s leaves them out.
-    #[arg(long, value_name = "TIME", value_parser = time, default_value = "10 s")]
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "10 s", conflicts_with = "scenario")]
     steady: Duration,
+    /// How long each load of the scenario is kept [default: idle 10 min, fleet 30 s, fairness 20 s, soak 1 h].
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "scenario")]
+    duration: Option<Duration>,
     #[command(flatten)]
     payload: PayloadArgs,
     /// Largest UDP payload that path discovery may try; the gateway has its own limit.
@@ -56,42 +62,76 @@ pub struct Args {
     json: bool,
 }
 
+/// Without a scenario.
+const USUAL: Usual = Usual { agents: 4, disks: 2, profile: Profile::Files, duration: Duration::ZERO, rounds: 3 };
+
 /// Measures and tells.
 pub fn run(args: &Args) -> Outcome {
     std::fs::create_dir(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
-    let small = matches!(args.profile, Profile::Oltp8 | Profile::Oltp16);
+    let usual = args.scenario.map_or(USUAL, Scenario::usual);
+    let profile = args.profile.unwrap_or(usual.profile);
+    let small = matches!(profile, Profile::Oltp8 | Profile::Oltp16);
+    let agents = args.agents.unwrap_or(usual.agents);
+    need_open_files(agents)?;
     let plan = Plan {
         dir: args.dir.canonicalize()?,
         tidegate: args.tidegate.clone().map_or_else(beside, Ok)?,
         loadgen: std::env::current_exe()?,
-        profile: args.profile,
-        agents: args.agents as usize,
-        disks: args.disks as usize,
+        profile,
+        agents: agents as usize,
+        disks: args.disks.unwrap_or(usual.disks) as usize,
         disk_bytes: args.disk_size.max(1 << 20) / 4096 * 4096,
         bytes: args.bytes.unwrap_or(if small { 1 << 30 } else { 4 << 30 }),
-        rounds: args.rounds as usize,
+        rounds: args.rounds.unwrap_or(usual.rounds) as usize,
         steady: args.steady,
         mtu_max_bytes: args.mtu,
         seed: args.payload.seed,
-        gateway: vec![("", format!("memory = \"{} B\"", args.memory))],
+        memory_bytes: args.memory,
     };
     let pool = args.payload.pool()?;
     // What is being done is for somebody who looks on.
     let looked_at = std::io::stderr().is_terminal();
-    let runtime = runtime(None)?;
-    let report = runtime.block_on(bench(&plan, &pool, |text| {
+    let mut say = |text: &str| {
         if looked_at {
             eprintln!("{text}");
         }
-    }))?;
+    };
+    let runtime = runtime(None)?;
+    let failures = match args.scenario {
+        Some(scenario) => {
+            let duration = args.duration.unwrap_or(usual.duration);
+            let report = runtime.block_on(scenario.measure(&plan, duration, &pool, &mut say))?;
+            tell(args, &report, print_scenario)?;
+            report.failures().cloned().collect()
+        }
+        None => {
+            let report = runtime.block_on(bench(&plan, &pool, say))?;
+            tell(args, &report, print_text)?;
+            report.failures
+        }
+    };
     runtime.shutdown_timeout(Duration::from_secs(2));
+    failures.iter().take(20).for_each(|failure| eprintln!("loadgen: {failure}"));
+    Ok(ExitCode::from(if failures.is_empty() { exit::OK } else { exit::ERROR }))
+}
+
+fn tell<R: serde::Serialize>(args: &Args, report: &R, print: fn(&R)) -> serde_json::Result<()> {
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        println!("{}", serde_json::to_string(report)?);
     } else {
-        print_text(&report);
+        print(report);
     }
-    report.failures.iter().take(20).for_each(|failure| eprintln!("loadgen: {failure}"));
-    Ok(ExitCode::from(if report.failures.is_empty() { exit::OK } else { exit::ERROR }))
+    Ok(())
+}
+
+fn print_scenario(report: &ScenarioReport) {
+    println!("{:<36} {:>12} {:>12}", "figure", "measured", "at most");
+    for figure in &report.figures {
+        let most = figure.at_most.map_or(String::new(), |most| shown(figure.name, most));
+        let missed = if figure.is_met() { "" } else { "  missed" };
+        println!("{:<36} {:>12} {most:>12}{missed}", figure.name, shown(figure.name, figure.value));
+    }
+    println!("{}", if report.failures().next().is_none() { "ok" } else { "FAILED" });
 }
 
 fn print_text(report: &Report) {
@@ -109,9 +149,13 @@ fn print_text(report: &Report) {
 
 fn shown(name: &str, value: f64) -> String {
     match name {
-        "throughput_bytes_per_second" => format!("{:.1} MB/s", value / 1e6),
-        "memory_peak_bytes" => show_size(value as u64),
-        name if name.contains("_ack_seconds") || name.contains("rpo_seconds") => seconds(value),
+        name if name.ends_with("_bytes_per_second") => format!("{:.1} MB/s", value / 1e6),
+        name if name.ends_with("_agent_bytes") => format!("{:.1} KiB", value / 1024.0),
+        name if name.starts_with("drift_") || name.ends_with("_share") => format!("{:.2} %", value * 100.0),
+        name if name.starts_with("memory_") => format!("{:.1} MiB", value / f64::from(1 << 20)),
+        name if name.contains("_ack_seconds") || name.contains("rpo_seconds") || name.ends_with("_seconds") => {
+            seconds(value)
+        }
         name if name.ends_with("_per_gib") && !name.contains("cpu") => format!("{value:.0}"),
         _ => format!("{value:.3}"),
     }

@@ -76,7 +76,7 @@ pub struct Args {
     /// Size of each disk.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
     disk_size: u64,
-    /// copy, oltp8, oltp16, log, files, idle, burst or trace.
+    /// copy, oltp8, oltp16, log, files, idle, burst, mixed or trace.
     #[arg(long, default_value = "files")]
     profile: Profile,
     /// File for --profile trace: lines of seconds,offset,length[,w|z].
@@ -103,6 +103,9 @@ pub struct Args {
     /// Largest UDP payload that path discovery may try; the gateway must allow it too.
     #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
     mtu: u16,
+    /// How long everybody is connected before the first write.
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "0 s")]
+    settle: Duration,
     /// How long connecting may take, and at the end the vault.
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "5 min")]
     patience: Duration,
@@ -140,6 +143,31 @@ pub fn beside() -> std::io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("tidegate"))
 }
 
+/// Files that are open beside one socket per agent.
+const OPEN_FILES_SPARE: u64 = 256;
+
+/// Raises the bound of open files as far as this process may, for each agent has a socket.
+///
+/// # Errors
+/// If that is not enough.
+pub fn need_open_files(agents: u32) -> Result<(), String> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let wanted = u64::from(agents) + OPEN_FILES_SPARE;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    limit.current = limit.maximum;
+    // What it came to is read back.
+    let _ = setrlimit(Resource::Nofile, limit);
+    match getrlimit(Resource::Nofile).current {
+        Some(current) if current < wanted => {
+            Err(format!("{agents} agents need {wanted} open files, and {current} are allowed: `ulimit -n {wanted}`"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A runtime for agents.
 pub fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -152,6 +180,7 @@ pub fn runtime(threads: Option<usize>) -> std::io::Result<tokio::runtime::Runtim
 /// Runs to the end and tells what came of it.
 pub fn run(args: &Args) -> Outcome {
     let plan = plan(args)?;
+    need_open_files(args.agents)?;
     let pool = args.payload.pool()?;
     let ratio = pool.ratio();
     // Progress is for somebody who looks on, and never in the way of what is kept.
@@ -213,6 +242,7 @@ fn plan(args: &Args) -> Result<Plan, Box<dyn std::error::Error>> {
         bytes: args.bytes,
         mtu_max_bytes: args.mtu,
         seed: args.payload.seed,
+        settle: args.settle,
         patience: args.patience,
         admin: args.admin,
         gateway_pid: args.gateway_pid,

@@ -1,0 +1,54 @@
+//! What the largest of the usual process servers carries: 2 TB a day, from many machines at once.
+
+use std::time::Duration;
+
+use super::{Figure, Report, Scenario, median, per_second};
+use crate::bench::{BenchError, Plan, Stand, measured};
+use crate::payload::Pool;
+use crate::run::Plan as RunPlan;
+
+const BYTES_PER_SECOND: u64 = 2_000_000_000_000 / 86_400;
+/// Whatever the machine has, the figure is in shares of two cores.
+const CORES: f64 = 2.0;
+/// Connections, segments and caches are there after so long.
+const WARM_UP: Duration = Duration::from_secs(5);
+/// Bound of the figure: see docs/PERFORMANCE.md.
+const SHARE_AT_MOST: f64 = 0.05;
+
+pub(super) async fn measure(
+    plan: &Plan,
+    duration: Duration,
+    pool: &Pool,
+    say: &mut impl FnMut(&str),
+) -> Result<Report, BenchError> {
+    say("starting sink and gateway");
+    let stand = Stand::start(plan).await?;
+    let run = RunPlan { bytes_per_second: BYTES_PER_SECOND, duration: Some(WARM_UP), bytes: None, ..stand.plan(plan) };
+    say("warm-up");
+    measured(&run, pool).await?;
+    let mut runs = Vec::with_capacity(plan.rounds);
+    for number in 1..=plan.rounds {
+        say(&format!("round {number} of {}", plan.rounds));
+        let outcome = measured(&RunPlan { duration: Some(duration), ..run.clone() }, pool).await?;
+        runs.push((format!("Round {number}"), outcome));
+    }
+    say("stopping");
+    stand.stop().await?;
+    let of = |value: &dyn Fn(&crate::run::outcome::Outcome) -> f64| median(runs.iter().map(|(_, run)| value(run)));
+    let share = |run: &crate::run::outcome::Outcome| {
+        let during = run.samples.iter().filter(|sample| sample.seconds <= duration.as_secs_f64());
+        per_second(&during.copied().collect::<Vec<_>>(), |sample| sample.gateway_cpu_seconds) / CORES
+    };
+    let cpu = |run: &crate::run::outcome::Outcome| {
+        let used = run.gateway.and_then(|gateway| gateway.used).map_or(0.0, |used| used.cpu_seconds);
+        used * (1_u64 << 30) as f64 / (run.sent_bytes as f64).max(1.0)
+    };
+    let figures = vec![
+        Figure::at_most("gateway_cpu_share", of(&share), SHARE_AT_MOST),
+        Figure::new("gateway_cpu_seconds_per_gib", of(&cpu)),
+        Figure::new("offered_bytes_per_second", BYTES_PER_SECOND as f64),
+        Figure::new("journaled_p99_seconds", of(&|run| run.journaled_ack_seconds.p99)),
+        Figure::new("vaulted_p99_seconds", of(&|run| run.rpo_seconds.p99)),
+    ];
+    Ok(Report { scenario: Scenario::Fleet, figures, runs })
+}
