@@ -173,11 +173,16 @@ impl Disks {
         Arc::clone(&slot)
     }
 
+    /// The slot of a disk that is known here already.
+    #[must_use]
+    pub fn known(&self, disk: &DiskId) -> Option<Arc<DiskSlot>> {
+        self.slots.get(disk).map(|slot| Arc::clone(&slot))
+    }
+
     /// The run of an epoch, if its records passed here.
     #[must_use]
     pub fn run(&self, disk: &DiskId, epoch: Epoch) -> Option<Arc<Run>> {
-        let slot = self.slots.get(disk).map(|slot| Arc::clone(&slot))?;
-        slot.run(epoch)
+        self.known(disk)?.run(epoch)
     }
 
     /// Disk streams open at present.
@@ -404,14 +409,21 @@ impl GatewayHost {
                 gateway: self.hello.gateway.clone(),
                 created_micros: self.clock.wall(),
             };
-            if previous.is_none() {
-                self.describe_disk(agent, open).await?;
+            match previous {
+                None => self.describe_disk(agent, open).await?,
+                Some(_) => self.announce(&object).await?,
             }
             if self.create_epoch(&object).await? {
                 return Ok(self.start_epoch(slot, &object, touched));
             }
         }
         Err(DiskRefusal::refused(Code::Unavailable, "other gateways keep forking this disk; try again"))
+    }
+
+    /// Before the epoch is there: a gateway that ends in between has announced nothing that others would miss.
+    async fn announce(&self, object: &EpochObject) -> Result<(), DiskRefusal> {
+        let told = self.vault.announce_epoch(&object.disk, object.epoch, self.clock.wall()).await;
+        told.map_err(|error| vault_refusal("the epoch cannot be announced to other gateways", &error))
     }
 
     /// Returns false if another gateway took the number first.

@@ -4,8 +4,9 @@
 //! journal's segments, and perhaps a session of a clone or of a gateway that was asleep. Safety does not depend on
 //! noticing that (readers cut by the fork's seq); space, and telling the agent, do.
 //!
-//! One question per disk, "is the next epoch there?", with no listing: every few seconds for a disk whose records move,
-//! each minute for one that rests, and never more questions per second than a bound.
+//! Who begins an epoch announces it first, in a folder of the hour. One listing per round tells which disks are to be
+//! looked at, however many there are; a look asks "is the next epoch there?", for an announcement proves nothing.
+//! After a start, and after a sleep of a day, every disk is looked at.
 //!
 //! Beside that, one disk after the other: records that stand here above a gap that only the vault can close would hold the
 //! journal for ever if no agent came for them.
@@ -23,18 +24,22 @@ use crate::fault::chain_text;
 use crate::flow::Drain;
 use crate::journal::Journal;
 use crate::telemetry::names;
-use crate::types::{DiskId, Epoch, Seq};
+use crate::types::{DiskId, Epoch, Micros};
+use crate::vault::names::hour;
 use crate::vault::{Vault, VaultError};
 use crate::wire::DiskRefusal;
 
-/// Between two rounds.
-const ROUND: Duration = Duration::from_secs(1);
-/// Between two looks at a disk with records on their way. With the round and the request, below 5 s.
-const BUSY_EVERY: Duration = Duration::from_secs(3);
-/// Between two looks at a disk at rest: it holds up nobody.
-const IDLE_EVERY: Duration = Duration::from_secs(60);
-/// Most looks of one round: what a thousand busy disks need each three seconds, at the price of small reads.
-const LOOKS_MAX: usize = 350;
+/// Between two rounds: an epoch is noticed within two of them, at a fifth of a request per second.
+const ROUND: Duration = Duration::from_secs(5);
+/// By how much clocks of gateways may differ without delay, and how much earlier than its epoch an announcement may be.
+const SKEW_USUAL: Duration = Duration::from_secs(60);
+/// Clocks that differ more, up to this, are allowed for in every so many rounds.
+const SKEW_MAX: Duration = Duration::from_secs(3600);
+const SKEW_ROUNDS: u64 = 60;
+/// Hours that are listed at most; who was asleep for longer looks at every disk instead.
+const HOURS_MAX: u64 = 24;
+/// Most looks of one round, at the price of small reads: a fail-over of thousands of disks shows within a minute.
+const LOOKS_MAX: usize = 1500;
 /// Looks at the same time.
 const AT_ONCE: usize = 16;
 /// Between two passes over runs with a gap: an agent that comes closes it at once, and reading indexes is dear.
@@ -42,31 +47,28 @@ const GAPS_EVERY: Duration = Duration::from_secs(300);
 /// Longest look: a store that does not answer for one disk must not hold up the looks at the others.
 const LOOK_MAX: Duration = Duration::from_secs(3);
 
-/// When a disk was looked at last, and how far it was appended then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Look {
-    at: Duration,
-    appended: Seq,
-}
-
-/// Whether a disk is to be looked at again.
-fn is_due(last: Option<Look>, appended: Seq, behind: bool, now: Duration) -> bool {
-    let Some(last) = last else { return true };
-    let every = if behind || last.appended != appended { BUSY_EVERY } else { IDLE_EVERY };
-    now.saturating_sub(last.at) >= every
+/// The hours in which announcements may stand that nobody has listed since `listed`, with clocks that differ by `skew`.
+fn hours(listed: Micros, now: Micros, skew: Duration) -> std::ops::RangeInclusive<u64> {
+    let skew = skew.as_micros() as u64;
+    hour(Micros(listed.0.saturating_sub(skew)))..=hour(Micros(now.0.saturating_add(skew)))
 }
 
 /// The task that looks.
 pub struct Lookout {
     host: Arc<GatewayHost>,
-    looks: BTreeMap<DiskId, Look>,
+    /// Until when announcements were listed.
+    listed: Micros,
+    rounds: u64,
+    /// When each announced disk was looked at last.
+    looks: BTreeMap<DiskId, Duration>,
 }
 
 impl Lookout {
     /// One that has looked at nothing yet.
     #[must_use]
     pub fn new(host: Arc<GatewayHost>) -> Self {
-        Self { host, looks: BTreeMap::new() }
+        let listed = host.clock.wall();
+        Self { host, listed, rounds: 0, looks: BTreeMap::new() }
     }
 
     /// Looks at every disk that stands in the journal: of what a gateway has that comes back after hours little counts.
@@ -90,33 +92,55 @@ impl Lookout {
         self.first_round().await;
         loop {
             tokio::time::sleep(ROUND).await;
-            let due = self.due();
-            self.look_at(due).await;
+            self.round().await;
         }
     }
 
-    /// The disks to look at now, the longest unseen first.
-    fn due(&self) -> Vec<Arc<DiskSlot>> {
-        let now = self.host.clock.monotonic();
-        let mut due: Vec<(Option<Duration>, Arc<DiskSlot>)> = Vec::new();
-        for slot in self.host.disks.all() {
-            let Some(run) = slot.runs().last().cloned() else { continue };
-            let last = self.looks.get(&slot.disk).copied();
-            let appended = run.appended_mark().map_or(Seq::NONE, |mark| mark.seq);
-            if is_due(last, appended, !run.is_settled(), now) {
-                due.push((last.map(|last| last.at), slot));
+    /// Looks at the disks of which a newer epoch was announced.
+    pub async fn round(&mut self) {
+        self.rounds += 1;
+        let skew = if self.rounds.is_multiple_of(SKEW_ROUNDS) { SKEW_MAX } else { SKEW_USUAL };
+        let now = self.host.clock.wall();
+        let hours = hours(self.listed, now, skew);
+        if hours.end() - hours.start() > HOURS_MAX {
+            self.first_round().await;
+            self.listed = now;
+            return;
+        }
+        let mut announced: BTreeMap<DiskId, Epoch> = BTreeMap::new();
+        for hour in hours {
+            let listed = tokio::time::timeout(LOOK_MAX, self.host.vault.announced_epochs(hour)).await;
+            let listed = match listed {
+                Ok(listed) => listed.map_err(|error| chain_text(&error)),
+                Err(_) => Err(format!("no answer within {LOOK_MAX:?}")),
+            };
+            match listed {
+                Ok(listed) => listed.into_iter().for_each(|(disk, epoch)| {
+                    let newest = announced.entry(disk).or_insert(epoch);
+                    *newest = epoch.max(*newest);
+                }),
+                // The next round begins where this one did.
+                Err(error) => return tracing::warn!(error, "could not look for newer epochs"),
             }
         }
+        self.listed = now;
+        self.looks.retain(|disk, _| announced.contains_key(disk));
+        let due = self.due(&announced);
+        self.look_at(due).await;
+    }
+
+    /// The disks to look at now, the longest unseen first.
+    fn due(&self, announced: &BTreeMap<DiskId, Epoch>) -> Vec<Arc<DiskSlot>> {
+        let known = announced.iter().filter_map(|(disk, epoch)| Some((self.host.disks.known(disk)?, *epoch)));
+        let older = known.filter(|(slot, epoch)| slot.runs().last().is_some_and(|run| run.epoch < *epoch));
+        let mut due: Vec<_> = older.map(|(slot, _)| (self.looks.get(&slot.disk).copied(), slot)).collect();
         due.sort_by(|(a, one), (b, other)| (a, &one.disk).cmp(&(b, &other.disk)));
         due.into_iter().take(LOOKS_MAX).map(|(_, slot)| slot).collect()
     }
 
     async fn look_at(&mut self, slots: Vec<Arc<DiskSlot>>) {
         let now = self.host.clock.monotonic();
-        for slot in &slots {
-            let appended = slot.runs().last().and_then(|run| run.appended_mark()).map_or(Seq::NONE, |mark| mark.seq);
-            self.looks.insert(slot.disk.clone(), Look { at: now, appended });
-        }
+        self.looks.extend(slots.iter().map(|slot| (slot.disk.clone(), now)));
         let (vault, journal) = (&self.host.vault, &self.host.journal);
         let looks = stream::iter(slots).map(|slot| async move {
             let looked = match tokio::time::timeout(LOOK_MAX, look(vault, journal, &slot)).await {
@@ -204,12 +228,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_disk_is_looked_at_within_seconds_and_an_idle_one_within_a_minute() {
-        let seconds = Duration::from_secs;
-        let last = Some(Look { at: seconds(100), appended: Seq(5) });
-        assert!(is_due(None, Seq(5), false, seconds(100)));
-        assert!(!is_due(last, Seq(6), false, seconds(102)) && is_due(last, Seq(6), false, seconds(103)));
-        assert!(!is_due(last, Seq(5), false, seconds(159)) && is_due(last, Seq(5), false, seconds(160)));
-        assert!(is_due(last, Seq(5), true, seconds(103)), "its backlog holds the journal");
+    fn the_hours_since_the_last_listing_are_listed_with_what_clocks_may_differ() {
+        let at = |hours: u64, minutes: u64| Micros((hours * 60 + minutes) * 60_000_000);
+        assert_eq!(hours(at(10, 30), at(10, 31), SKEW_USUAL), 10..=10);
+        assert_eq!(hours(at(10, 59), at(11, 0), SKEW_USUAL), 10..=11);
+        assert_eq!(hours(at(11, 0), at(11, 1), SKEW_USUAL), 10..=11, "announced just before the hour was over");
+        assert_eq!(hours(at(10, 30), at(10, 31), SKEW_MAX), 9..=11);
+        assert_eq!(hours(at(10, 30), at(15, 0), SKEW_USUAL), 10..=15, "asleep meanwhile");
     }
 }

@@ -65,6 +65,15 @@ impl Prefix {
 
     /// Learns that `span` is complete. Returns the new end if the prefix grew.
     pub fn complete(&mut self, span: Span) -> Option<Mark> {
+        if let Some(reached) = self.reached
+            && self.waiting.is_empty()
+            && span.first == reached.seq.next()
+            && span.last > reached.seq
+        {
+            // What comes in order waits for nothing, and a tree that was never used takes no memory.
+            self.reached = Some(Mark { seq: span.last, chain: Some(span.chain_last) });
+            return self.reached;
+        }
         let known = self.waiting.get(&span.first.0);
         if known.is_none_or(|known| known.last < span.last) {
             self.waiting.insert(span.first.0, span);

@@ -382,8 +382,38 @@ async fn a_newer_epoch_from_elsewhere_ends_session_and_runs_within_a_look() {
     assert!(slot.run(Epoch(1)).is_some() && session.fenced.borrow().is_none());
 
     world.disk.fork(Seq(25));
+    let (disk, now) = (&world.disk.id, world.host.clock.wall());
+    world.vault.vault.announce_epoch(disk, Epoch(2), now).await.expect("announced");
+    lookout.round().await;
+    assert!(slot.run(Epoch(1)).is_some(), "an announcement alone is none");
     world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created elsewhere");
-    lookout.first_round().await;
+    lookout.round().await;
     assert!(slot.runs().is_empty());
     assert_eq!(*session.fenced.borrow(), Some(Epoch(2)));
+}
+
+#[tokio::test]
+async fn a_round_costs_one_listing_and_a_start_looks_at_every_disk() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    let slot = world.host.disks.slot(&world.disk.id);
+    slot.run_or_new(Epoch(1)).set_base(world.mark(30));
+    world.disk.fork(Seq(25));
+    world.vault.vault.create_epoch(&world.disk.epochs[1]).await.expect("created elsewhere, and never announced");
+    let mut lookout = Lookout::new(Arc::clone(&world.host));
+    lookout.round().await;
+    assert!(slot.run(Epoch(1)).is_some(), "nobody asked for this disk");
+    lookout.first_round().await;
+    assert!(slot.runs().is_empty());
+}
+
+#[tokio::test]
+async fn an_epoch_is_announced_before_it_begins() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    let floor = Some((PointId { epoch: Epoch(1), seq: Seq(30) }, world.chain(30)));
+    world.open(Want::Fork { reason: ForkReason::Operator, floor }).await.expect("forked");
+    let hour = vault::names::hour(world.host.clock.wall());
+    let announced = world.vault.vault.announced_epochs(hour).await.expect("listed");
+    assert_eq!(announced, [(world.disk.id.clone(), Epoch(2))]);
 }

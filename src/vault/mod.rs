@@ -426,6 +426,28 @@ impl Vault {
         epochs::create(self, epoch).await
     }
 
+    /// Tells other gateways that an epoch of a disk is about to begin. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn announce_epoch(&self, disk: &DiskId, epoch: Epoch, now: Micros) -> Result<(), VaultError> {
+        let name = names::announcement(names::hour(now), disk, epoch);
+        match self.put_bytes(&name, Bytes::new()).await {
+            // Whatever somebody else has put there, the name says all.
+            Ok(_) | Err(VaultError::Taken { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The epochs that were announced in an hour: one listing. A hint, which proves nothing. Needs no key.
+    ///
+    /// # Errors
+    /// A failed request.
+    pub async fn announced_epochs(&self, hour: u64) -> Result<Vec<(DiskId, Epoch)>, VaultError> {
+        let listed = self.store.list(Some(&names::announcements(hour))).await?;
+        Ok(listed.iter().filter_map(|listed| names::announced(&listed.path)).collect())
+    }
+
     /// The lanes that carried a disk, sorted. Needs no key.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 
 use object_store::path::Path;
 
-use crate::types::{DiskId, Epoch, Id128};
+use crate::types::{DiskId, Epoch, Id128, Micros};
 
 /// The description of the vault itself.
 #[must_use]
@@ -121,6 +121,31 @@ pub fn route(disk: &DiskId, lane: Id128) -> Path {
     routes(disk).join(lane.to_string())
 }
 
+/// Hours since 1970: announcements stand in folders by the hour, so that who follows them lists little.
+#[must_use]
+pub const fn hour(time: Micros) -> u64 {
+    time.0 / (3600 * 1_000_000)
+}
+
+/// Folder of the epochs that were announced in an hour.
+#[must_use]
+pub fn announcements(hour: u64) -> Path {
+    Path::from(format!("hint/epochs/{hour:08}"))
+}
+
+/// The announcement that an epoch of a disk is about to begin.
+#[must_use]
+pub fn announcement(hour: u64, disk: &DiskId, epoch: Epoch) -> Path {
+    Path::from(format!("hint/epochs/{hour:08}/{disk}/{:08}", epoch.0))
+}
+
+/// Disk and epoch of an announcement's name.
+#[must_use]
+pub fn announced(path: &Path) -> Option<(DiskId, Epoch)> {
+    let disk = path.parts().nth(3)?;
+    Some((DiskId::new(disk.as_ref()).ok()?, Epoch(number(path)?)))
+}
+
 /// The lane in a route's name.
 #[must_use]
 pub fn lane_of_route(path: &Path) -> Option<Id128> {
@@ -153,6 +178,10 @@ mod tests {
         assert_eq!(lane_of_batch(&batch(lane, 41)), Some(lane));
         assert_eq!(lane_of_route(&route(&disk, lane)), Some(lane));
         assert_eq!(lane_of_route(&super::disk(&disk)), None);
+        let told = announcement(hour(Micros(1_764_000_000_000_000)), &disk, Epoch(7));
+        assert_eq!(told.as_ref(), "hint/epochs/00490000/web-1.sda/00000007");
+        assert_eq!(announced(&told), Some((disk.clone(), Epoch(7))));
+        assert_eq!(announced(&route(&disk, lane)), None);
         assert_eq!(number(&lane_end(lane)), None);
     }
 }

@@ -3,6 +3,7 @@
 //! Both directions run in one task, side by side: a sink that waits for room does not hold up acks, and an agent that
 //! does not read its acks does not hold up its records for longer than the window of the other direction.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -120,13 +121,15 @@ async fn carry<H: Host>(
     stream: &mut Stream,
     disk: &mut Option<DiskId>,
 ) -> End {
-    let open = match read_open(server, agent, &mut stream.reader).await {
-        Ok(open) => open,
-        Err(end) => return end,
-    };
-    *disk = Some(open.disk.clone());
-    let size_bytes = open.size_bytes;
-    let opened = match open_on_host(server, agent, stream, open).await {
+    // On the heap, and gone when the disk is open: thousands of streams then carry nothing for as long as they live that
+    // only their opening needs.
+    let opening = Box::pin(async {
+        let open = read_open(server, agent, &mut stream.reader).await?;
+        *disk = Some(open.disk.clone());
+        let size_bytes = open.size_bytes;
+        Ok((size_bytes, open_on_host(server, agent, stream, open).await?))
+    });
+    let (size_bytes, opened) = match opening.await {
         Ok(opened) => opened,
         Err(end) => return end,
     };
@@ -169,9 +172,8 @@ async fn carry<H: Host>(
         drain: server.drain.clone(),
         clock: Arc::clone(&server.clock),
     };
-    let received = inlet.run(&mut stream.reader, &flow);
-    let sent = outlet.run(&mut stream.send, &flow);
-    tokio::pin!(received, sent);
+    let mut received = pin!(inlet.run(&mut stream.reader, &flow));
+    let mut sent = pin!(outlet.run(&mut stream.send, &flow));
     let stop = tokio::select! {
         // Acks before more records.
         biased;

@@ -38,7 +38,8 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incomi
     let connected = tokio::select! {
         biased;
         () = drain.wait() => return,
-        connected = connect(&server, incoming) => connected,
+        // On the heap, and gone with the handshake: see `disk`.
+        connected = Box::pin(connect(&server, incoming)) => connected,
     };
     let Some(session) = connected else { return };
     let refuse = |Close(code, text): Close| {
@@ -53,7 +54,7 @@ pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incomi
     let opened = tokio::select! {
         biased;
         () = drain.wait() => Err(Close::new(Code::Draining, "the gateway stops; connect to it or another later")),
-        opened = open(&server, &session, handshake) => opened,
+        opened = Box::pin(open(&server, &session, handshake)) => opened,
     };
     let (agent, control) = match opened {
         Ok(opened) => opened,
