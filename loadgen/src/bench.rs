@@ -216,7 +216,9 @@ pub(crate) struct Stand {
 impl Stand {
     pub(crate) async fn start(plan: &Plan) -> Result<Self, BenchError> {
         let plan = plan.clone();
-        let stand = tokio::task::spawn_blocking(move || Self::begin(&plan)).await;
+        // A site has an agent, which is not started here, and the agent has a disk.
+        let disks = vec![("none".to_owned(), "/dev/null".into())];
+        let stand = tokio::task::spawn_blocking(move || Self::begin(&plan, disks)).await;
         stand.map_err(|error| because("no start")(&error))?
     }
 
@@ -227,14 +229,15 @@ impl Stand {
         Ok(())
     }
 
-    fn begin(plan: &Plan) -> Result<Self, BenchError> {
+    /// Starts both; the site's agent has `disks`, each a name and an image. Blocks.
+    pub(crate) fn begin(plan: &Plan, disks: Vec<(String, PathBuf)>) -> Result<Self, BenchError> {
         let sink = SinkProcess::start(plan)?;
         let url = format!("http://{}/{}/bench", sink.address, crate::sink::ACCOUNT_DEFAULT);
         let of_site = site::Plan {
             dir: plan.dir.clone(),
             program: plan.tidegate.clone(),
             vault: Some(url),
-            disks: vec![("none".to_owned(), "/dev/null".into())],
+            disks,
             gateway: vec![("", format!("memory = \"{} B\"", plan.memory_bytes))],
             agent: Vec::new(),
         };

@@ -17,6 +17,8 @@ const POINTS_MAX: usize = 720;
 pub(super) enum Scale {
     /// From zero, evenly.
     Even,
+    /// The same for bytes, which are told in powers of 1,024.
+    Sizes,
     /// Each step ten times the one before.
     Decades,
 }
@@ -51,8 +53,9 @@ impl Axis {
     fn of(scale: Scale, values: impl Iterator<Item = f64> + Clone) -> Self {
         let most = values.clone().fold(0.0, f64::max);
         match scale {
-            Scale::Even => {
-                let step = step(most);
+            Scale::Even | Scale::Sizes => {
+                let unit = if scale == Scale::Sizes { unit(most) } else { 1.0 };
+                let step = step(most / unit) * unit;
                 let count = (most / step).ceil().max(1.0);
                 let marks = (0..=count as u32).map(|number| f64::from(number) * step).collect();
                 Self { scale, least: 0.0, most: count * step, marks }
@@ -70,11 +73,16 @@ impl Axis {
     /// 0 at the bottom to 1 at the top.
     fn place(&self, value: f64) -> f64 {
         let share = match self.scale {
-            Scale::Even => (value - self.least) / (self.most - self.least),
+            Scale::Even | Scale::Sizes => (value - self.least) / (self.most - self.least),
             Scale::Decades => (value.max(self.least) / self.least).log10() / (self.most / self.least).log10(),
         };
         share.clamp(0.0, 1.0)
     }
+}
+
+/// The largest power of 1,024 that is not above `bytes`.
+fn unit(bytes: f64) -> f64 {
+    1024_f64.powf(bytes.max(1.0).log(1024.0).floor())
 }
 
 /// 1, 2 or 5 times a power of ten, so that about four of them reach `most`.
@@ -173,6 +181,9 @@ mod tests {
             let top = heights.iter().copied().fold(f64::INFINITY, f64::min);
             assert!(top > TOP && top < HEIGHT / 4.0, "{top}");
         }
+        let mib = f64::from(1 << 20);
+        let sizes = Axis::of(Scale::Sizes, [212.0 * mib].into_iter());
+        assert_eq!(sizes.marks, [0.0, 100.0 * mib, 200.0 * mib, 300.0 * mib]);
         assert!(chart(Scale::Even, Vec::new()).svg().is_none());
         assert!(chart(Scale::Even, vec![(1.0, 0.0)]).svg().is_some(), "nothing at all is also a finding");
     }

@@ -52,6 +52,12 @@ pub fn page(outcome: &Value) -> Result<String, NotAnOutcomeError> {
                 run.map_or(Ok(()), |run| section(&mut out, &format!("Round {}: {title}", number + 1), run))?;
             }
         }
+    } else if let Some(runs) = outcome.get("runs").and_then(Value::as_array) {
+        scenario(&mut out, outcome);
+        for named in runs {
+            let title = named.get("title").and_then(Value::as_str).unwrap_or("Run");
+            section(&mut out, title, named.get("run").ok_or(NotAnOutcomeError)?)?;
+        }
     } else {
         section(&mut out, "Run", outcome)?;
     }
@@ -98,8 +104,30 @@ fn bench(out: &mut String, outcome: &Value) {
     }
 }
 
+/// The figures of a scenario, with what some of them are meant not to exceed.
+fn scenario(out: &mut String, outcome: &Value) {
+    let name = outcome.get("scenario").and_then(Value::as_str).unwrap_or_default();
+    let _ = write!(out, "<h2>Scenario: {}</h2>", escape(name));
+    out.push_str("<table><tr><th>figure</th><th>measured</th><th>target</th></tr>");
+    let targets = outcome.get("targets").and_then(Value::as_array);
+    for (name, value) in outcome.as_object().into_iter().flatten() {
+        let Some(value) = value.as_f64() else { continue };
+        let is_of = |target: &&Value| target.get("figure").and_then(Value::as_str) == Some(name);
+        let target = targets.into_iter().flatten().find(is_of);
+        let bound = |key: &str| target.and_then(|target| target.get(key)?.as_f64()).map(number);
+        let most = bound("at-most").map(|most| format!("at most {most}"));
+        let least = bound("at-least").map(|least| format!("at least {least}"));
+        let met = target.and_then(|target| target.get("met")?.as_bool()).unwrap_or(true);
+        let class = if met { "" } else { " class=\"failed\"" };
+        let (name, target) = (escape(name), most.or(least).unwrap_or_default());
+        let _ = write!(out, "<tr><td>{name}</td><td{class}>{}</td><td>{target}</td></tr>", number(value));
+    }
+    out.push_str("</table>");
+}
+
 fn number(value: f64) -> String {
     match value.abs() {
+        size if size < 1e6 && size.fract() == 0.0 => format!("{value:.0}"),
         size if size >= 1e6 => format!("{:.1} M", value / 1e6),
         size if size >= 100.0 => format!("{value:.0}"),
         _ => format!("{value:.4}"),
@@ -149,10 +177,14 @@ fn seconds(value: f64) -> String {
     }
 }
 
+/// Shorter times between samples give no rate: the one at the end of a run may come just after the one before.
+const RATE_SECONDS_MIN: f64 = 0.5;
+
 /// What changed from one sample to the next, per second.
 fn per_second(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> Vec<(f64, f64)> {
-    let pairs = samples.windows(2).filter(|pair| pair[1].seconds > pair[0].seconds);
-    pairs.map(|pair| (pair[1].seconds, (of(&pair[1]) - of(&pair[0])) / (pair[1].seconds - pair[0].seconds))).collect()
+    let pairs = samples.windows(2).map(|pair| (&pair[0], &pair[1], pair[1].seconds - pair[0].seconds));
+    let long = pairs.filter(|(_, _, seconds)| *seconds >= RATE_SECONDS_MIN);
+    long.map(|(from, to, seconds)| (to.seconds, (of(to) - of(from)) / seconds)).collect()
 }
 
 fn values(samples: &[Sample], of: impl Fn(&Sample) -> Option<f64>) -> Vec<(f64, f64)> {
@@ -165,6 +197,7 @@ fn charts(samples: &[Sample]) -> Vec<Chart> {
     let vaulted = |of: fn(&Sample) -> f64| values(samples, |s| (s.vaulted.count > 0).then(|| of(s)));
     let cpu: Vec<Sample> = samples.iter().filter(|s| s.gateway_cpu_seconds.is_some()).copied().collect();
     let even = |title, shown, lines| Chart { title, scale: Scale::Even, shown, lines };
+    let sizes = |title, lines| Chart { title, scale: Scale::Sizes, shown: size, lines };
     let decades = |title, lines| Chart { title, scale: Scale::Decades, shown: seconds, lines };
     vec![
         even(
@@ -190,19 +223,14 @@ fn charts(samples: &[Sample]) -> Vec<Chart> {
                 line("p50", vaulted(|s| s.vaulted.p50)),
                 line("p99", vaulted(|s| s.vaulted.p99)),
                 line("p99.9", vaulted(|s| s.vaulted.p999)),
-                line("oldest waiting", values(samples, |s| Some(s.oldest_seconds))),
+                line("oldest waiting", values(samples, |s| Some(s.oldest_seconds).filter(|oldest| *oldest > 0.0))),
             ],
         ),
-        even(
+        sizes(
             "Memory of the gateway",
-            size,
             vec![line("resident", values(samples, |s| s.gateway_memory_bytes.map(|bytes| bytes as f64)))],
         ),
-        even(
-            "Journal",
-            size,
-            vec![line("in use", values(samples, |s| s.journal_used_bytes.map(|bytes| bytes as f64)))],
-        ),
+        sizes("Journal", vec![line("in use", values(samples, |s| s.journal_used_bytes.map(|bytes| bytes as f64)))]),
         even(
             "Processor of the gateway",
             |cores| format!("{cores:.1} cores"),
@@ -251,5 +279,29 @@ mod tests {
         assert!(html.contains("<td>cpu_ratio</td><td>1.2000</td>") && html.contains("<td>LZ4</td><td>1.2500</td>"));
         assert_eq!((html.matches("full load</h2>").count(), html.matches("half load</h2>").count()), (2, 0));
         assert_eq!(page(&serde_json::json!({"x": 1})), Err(NotAnOutcomeError));
+    }
+
+    #[test]
+    fn a_scenario_shows_its_figures_and_which_of_them_are_too_large() {
+        let run = serde_json::json!({"title": "A <trickle>", "run": {"samples": samples(), "disks_each": 1}});
+        let html = page(&serde_json::json!({
+            "scenario": "idle", "agents": 10_000.0, "much": 2.0, "little": -0.5,
+            "targets": [
+                {"figure": "much", "at-most": 1.5, "met": false}, {"figure": "little", "at-least": 0.25, "met": true}
+            ], "runs": [run]
+        }));
+        let html = html.expect("a page");
+        assert!(html.contains("<td>much</td><td class=\"failed\">2</td><td>at most 1.5000</td>"), "{html}");
+        assert!(
+            html.contains("<td>little</td><td>-0.5000</td><td>at least 0.2500</td>") && html.contains("<td>10000</td>")
+        );
+        assert!(html.contains("A &lt;trickle&gt;</h2>") && html.contains("<td>disks of each</td><td>1</td>"));
+    }
+
+    #[test]
+    fn a_sample_just_after_another_gives_no_rate() {
+        let at = |seconds: f64, sent_bytes| Sample { seconds, sent_bytes, ..Sample::default() };
+        let samples = [at(1.0, 10), at(2.0, 30), at(2.01, 90)];
+        assert_eq!(per_second(&samples, |sample| sample.sent_bytes as f64), [(2.0, 20.0)]);
     }
 }

@@ -7,6 +7,7 @@
 //!  fairness  99 light disks, one that       how much longer the light ones wait
 //!            floods or does not
 //!  soak      70 % of what it can carry      what changes from the first quarter to the last
+//!  nbd       a guest at the agent's disk    its throughput over that at qemu-nbd
 //! ```
 //!
 //! Sink and gateway are those of [`crate::bench`]: processes of their own on this machine.
@@ -14,6 +15,7 @@
 mod fairness;
 mod fleet;
 mod idle;
+mod nbd;
 mod soak;
 
 use std::time::Duration;
@@ -38,6 +40,8 @@ pub enum Scenario {
     Fairness,
     /// Long.
     Soak,
+    /// A guest that writes through the agent.
+    Nbd,
 }
 
 impl std::str::FromStr for Scenario {
@@ -49,7 +53,8 @@ impl std::str::FromStr for Scenario {
             "fleet" => Self::Fleet,
             "fairness" => Self::Fairness,
             "soak" => Self::Soak,
-            _ => return Err("write idle, fleet, fairness or soak".into()),
+            "nbd" => Self::Nbd,
+            _ => return Err("write idle, fleet, fairness, soak or nbd".into()),
         })
     }
 }
@@ -78,6 +83,7 @@ impl Scenario {
             Self::Fleet => (225, 2, Profile::Mixed, 30, 3),
             Self::Fairness => (99, 1, Profile::Oltp8, 20, 3),
             Self::Soak => (4, 2, Profile::Files, 3600, 1),
+            Self::Nbd => (1, 1, Profile::Files, 10, 5),
         };
         Usual { agents, disks, profile, duration: Duration::from_secs(seconds), rounds }
     }
@@ -98,35 +104,63 @@ impl Scenario {
             Self::Fleet => fleet::measure(plan, duration, pool, say).await,
             Self::Fairness => fairness::measure(plan, duration, pool, say).await,
             Self::Soak => soak::measure(plan, duration, pool, say).await,
+            Self::Nbd => nbd::measure(plan, duration, pool, say).await,
         }
     }
 }
 
-/// A figure, and the most that it is meant to be.
+/// What a figure is meant to be, whatever its sign.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bound {
+    /// Not more.
+    AtMost(f64),
+    /// Not less.
+    AtLeast(f64),
+}
+
+/// A figure, and what it is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figure {
     /// Name and unit.
     pub name: &'static str,
     /// What was measured.
     pub value: f64,
-    /// What its size, whatever its sign, is meant not to exceed.
-    pub at_most: Option<f64>,
+    /// What it is meant to be.
+    pub bound: Option<Bound>,
 }
 
 impl Figure {
     const fn new(name: &'static str, value: f64) -> Self {
-        Self { name, value, at_most: None }
+        Self { name, value, bound: None }
     }
 
     const fn at_most(name: &'static str, value: f64, most: f64) -> Self {
-        Self { name, value, at_most: Some(most) }
+        Self { name, value, bound: Some(Bound::AtMost(most)) }
+    }
+
+    const fn at_least(name: &'static str, value: f64, least: f64) -> Self {
+        Self { name, value, bound: Some(Bound::AtLeast(least)) }
     }
 
     /// Whether it is what it is meant to be.
     #[must_use]
     pub fn is_met(&self) -> bool {
-        self.at_most.is_none_or(|most| self.value.abs() <= most)
+        match self.bound {
+            None => true,
+            Some(Bound::AtMost(most)) => self.value.abs() <= most,
+            Some(Bound::AtLeast(least)) => self.value.abs() >= least,
+        }
     }
+}
+
+/// A bound as it stands in the object.
+#[derive(Serialize)]
+struct Target {
+    figure: &'static str,
+    #[serde(flatten)]
+    bound: Bound,
+    met: bool,
 }
 
 /// What came of a scenario.
@@ -162,7 +196,8 @@ impl Serialize for Report {
         for figure in &self.figures {
             map.serialize_entry(figure.name, &figure.value)?;
         }
-        let targets: Vec<_> = self.figures.iter().filter_map(|figure| Some((figure.name, figure.at_most?))).collect();
+        let target = |figure: &Figure| Some(Target { figure: figure.name, bound: figure.bound?, met: figure.is_met() });
+        let targets: Vec<_> = self.figures.iter().filter_map(target).collect();
         map.serialize_entry("targets", &targets)?;
         let runs: Vec<_> = self.runs.iter().map(|(title, run)| Named { title, run }).collect();
         map.serialize_entry("runs", &runs)?;
@@ -214,11 +249,16 @@ mod tests {
 
     #[test]
     fn figures_are_fields_and_bounds_are_told() {
-        let figures = vec![Figure::at_most("drift", -0.06, 0.05), Figure::new("count", 3.0)];
-        assert_eq!(figures.iter().map(Figure::is_met).collect::<Vec<_>>(), [false, true]);
+        let figures =
+            vec![Figure::at_most("drift", -0.06, 0.05), Figure::new("count", 3.0), Figure::at_least("part", 0.9, 0.8)];
+        assert_eq!(figures.iter().map(Figure::is_met).collect::<Vec<_>>(), [false, true, true]);
         let report = Report { scenario: Scenario::Soak, figures, runs: Vec::new() };
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!((&json["scenario"], &json["drift"], &json["count"]), (&"soak".into(), &(-0.06).into(), &3.0.into()));
-        assert_eq!(json["targets"], serde_json::json!([["drift", 0.05]]));
+        let targets = serde_json::json!([
+            {"figure": "drift", "at-most": 0.05, "met": false},
+            {"figure": "part", "at-least": 0.8, "met": true}
+        ]);
+        assert_eq!(json["targets"], targets);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use loadgen::bench::{Plan, Report, bench};
 use loadgen::run::profile::Profile;
-use loadgen::scenario::{Report as ScenarioReport, Scenario, Usual};
+use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Usual};
 use tidegate::fault::exit;
 
 use super::run::{PayloadArgs, beside, need_open_files, runtime, seconds};
@@ -19,7 +19,7 @@ pub struct Args {
     /// Folder for the installation, on the disk that the journal is to be measured on; made, and must be new.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// idle, fleet, fairness or soak: figures of one way to use a gateway instead of its cost.
+    /// idle, fleet, fairness, soak or nbd: figures of one way to use Tidegate instead of a gateway's cost.
     #[arg(long, value_name = "NAME")]
     scenario: Option<Scenario>,
     /// copy, oltp8, oltp16, log, files or mixed [default: files, or that of the scenario].
@@ -43,7 +43,7 @@ pub struct Args {
     /// How long half load and 70 % load are kept. 0 s leaves them out.
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10 s", conflicts_with = "scenario")]
     steady: Duration,
-    /// How long each load of the scenario is kept [default: idle 10 min, fleet 30 s, fairness 20 s, soak 1 h].
+    /// How long each load of the scenario is kept [default: idle 10 min, fleet 30 s, fairness 20 s, soak 1 h, nbd 10 s].
     #[arg(long, value_name = "TIME", value_parser = time, requires = "scenario")]
     duration: Option<Duration>,
     #[command(flatten)]
@@ -125,11 +125,15 @@ fn tell<R: serde::Serialize>(args: &Args, report: &R, print: fn(&R)) -> serde_js
 }
 
 fn print_scenario(report: &ScenarioReport) {
-    println!("{:<36} {:>12} {:>12}", "figure", "measured", "at most");
+    println!("{:<36} {:>12}   target", "figure", "measured");
     for figure in &report.figures {
-        let most = figure.at_most.map_or(String::new(), |most| shown(figure.name, most));
-        let missed = if figure.is_met() { "" } else { "  missed" };
-        println!("{:<36} {:>12} {most:>12}{missed}", figure.name, shown(figure.name, figure.value));
+        let target = match figure.bound {
+            None => String::new(),
+            Some(Bound::AtMost(most)) => format!("at most {}", shown(figure.name, most)),
+            Some(Bound::AtLeast(least)) => format!("at least {}", shown(figure.name, least)),
+        };
+        let missed = if figure.is_met() { "" } else { ", missed" };
+        println!("{:<36} {:>12}   {target}{missed}", figure.name, shown(figure.name, figure.value));
     }
     println!("{}", if report.failures().next().is_none() { "ok" } else { "FAILED" });
 }
