@@ -21,7 +21,7 @@ use tidegate::journal::format::{CommitBuilder, Header, Owner};
 use tidegate::keys::{CatalogKey, LaneKey};
 use tidegate::limits::COMMIT_BYTES_MAX;
 use tidegate::pipeline::codec::Packing;
-use tidegate::pipeline::{CodecChoice, LaneContext, Pipeline, PipelineConfig};
+use tidegate::pipeline::{CodecChoice, Input, LaneContext, Pipeline, PipelineConfig};
 use tidegate::types::{Chain, Epoch, Id128, Micros, Seq};
 use tidegate::vault::index::BatchIndex;
 use tidegate::wire::frame::Decoder;
@@ -143,7 +143,8 @@ fn pipeline(packing: Packing, noisy: bool) -> Case {
     let mut rounds = vec![round(1), round(2)].into_iter();
     Box::new(move || {
         for record in rounds.next().expect("one round to warm up and one to count") {
-            pipeline.push(Duration::ZERO, &disk, &record.bytes, Micros(1)).expect("taken");
+            let input = Input { bytes: record.bytes, unchecked_crc: Some(record.crc), may_keep: true };
+            pipeline.push(Duration::ZERO, &disk, input, Micros(1)).expect("taken");
         }
         pipeline.flush().expect("sealed");
         assert!(pipeline.take_finished().is_some());

@@ -27,16 +27,38 @@ pub fn numbers(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// Bytes that pack about as file systems do: lines that repeat words, and a third of them random.
+/// Bytes about as hard to pack as the files of a system: of eight blocks five are prose of a thousand words, two are rows
+/// of a table, and one is noise.
 pub fn payload(seed: u64, bytes: usize) -> Vec<u8> {
+    const BLOCK_BYTES: usize = 4096;
+    let mut next = numbers(1);
+    let words: Vec<Vec<u8>> = (0..1024)
+        .map(|_| (0..2 + next() % 9).map(|_| b"etaoinshrdlucmfwypvbgkjqxz"[(next() % 26) as usize]).collect())
+        .collect();
     let mut next = numbers(seed);
-    let mut out = Vec::with_capacity(bytes + 64);
-    while out.len() < bytes {
-        let number = next();
-        if number.is_multiple_of(3) {
-            out.extend_from_slice(&number.to_le_bytes());
-        } else {
-            out.extend_from_slice(b"the journal keeps what the vault has not yet ");
+    let mut out = Vec::with_capacity(bytes + 2 * BLOCK_BYTES);
+    for block in 0.. {
+        let end = (block + 1) * BLOCK_BYTES;
+        while out.len() < end {
+            match block % 8 {
+                0..5 => {
+                    // Few words are frequent, most are rare.
+                    let rank = next() % 1024 * (next() % 1024) / 1024;
+                    out.extend_from_slice(&words[rank as usize]);
+                    out.push(b' ');
+                }
+                5..7 => {
+                    out.extend_from_slice(&(out.len() as u64).to_le_bytes());
+                    out.extend_from_slice(&(next() % 5000).to_le_bytes());
+                    out.extend_from_slice(&next().to_le_bytes()[..4]);
+                    out.extend_from_slice(&[0; 12]);
+                }
+                _ => out.extend_from_slice(&next().to_le_bytes()),
+            }
+        }
+        out.truncate(end);
+        if end >= bytes {
+            break;
         }
     }
     out.truncate(bytes);
@@ -106,8 +128,8 @@ impl Writer {
     /// `count` records whose bytes, with head and extent table, are `record_bytes` each.
     pub fn records(&mut self, count: usize, record_bytes: usize) -> Vec<Record> {
         let around_bytes = self.clone_empty().write(&[]).bytes.len();
-        let payload = payload(self.seq.0 + 1, count * record_bytes);
-        payload.chunks(record_bytes).map(|chunk| self.write(&chunk[..record_bytes - around_bytes])).collect()
+        let bytes = payload(self.seq.0 + 1, count * record_bytes);
+        bytes.chunks(record_bytes).map(|chunk| self.write(&chunk[..record_bytes - around_bytes])).collect()
     }
 
     fn clone_empty(&self) -> Self {

@@ -383,7 +383,7 @@ fn stored(codec: CodecChoice, payloads: impl Iterator<Item = Vec<u8>>) -> ([usiz
     };
     for payload in payloads {
         let record = writer.write(0, &payload);
-        pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+        pipeline.push(Duration::ZERO, &writer.disk, input(&record), Micros(0)).unwrap();
         sent.extend(record);
         take(&mut pipeline, &mut found);
     }
@@ -441,7 +441,7 @@ fn auto_packs_harder_only_while_the_uplink_holds_batches_up() {
         for round in 0..20 {
             hand.0.store(round * 500, Ordering::SeqCst);
             let record = writer.write(0, &b"tidegate ".repeat(1000));
-            pipeline.push(Duration::ZERO, &writer.disk, &record, Micros(0)).unwrap();
+            pipeline.push(Duration::ZERO, &writer.disk, input(&record), Micros(0)).unwrap();
             pipeline.flush().unwrap();
             let batch = pipeline.take_finished().unwrap();
             codecs.push(batch.index.disks[0].messages[0].codec);
