@@ -31,9 +31,9 @@ const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
 const AGENT_SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// The same of a gateway, whose acks are small: a peer that acknowledges nothing must not collect megabytes of them.
 const GATEWAY_SEND_WINDOW_BYTES: u64 = 256 << 10;
-/// Default of [`Tuning::mtu_max_bytes`]: jumbo frames of 9,000 bytes less the headers of IPv6 and UDP. Large datagrams cost both
-/// sides half as much; on a path that carries only 1,452 bytes, finding that out costs a dozen lost probes.
-pub const MTU_BYTES_DEFAULT: u16 = 8952;
+/// Default of [`Tuning::mtu_max_bytes`]: what Ethernet carries. Jumbo frames cost both sides half as much per byte, but with a
+/// limit of 8,952 the words with which a side closes a connection right after the handshake did not arrive.
+pub const MTU_BYTES_DEFAULT: u16 = 1452;
 /// Most bytes that the kernel takes in one transmit; more segments than fit it make it fail for all of them.
 const TRANSMIT_BYTES_MAX: usize = 65_000;
 /// Handshakes that may wait to be looked at, and the bytes that each and all of them may hold meanwhile.

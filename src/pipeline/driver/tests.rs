@@ -301,8 +301,9 @@ fn a_record_that_changes_while_it_is_kept_is_named_and_leaves_no_hole_in_the_lan
 #[test]
 fn a_threads_memory_does_not_grow_with_the_number_of_its_messages() {
     let buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, 1);
+    let chooser = Arc::new(Chooser::new(PipelineConfig::default().codec, 1));
     let (mut worker, mut batcher) =
-        (Worker::new(&buffers), Batcher::new(BatcherLimits::default(), Arc::clone(&buffers)));
+        (Worker::new(&chooser, &buffers), Batcher::new(BatcherLimits::default(), Arc::clone(&buffers)));
     let target = Arc::new(Target { lane: Arc::new(lane()), n: 1, object: "b/1".into(), ordinal: 0 });
     let mut writer = Writer::new("web-1");
     for _ in 0..64 {
