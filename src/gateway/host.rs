@@ -378,14 +378,7 @@ impl GatewayHost {
             let (previous, at, touched) = match &newest {
                 None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }, touched::whole(open.size_bytes)),
                 Some(newest) => {
-                    check_size(open, newest.size_bytes)?;
-                    check_not_overtaken(open, asked_at, newest)?;
-                    let end = self.fork_point(slot, newest, floor).await?;
-                    let at = end.at;
-                    if newest.nonce == open.nonce {
-                        check_unused(slot, newest, at)?;
-                    }
-                    let touched = self.touched(slot, newest, end, floor).await?;
+                    let (at, touched) = self.end_of(slot, open, newest, asked_at, floor).await?;
                     if newest.nonce == open.nonce {
                         // The answer to the same request was lost on the way: the epoch is there and empty.
                         return Ok(self.start_epoch(slot, newest, touched));
@@ -424,6 +417,25 @@ impl GatewayHost {
     async fn announce(&self, object: &EpochObject) -> Result<(), DiskRefusal> {
         let told = self.vault.announce_epoch(&object.disk, object.epoch, self.clock.wall()).await;
         told.map_err(|error| vault_refusal("the epoch cannot be announced to other gateways", &error))
+    }
+
+    /// Where the newest epoch ends, and which chunks the agent is to compare in the next one, if it may be asked for.
+    async fn end_of(
+        &self,
+        slot: &DiskSlot,
+        open: &OpenDisk,
+        newest: &EpochObject,
+        asked_at: Option<Epoch>,
+        floor: Option<(PointId, Chain)>,
+    ) -> Result<(Mark, Runs), DiskRefusal> {
+        check_size(open, newest.size_bytes)?;
+        check_not_overtaken(open, asked_at, newest)?;
+        let end = self.fork_point(slot, newest, floor).await?;
+        let at = end.at;
+        if newest.nonce == open.nonce {
+            check_unused(slot, newest, at)?;
+        }
+        Ok((at, self.touched(slot, newest, end, floor).await?))
     }
 
     /// Returns false if another gateway took the number first.

@@ -3,6 +3,7 @@
 //! Both directions run in one task, side by side: a sink that waits for room does not hold up acks, and an agent that
 //! does not read its acks does not hold up its records for longer than the window of the other direction.
 
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +24,7 @@ use crate::wire::messages::{
     Ack, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused, TOUCHED_RUNS_PER_FRAME, Touched,
 };
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
-use crate::wire::transport::{RecvHalf, SendHalf, Session};
+use crate::wire::transport::{RecvHalf, SendHalf, Session, StreamEnd};
 
 /// How long the other side has to take the last frame of a stream.
 const LAST_FRAME_PATIENCE: Duration = Duration::from_secs(5);
@@ -145,13 +146,9 @@ async fn carry<H: Host>(
         grants: Grants::default(),
         sent: Ack { journaled: Seq::NONE, vaulted: Seq::NONE },
     };
-    for runs in touched.chunks(TOUCHED_RUNS_PER_FRAME) {
-        let part = Message::Touched(Touched { runs: runs.to_vec() });
-        if write_message(&mut stream.send, &part).await.is_err() {
-            return End::Quiet;
-        }
+    if tell_touched(&mut stream.send, touched).await.is_err() {
+        return End::Quiet;
     }
-    drop(touched);
     let flow = Flow::new();
     let (sent, granted_bytes) = outlet.first();
     let answer = DiskOpened {
@@ -187,6 +184,14 @@ async fn carry<H: Host>(
         }
         Err(end) => end,
     }
+}
+
+/// Names chunks to compare. They are not kept for the life of the stream.
+async fn tell_touched(send: &mut SendHalf, touched: Vec<Range<u32>>) -> Result<(), StreamEnd> {
+    for runs in touched.chunks(TOUCHED_RUNS_PER_FRAME) {
+        write_message(send, &Message::Touched(Touched { runs: runs.to_vec() })).await?;
+    }
+    Ok(())
 }
 
 /// Asks the host, in turn: see [`super::admission::Pace`].

@@ -74,6 +74,10 @@ pub enum Act {
 
 const SECOND: u64 = 1_000_000;
 
+/// Copies of machines, and machines that were set back, start with `--resync` once in so many times; without it they must
+/// come right by themselves.
+pub const RESYNC_ONE_IN: u64 = 4;
+
 /// Kinds of trouble.
 const KINDS: u64 = 16;
 

@@ -41,10 +41,6 @@ const LAST_POINT: u64 = 12 * SECOND;
 /// What appears in a lane so long after its seal counts for nobody: as the product says, whose store tells whole seconds.
 const SEAL_GRACE: u64 = LATE_AFTER_SEAL.as_micros() as u64 + 2 * SECOND;
 
-/// Copies of machines, and machines that were set back, start with `--resync` once in so many times; without it they must
-/// come right by themselves.
-const RESYNC_ONE_IN: u64 = 4;
-
 /// State and disks of a machine, kept.
 struct Kept {
     state: std::path::PathBuf,
@@ -644,7 +640,7 @@ impl World {
             self.past.push((one.id.clone(), before));
         }
         // A state that was left in order says nothing of what came after it: there the manual asks for it.
-        self.agents[agent].overrides.resync = kept.clean || self.dice.one_in(RESYNC_ONE_IN);
+        self.agents[agent].overrides.resync = kept.clean || self.dice.one_in(faults::RESYNC_ONE_IN);
         self.agents[agent].journaled.clear();
         self.boot_agent(agent)
     }
@@ -666,8 +662,7 @@ impl World {
         }
         let original = &self.agents[agent];
         // Left in order, its state tells how far everything was; else the vault does, and an operator may ask for more.
-        let resync = !original.stopped_clean() && self.dice.one_in(RESYNC_ONE_IN);
-        let overrides = Overrides { resync, ..Overrides::default() };
+        let resync = !original.stopped_clean() && self.dice.one_in(faults::RESYNC_ONE_IN);
         let clone = AgentMachine {
             node,
             agent: original.agent.clone(),
@@ -678,7 +673,7 @@ impl World {
             pace: Rc::new(Cell::new(Pace::Calm)),
             live: Rc::new(RefCell::new(Live::default())),
             retired: false,
-            overrides,
+            overrides: Overrides { resync, ..Overrides::default() },
             journaled: BTreeMap::new(),
         };
         self.agents.push(clone);
