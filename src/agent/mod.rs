@@ -26,6 +26,9 @@
 //! - An epoch is remembered before its first record goes out, so a crash cannot number two histories alike.
 //! - Memory is bounded: records by each disk's queue and by one budget for all; maps by the disks' sizes.
 //!
+//! Threads: `tg-guest` (sockets of guests), `tg-nbd-N` (their requests on disks), `tg-agent` (everything else, which steps
+//! back where processor time is short: see [`stepping_back`]).
+//!
 //! Not owned here: the wire's protocol, durability at the other end, which gateway carries what, who may do it.
 //!
 //! Shutdown: NBD servers stop first and answer what they took; a last barrier is made; everything is sent and waited for
@@ -64,6 +67,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -85,6 +89,21 @@ use crate::wire::Net;
 /// not vaulted; each round costs two small syncs and a flush of the disk.
 const SETTLE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Replication runs on threads of this lower priority: of a processor that is fully used they then get a quarter of what an
+/// ordinary thread gets, so the guest that they protect, which may run on the same machine, hardly notices them; and not
+/// so much less that replication stands still on a busy machine.
+const NICE: i32 = 5;
+
+/// What makes each of the threads that it is called on step back behind the process's own priority.
+pub fn stepping_back() -> impl Fn() + Send + Sync + 'static {
+    // Absolute, for a thread inherits the priority of the one that started it.
+    let own = rustix::process::getpriority_process(None).unwrap_or(0);
+    move || {
+        // The system's thread priorities never fail to go down; if they do, it runs as it would have.
+        let _ = rustix::process::setpriority_process(None, own.saturating_add(NICE));
+    }
+}
+
 /// Why the agent does not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -102,6 +121,12 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// The system gives no threads.
+    #[error("cannot start threads for guests")]
+    Threads {
+        /// Its answer.
+        source: io::Error,
+    },
     /// No disk could be opened.
     #[error("none of the {count} disks can be protected; the log names the reason of each, the first is: {first}")]
     NoDisk {
@@ -117,7 +142,7 @@ impl Classify for AgentError {
         match self {
             Self::State(error) => error.fault(),
             Self::Socket(error) => error.fault(),
-            Self::Listen { .. } => Fault::Fatal,
+            Self::Listen { .. } | Self::Threads { .. } => Fault::Fatal,
             Self::NoDisk { .. } => Fault::Reject,
         }
     }
@@ -129,8 +154,37 @@ pub struct Agent {
     control: Arc<Control>,
     nbd: JoinSet<io::Result<()>>,
     nbd_stop: DrainTrigger,
+    guests: Option<Guests>,
     tasks: JoinSet<()>,
     drain_grace: Duration,
+}
+
+/// Threads for the sockets of guests: nothing that replication does makes a guest wait for its turn.
+struct Guests(Option<Runtime>);
+
+impl Guests {
+    fn start() -> Result<Self, AgentError> {
+        let runtime = Builder::new_multi_thread().thread_name("tg-guest").enable_all().build();
+        Ok(Self(Some(runtime.map_err(|source| AgentError::Threads { source })?)))
+    }
+
+    fn spawn(&self, servers: Vec<Server>, stop: &DrainTrigger, into: &mut JoinSet<io::Result<()>>) {
+        let Some(runtime) = &self.0 else { return };
+        for server in servers {
+            // The accept loop has a thread of its own there: no storm of connections delays those that are open.
+            let (handle, drain) = (runtime.handle().clone(), stop.drain());
+            into.spawn_blocking_on(move || handle.block_on(server.run(drain)), runtime.handle());
+        }
+    }
+}
+
+impl Drop for Guests {
+    fn drop(&mut self) {
+        // Not waited for, which a runtime inside another must not.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Everything that an agent is made of. The daemon brings the real disks, a simulation its own.
@@ -200,7 +254,7 @@ impl Parts<'_> {
         }
         let control = Arc::new(Control { agent: config.id.clone(), disks: disks.clone(), refused, link });
         let (nbd_stop, _) = DrainTrigger::new();
-        Agent { disks, control, nbd: JoinSet::new(), nbd_stop, tasks, drain_grace: config.drain_grace }
+        Agent { disks, control, nbd: JoinSet::new(), nbd_stop, guests: None, tasks, drain_grace: config.drain_grace }
     }
 }
 
@@ -224,12 +278,10 @@ impl Agent {
         let opened = parts.open()?;
         let socket = control::bind(&config.state_dir)?;
         let servers = nbd_servers(config, &opened.disks)?;
+        let guests = Guests::start()?;
         let mut agent = parts.replicate(opened);
-        for server in servers {
-            // The accept loop has a thread of its own: no storm of connections delays replication.
-            let (runtime, drain) = (tokio::runtime::Handle::current(), agent.nbd_stop.drain());
-            agent.nbd.spawn_blocking(move || runtime.block_on(server.run(drain)));
-        }
+        guests.spawn(servers, &agent.nbd_stop, &mut agent.nbd);
+        agent.guests = Some(guests);
         agent.tasks.spawn(control::serve(socket, Arc::clone(&agent.control)));
         Ok(agent)
     }

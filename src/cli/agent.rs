@@ -11,6 +11,7 @@ use super::{Failure, Outcome};
 use crate::agent::config::{Config, DEFAULT_FILE};
 use crate::agent::control::{AgentStatus, DiskStatus, Request, Response, socket_path};
 use crate::agent::disk::Overrides;
+use crate::agent::stepping_back;
 use crate::config::show_size;
 use crate::fault::exit;
 use crate::flow::{DrainTrigger, SystemClock};
@@ -65,7 +66,8 @@ pub fn run(args: Args) -> Outcome {
     }
     args.resync.into_iter().for_each(|disk| overrides.entry(disk).or_default().resync = true);
     args.take_over.into_iter().for_each(|disk| overrides.entry(disk).or_default().take_over = true);
-    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("tg-agent").enable_all().build()?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.thread_name("tg-agent").on_thread_start(stepping_back()).enable_all().build()?;
     runtime.block_on(async {
         let (trigger, drain) = DrainTrigger::new();
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

@@ -26,7 +26,7 @@ impl CommitBody {
     /// Lets records of it be kept, if it fits into `pinned`, which it then counts in for as long as it lives.
     pub fn pin(&self, pinned: &Arc<PinnedBytes>) -> bool {
         if self.pin.get().is_none() {
-            let Some(pin) = pinned.take(self.buf.len()) else { return false };
+            let Some(pin) = pinned.take(self.buf.held_bytes()) else { return false };
             // Only one reader has a body; whoever came first has counted it.
             let _ = self.pin.set(pin);
         }

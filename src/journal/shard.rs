@@ -413,12 +413,12 @@ impl Shard {
 
 impl Book {
     fn remember(&mut self, at: CommitAt, body: Arc<CommitBody>, commit_bytes: usize, cache_bytes: usize) {
-        self.cached_bytes += body.buf.len();
+        self.cached_bytes += body.buf.held_bytes();
         self.cache.push_back(Cached { at, body, commit_bytes });
         while self.cached_bytes > cache_bytes
             && let Some(oldest) = self.cache.pop_front()
         {
-            self.cached_bytes -= oldest.body.buf.len();
+            self.cached_bytes -= oldest.body.buf.held_bytes();
         }
     }
 
@@ -427,7 +427,7 @@ impl Book {
     pub fn take(&mut self, number: u64) -> Option<Cached> {
         while self.cache.front()?.at.number <= number {
             let cached = self.cache.pop_front()?;
-            self.cached_bytes -= cached.body.buf.len();
+            self.cached_bytes -= cached.body.buf.held_bytes();
             if cached.at.number == number {
                 return Some(cached);
             }

@@ -184,3 +184,17 @@ async fn the_control_socket_answers_line_by_line_and_refuses_what_it_does_not_un
     assert_eq!((status.disks[0].state.as_str(), status.gateway.as_deref()), ("protected", Some("g1")));
     assert_eq!(status.disks[0].dirty_bytes, 0);
 }
+
+#[test]
+fn replication_steps_back_once_and_takes_nobody_along() {
+    let own = rustix::process::getpriority_process(None).expect("known");
+    let step_back = crate::agent::stepping_back();
+    let lower = std::thread::spawn(move || {
+        step_back();
+        // As a thread does that such a thread starts.
+        step_back();
+        rustix::process::getpriority_process(None)
+    });
+    let lower = lower.join().expect("no panic").expect("known");
+    assert_eq!((lower, rustix::process::getpriority_process(None)), ((own + 5).min(19), Ok(own)));
+}

@@ -38,6 +38,12 @@ impl AlignedBuf {
         Self { bytes: Vec::new(), start: 0, len: 0, pool: Weak::new() }
     }
 
+    /// Memory that it takes: its length, and the block that alignment costs, which doubles a small one.
+    #[must_use]
+    pub const fn held_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Takes the vector out, with the window of `range` in it; [`Self::put_back`] is the way home.
     pub(super) fn take_out(&mut self, range: &Range<usize>) -> (Vec<u8>, Range<usize>) {
         assert!(range.end <= self.len, "a window inside the buffer");

@@ -279,12 +279,13 @@ async fn serve_agent<H: Host>(
             () = &mut leave, if !asked => {
                 asked = true;
                 tracing::info!(agent = agent.agent, "agent is asked to go to another gateway: this one is overloaded");
-                redirect(server, &mut control).await;
+                // On the heap: it happens once, and a session must be small. So below.
+                Box::pin(redirect(server, &mut control)).await;
             }
         }
     };
     if close.0 == Code::Draining {
-        redirect(server, &mut control).await;
+        Box::pin(redirect(server, &mut control)).await;
         // Disk streams end by themselves when everything they took is vaulted.
         let all_ended = async { while disks.join_next().await.is_some() {} };
         tokio::select! {
