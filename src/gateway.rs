@@ -154,10 +154,7 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
     // What is not read yet waits with the agent rather than here: windows of QUIC stay below those of credit.
     let stream_window_bytes = config.window_bytes.min(QUIC_STREAM_WINDOW_BYTES) as u32;
-    // One agent may hold a quarter of the sessions' memory in unread bytes, and at least what one disk needs.
-    let agent_bytes = (config.memory_quarter_bytes() / 4).min(1 << 30) as u32;
-    let connection_window_bytes = agent_bytes.max(stream_window_bytes * 2);
-    let tuning = Tuning { stream_window_bytes, connection_window_bytes, ..Tuning::default() };
+    let tuning = Tuning { stream_window_bytes, ..Tuning::default() };
     let listener = Listener::bind(config.listen, &config.tls, &tuning, &clock, &Net::system())
         .map_err(|error| GatewayError::of(&error))?;
     if listener.identity().gateway != config.id {
@@ -309,7 +306,7 @@ impl Parts {
         self.check_vault()?;
         let feeder = Feeder::start(&self, &disks)?;
         let Self { config, clock, health, vault, journal, listener, trigger, drain, .. } = self;
-        let window = window::start(&config, &journal, Arc::clone(&disks), drain.clone());
+        let window = window::start(&config, &journal, drain.clone());
         let overload = Overload::new();
         let host = Arc::new(GatewayHost {
             hello: HelloInfo { gateway: config.id.clone(), vault: vault.id() },
@@ -323,7 +320,11 @@ impl Parts {
             lanes: Lanes::default(),
         });
         let (connections_max, drain_grace) = (config.agents_max as usize, config.drain_grace);
-        let limits = ServerLimits { connections_max, drain_grace, ..ServerLimits::default() };
+        let memory_bytes = config.memory_quarter_bytes();
+        // One agent may have a quarter of it on its way: it is not all the others.
+        let agent_memory_bytes = memory_bytes / 4;
+        let limits =
+            ServerLimits { connections_max, drain_grace, memory_bytes, agent_memory_bytes, ..ServerLimits::default() };
         let (books, time) = (Arc::clone(&disks), Arc::clone(&clock));
         tokio::spawn(overload.run(config.streams_target, journal.clone(), books, time, drain.clone()));
         // Beside everything else: it only saves uploads that nobody needs.

@@ -94,6 +94,12 @@ mutants! {
     CloneRegionsForgotten = "clone-regions-forgotten",
     /// Labels follow the clock back. Promise 3: a time names two states.
     LabelGoesBack = "label-goes-back",
+    /// Memory for records on their way has no bound. Promise 8: memory is bounded whatever agents do.
+    CreditUnbacked = "credit-unbacked",
+    /// No memory is kept for each way to the disk. Promise 9: what stalls one holds up the others.
+    WaysNotKept = "ways-not-kept",
+    /// A record that comes too slowly keeps its memory. Promise 9: agents that are slow on purpose stop all others.
+    SlowNeverGivesWay = "slow-never-gives-way",
 }
 
 #[cfg(not(feature = "mutants"))]

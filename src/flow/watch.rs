@@ -177,6 +177,12 @@ impl<T> Receiver<T> {
         Ref::of(state)
     }
 
+    /// Whether there is a value that was not seen.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        self.shared.state.read().version != self.seen
+    }
+
     /// Waits until there is a value that was not seen; it counts as seen then.
     ///
     /// # Errors

@@ -222,6 +222,10 @@ impl Host for GatewayHost {
         self.peers.clone()
     }
 
+    fn ways(&self) -> usize {
+        usize::from(self.journal.shard_count())
+    }
+
     fn leave_turn(&self) -> impl Future<Output = ()> + Send {
         self.overload.turn()
     }
@@ -333,6 +337,7 @@ impl GatewayHost {
             journaled: Arc::clone(&run.journaled),
             vaulted: Arc::clone(&run.vaulted),
             window: self.window.clone(),
+            way: self.journal.shard_of(&slot.disk),
             fenced: session.fenced.subscribe(),
             must_fork: session.must_fork.subscribe(),
             sink: JournalSink {

@@ -155,9 +155,14 @@ impl Journal {
         Ok((Self { engine: Arc::new(engine), _directory: None }, report(replayed, backend)))
     }
 
+    /// Which shard has the records of a disk.
+    #[must_use]
+    pub fn shard_of(&self, disk: &DiskId) -> usize {
+        format::crc32c(disk.as_str().as_bytes()) as usize % self.engine.shards.len()
+    }
+
     fn shard(&self, disk: &DiskId) -> &shard::Shard {
-        let hash = format::crc32c(disk.as_str().as_bytes()) as usize;
-        &self.engine.shards[hash % self.engine.shards.len()]
+        &self.engine.shards[self.shard_of(disk)]
     }
 
     /// Takes a record: waits for room; on return its bytes stand in the open commit. `entry.journaled` is raised

@@ -82,6 +82,10 @@ metric_names! {
     gauge AGENT_SESSIONS = "tidegate_agent_sessions";
     /// Disk streams open.
     gauge DISK_STREAMS = "tidegate_disk_streams";
+    /// Bytes of the sessions' memory that disks have for records on their way.
+    gauge RECORD_MEMORY_BYTES = "tidegate_record_memory_bytes";
+    /// Disks that wait for memory before they may send their next record.
+    gauge RECORD_MEMORY_WAITING = "tidegate_record_memory_waiting_disks";
     /// Sessions or streams refused, by reason.
     counter REFUSED = "tidegate_refused_total";
     /// Agents asked to go to another gateway: at a drain and when overloaded.

@@ -1,6 +1,6 @@
 //! QUIC endpoints and their tuning.
 //!
-//! Flow control of a connection must let every stream fill its own window, or a disk whose records wait for the
+//! Flow control of a connection must let through all that its streams may send, or a disk whose records wait for the
 //! journal would take the connection's window away from the others. What really bounds a stream is the credit that the
 //! gateway grants.
 
@@ -46,8 +46,8 @@ const INCOMING_BYTES_ALL: u64 = 4 << 20;
 pub struct Tuning {
     /// Bytes that one stream may have on its way: the rate of one disk is at most this per round trip.
     pub stream_window_bytes: u32,
-    /// Bytes that one connection may have on its way. Less than all its streams together saves memory in the worst
-    /// case, but lets so many stalled disks hold up the others.
+    /// Bytes that one connection may have on its way to an agent. A gateway's is what it may grant: see
+    /// [`super::server::ServerLimits`].
     pub connection_window_bytes: u32,
     /// Largest UDP payload that path discovery may try; both sides' limits count.
     pub mtu_max_bytes: u16,
@@ -160,7 +160,6 @@ pub struct Listener {
     transport: Arc<quinn::TransportConfig>,
     local: SocketAddr,
     identity: GatewayIdentity,
-    window_bytes: u32,
 }
 
 impl Listener {
@@ -184,8 +183,7 @@ impl Listener {
         let config = server_config(&material, &transport, &Explanation::default())?;
         let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), net)?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
-        let window_bytes = tuning.connection_window_bytes;
-        Ok(Self { endpoint, material, transport, local, identity, window_bytes })
+        Ok(Self { endpoint, material, transport, local, identity })
     }
 
     /// The address that agents reach, with the port that the system chose if 0 was asked for.
@@ -198,11 +196,6 @@ impl Listener {
     #[must_use]
     pub const fn identity(&self) -> &GatewayIdentity {
         &self.identity
-    }
-
-    /// The largest window that a connection may get.
-    pub(super) const fn window_bytes(&self) -> u32 {
-        self.window_bytes
     }
 
     pub(crate) const fn endpoint(&self) -> &quinn::Endpoint {

@@ -65,11 +65,13 @@ pub enum Kind {
     CloseDisk = 23,
     /// Chunks that an agent with a new epoch compares, before the gateway's consent.
     Touched = 24,
+    /// The agent waits for credit.
+    Ask = 25,
 }
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Hello,
         Self::HelloOk,
         Self::Refused,
@@ -85,6 +87,7 @@ impl Kind {
         Self::Fenced,
         Self::CloseDisk,
         Self::Touched,
+        Self::Ask,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -237,6 +240,17 @@ fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, FrameError> {
     Ok(Header { kind, body_bytes: found_bytes as usize, body_crc: word(8) })
 }
 
+/// A frame that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes of its body in all.
+    pub body_bytes: usize,
+    /// Those that have come.
+    pub have_bytes: usize,
+}
+
 /// A body while it comes in.
 struct Body {
     header: Header,
@@ -326,10 +340,12 @@ impl Decoder {
         })
     }
 
-    /// Kind and body bytes of a frame whose header has come and of whose body a part is still to come.
+    /// The frame whose header has come and of whose body a part is still to come.
     #[must_use]
-    pub fn due(&self) -> Option<(Kind, usize)> {
-        self.body.as_ref().map(|body| (body.header.kind, body.header.body_bytes))
+    pub fn due(&self) -> Option<Due> {
+        let body = self.body.as_ref()?;
+        let Header { kind, body_bytes, .. } = body.header;
+        Some(Due { kind, body_bytes, have_bytes: body.have_bytes })
     }
 
     /// To be asked when the stream ended.

@@ -34,6 +34,11 @@ pub trait Host: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// How many ways records go from the wire: what stalls one of them stalls no other.
+    fn ways(&self) -> usize {
+        1
+    }
+
     /// Returns when one agent, the caller's, had better go to another gateway: one call returns for each agent that is
     /// to go. A hint, which the agent follows when it has stayed for a while and another gateway takes it.
     fn leave_turn(&self) -> impl Future<Output = ()> + Send {
@@ -73,9 +78,11 @@ pub struct OpenedDisk<S> {
     pub journaled: Arc<Watermark>,
     /// Highest seq of this epoch that is vaulted.
     pub vaulted: Arc<Watermark>,
-    /// Record bytes that may be on their way to the sink (credit window). It may shrink, and 0 stops the agent; other
-    /// values below [`super::CREDIT_WINDOW_BYTES_MIN`] count as that.
+    /// Record bytes that may be leased for the disk while there is plenty of memory, beside the base and what its next
+    /// record needs. It may shrink, and 0 stops the agent.
     pub window: watch::Receiver<u64>,
+    /// Which of the [`Host::ways`] its records go.
+    pub way: usize,
     /// Set to the newest epoch when another one took over.
     pub fenced: watch::Receiver<Option<Epoch>>,
     /// Set to the reason when the epoch cannot go on here, whether or not the agent sends anything.

@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 
-use super::CREDIT_WINDOW_BYTES_MIN;
+use super::CREDIT_BASE_BYTES;
 use super::code::Code;
 use super::frame::Frame;
 use crate::fault::{Classify, Fault};
@@ -184,28 +184,53 @@ fn prefix<'a>(pieces: &'a [Bytes], bytes: usize, scratch: &'a mut Vec<u8>) -> &'
     scratch
 }
 
-/// The credit of one disk stream, on the gateway's side.
+/// The credit of one disk stream, on the gateway's side: a base that every open disk has, and what is leased for it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Grants {
     granted_bytes: u64,
+    most_bytes: u64,
 }
 
 impl Grants {
-    /// The grant that is due after `taken_bytes` went to the sink, if it is worth a frame.
-    ///
-    /// A grant is a promise and never goes down: a window that shrinks only makes the next grant later. Small steps
-    /// wait until a quarter of the window is together; a window of zero grants nothing more.
-    pub fn due(&mut self, taken_bytes: u64, window_bytes: u64) -> Option<u64> {
-        if window_bytes == 0 {
-            return None;
+    /// Record bytes in all for which there is memory: what an agent counts with that heeds the lapse.
+    #[must_use]
+    pub const fn granted_bytes(&self) -> u64 {
+        self.granted_bytes
+    }
+
+    /// The most that was ever granted. Who sends more breaks a rule.
+    #[must_use]
+    pub const fn most_bytes(&self) -> u64 {
+        self.most_bytes
+    }
+
+    /// What must be leased for credit that is granted and not used.
+    #[must_use]
+    pub const fn owed_bytes(&self, taken_bytes: u64) -> u64 {
+        self.granted_bytes.saturating_sub(taken_bytes + CREDIT_BASE_BYTES)
+    }
+
+    /// Whether what was taken is worth another grant, with a lease of `lease_bytes`: small steps wait until a quarter of
+    /// the window is together.
+    #[must_use]
+    pub const fn is_due(&self, taken_bytes: u64, lease_bytes: u64) -> bool {
+        let window_bytes = CREDIT_BASE_BYTES + lease_bytes;
+        (taken_bytes + window_bytes).saturating_sub(self.granted_bytes) >= window_bytes / 4
+    }
+
+    /// Grants the base and all that is leased.
+    pub fn grant(&mut self, taken_bytes: u64, lease_bytes: u64) -> u64 {
+        self.granted_bytes = taken_bytes + CREDIT_BASE_BYTES + lease_bytes;
+        self.most_bytes = self.most_bytes.max(self.granted_bytes);
+        self.granted_bytes
+    }
+
+    /// Counts with no more than the base: the agent has sent nothing for so long that its credit has lapsed.
+    pub const fn lapse(&mut self, taken_bytes: u64) {
+        let base_bytes = taken_bytes + CREDIT_BASE_BYTES;
+        if self.granted_bytes > base_bytes {
+            self.granted_bytes = base_bytes;
         }
-        let window_bytes = window_bytes.max(CREDIT_WINDOW_BYTES_MIN);
-        let target_bytes = taken_bytes.saturating_add(window_bytes);
-        let step_bytes = target_bytes.saturating_sub(self.granted_bytes);
-        (step_bytes >= window_bytes / 4).then(|| {
-            self.granted_bytes = target_bytes;
-            target_bytes
-        })
     }
 }
 

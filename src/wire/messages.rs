@@ -181,10 +181,11 @@ pub struct Touched {
     pub runs: Vec<Range<u32>>,
 }
 
-/// More credit.
+/// Credit, which takes the place of what was granted before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credit {
-    /// Record bytes (bodies of record frames) that may be sent in all on this stream. Never goes down.
+    /// Record bytes (bodies of record frames) that may be sent in all on this stream. Less than before only after a pause
+    /// in which what is missing has lapsed.
     pub granted_bytes: u64,
 }
 
@@ -209,6 +210,13 @@ pub struct Fenced {
 pub struct CloseDisk {
     /// The last seq that was sent, or the one before the first wanted.
     pub last: Seq,
+}
+
+/// The agent waits for credit, and sends nothing more before it has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// Record bytes that it must be allowed to send in all on this stream for its next record.
+    pub wanted_bytes: u64,
 }
 
 /// Why the body of a frame is no message.
@@ -285,6 +293,8 @@ pub enum Message {
     CloseDisk(CloseDisk),
     /// See [`Touched`].
     Touched(Touched),
+    /// See [`Ask`].
+    Ask(Ask),
 }
 
 impl Message {
@@ -306,6 +316,7 @@ impl Message {
             Self::Fenced(_) => Kind::Fenced,
             Self::CloseDisk(_) => Kind::CloseDisk,
             Self::Touched(_) => Kind::Touched,
+            Self::Ask(_) => Kind::Ask,
         }
     }
 
@@ -369,6 +380,7 @@ impl Message {
             Self::Fenced(fenced) => out.put_u64_le(fenced.newest.0),
             Self::CloseDisk(close) => out.put_u64_le(close.last.0),
             Self::Touched(touched) => put_touched(out, touched),
+            Self::Ask(ask) => out.put_u64_le(ask.wanted_bytes),
         }
     }
 
@@ -424,6 +436,7 @@ impl Message {
             Kind::Fenced => Self::Fenced(Fenced { newest: Epoch(fields.u64("newest epoch")?) }),
             Kind::CloseDisk => Self::CloseDisk(CloseDisk { last: Seq(fields.u64("last seq")?) }),
             Kind::Touched => Self::Touched(fields.touched()?),
+            Kind::Ask => Self::Ask(Ask { wanted_bytes: fields.u64("wanted")? }),
             Kind::Record => return Err(MessageError::Unexpected { found: kind, expected: "a control frame" }),
         };
         fields.end()?;

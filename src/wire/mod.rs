@@ -65,7 +65,7 @@ pub use net::Net;
 pub use server::{ServerLimits, serve};
 pub use tls::{TlsError, TlsFiles};
 
-use crate::limits;
+use std::time::Duration;
 
 /// The protocol versions that this side speaks: lowest and highest.
 pub const PROTOCOL_MIN: u16 = 1;
@@ -73,9 +73,12 @@ pub const PROTOCOL_MIN: u16 = 1;
 pub const PROTOCOL_MAX: u16 = 1;
 /// The name by which TLS picks this protocol.
 pub const ALPN: &[u8] = b"tidegate/1";
-/// Smallest credit window that is not zero: two of the largest records, so that a quarter of it can wait for the next
-/// grant while a whole record still goes through.
-pub const CREDIT_WINDOW_BYTES_MIN: u64 = 2 * limits::RECORD_BYTES_MAX as u64;
+/// Credit that every open disk has at any time, unless it is stopped: a few small records, and little enough for 256 disks of
+/// an agent. All else is granted only when there is memory for it.
+pub const CREDIT_BASE_BYTES: u64 = 16 << 10;
+/// So long after an agent has sent less than the base on a stream, its credit there is no more than the base: what it does
+/// not use is for others.
+pub const CREDIT_LAPSE: Duration = Duration::from_millis(500);
 /// Name and version that each side tells the other, for its log.
 pub(crate) const SOFTWARE: &str = concat!("tidegate ", env!("CARGO_PKG_VERSION"));
 

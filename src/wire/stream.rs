@@ -2,12 +2,41 @@
 
 use bytes::Bytes;
 
-use super::frame::{Decoder, Frame, FrameError, Kind};
+use super::frame::{Decoder, Due, Frame, FrameError, Kind};
 use super::messages::{Message, MessageError};
 use super::transport::{RecvHalf, SendHalf, StreamEnd};
 
 /// Chunks taken from a stream at once: a burst of datagrams as the kernel hands them over.
 const CHUNKS_MAX: usize = 32;
+/// A chunk of a large datagram: a read may take one more than its room.
+const CHUNK_BYTES: usize = 8 << 10;
+
+/// What room there is for the records of a stream.
+pub(super) trait Room {
+    /// Bytes that the next record may have at the most; `None` where no record may come.
+    fn credit_bytes(&self) -> Option<u64>;
+
+    /// Bytes that may be read ahead of what was taken.
+    fn ahead_bytes(&self) -> u64;
+
+    /// Waits until there is memory for the whole of a record that has begun.
+    fn wait(&self, due: Due) -> impl Future<Output = ()> + Send;
+}
+
+/// Where no record may come.
+struct NoRecords;
+
+impl Room for NoRecords {
+    fn credit_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn ahead_bytes(&self) -> u64 {
+        crate::limits::CONTROL_BODY_BYTES_MAX as u64
+    }
+
+    async fn wait(&self, _: Due) {}
+}
 
 /// Why no further frame could be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,34 +78,31 @@ impl FrameReader {
     /// The next control frame, or `None` at the end of the stream. A record is refused by its header, before anything of
     /// it is kept. Nothing is lost if the future is dropped.
     pub(super) async fn next_frame(&mut self) -> Result<Option<Frame>, ReadFrameError> {
-        self.next(|| None).await
+        self.next_frame_within(&NoRecords).await
     }
 
-    /// The next frame, or `None` at the end of the stream. A record for which `credit` bytes are not enough is refused by
-    /// its header. Nothing is lost if the future is dropped.
-    pub(super) async fn next_frame_within(
-        &mut self,
-        credit: impl Fn() -> u64,
-    ) -> Result<Option<Frame>, ReadFrameError> {
-        self.next(|| Some(credit())).await
-    }
-
-    /// `credit` is `None` where no record may come.
-    async fn next(&mut self, credit: impl Fn() -> Option<u64>) -> Result<Option<Frame>, ReadFrameError> {
+    /// The next frame, or `None` at the end of the stream. A record above its credit is refused by its header, and of one
+    /// that has begun nothing more is read before there is memory for it. Nothing is lost if the future is dropped.
+    pub(super) async fn next_frame_within(&mut self, room: &impl Room) -> Result<Option<Frame>, ReadFrameError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
-            if let Some((Kind::Record, body_bytes)) = self.decoder.due() {
-                let Some(credit_bytes) = credit() else {
+            let mut have_bytes = 0;
+            if let Some(due @ Due { kind: Kind::Record, body_bytes, .. }) = self.decoder.due() {
+                let Some(credit_bytes) = room.credit_bytes() else {
                     return Err(MessageError::Unexpected { found: Kind::Record, expected: "a control frame" }.into());
                 };
                 if body_bytes as u64 > credit_bytes {
                     return Err(ReadFrameError::Credit { body_bytes, credit_bytes });
                 }
+                room.wait(due).await;
+                have_bytes = due.have_bytes as u64;
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
-            match self.recv.read_chunks(&mut chunks).await? {
+            let ahead_bytes = room.ahead_bytes().saturating_sub(have_bytes) as usize;
+            let chunks_max = (ahead_bytes / CHUNK_BYTES + 1).min(CHUNKS_MAX);
+            match self.recv.read_chunks(&mut chunks[..chunks_max]).await? {
                 Some(count) => chunks.into_iter().take(count).for_each(|chunk| self.decoder.push(chunk)),
                 None => {
                     self.decoder.finish()?;

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tidegate::limits::{FRAME_BODY_BYTES_MAX, RECORD_BYTES_MAX};
 use tidegate::types::{DiskId, Id128};
 use tidegate::wire::frame::{HEADER_BYTES, Kind, encode_header};
-use tidegate::wire::messages::{Hello, Message};
+use tidegate::wire::messages::{Ask, Hello, Message};
 use tidegate::wire::{ALPN, ForkReason, OpenDisk, Want};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -26,7 +26,7 @@ use crate::damage::batches;
 use crate::memory::{BASE_BYTES, GATEWAY_BUDGET_BYTES, peak_bytes};
 
 /// Disks that the bad agent's certificate names.
-const DISKS: usize = 64;
+const DISKS: usize = 256;
 /// Connections that never say hello.
 const SILENT: usize = 300;
 
@@ -85,19 +85,30 @@ async fn attack(
     };
     let mut streams = Vec::new();
     for number in 0..DISKS {
-        let Ok((mut send, recv)) = connection.open_bi().await else { break };
-        let begun = encode_header(Kind::Record, FRAME_BODY_BYTES_MAX as u32, 0);
-        let mut bytes = match number % 4 {
-            // A huge record on a disk that is not open; one that is; nothing at all; another agent's disk.
-            0 => begun.to_vec(),
-            1 => [&open_disk(&format!("x{number}")).encode()[..], &begun].concat(),
-            2 => Vec::new(),
-            _ => open_disk("disk1").encode().to_vec(),
+        let Ok((mut send, mut recv)) = connection.open_bi().await else { break };
+        let mut begun = encode_header(Kind::Record, FRAME_BODY_BYTES_MAX as u32, 0).to_vec();
+        begun.resize(begun.len() + RECORD_BYTES_MAX - 1, 9);
+        let ask = Message::Ask(Ask { wanted_bytes: RECORD_BYTES_MAX as u64 }).encode();
+        // Of twelve: a huge record on a disk that is not open; nothing at all; another agent's disk; and nine times a disk
+        // on which a huge record is begun, with or without leave.
+        let (first, then) = match number % 12 {
+            0 => (begun, Vec::new()),
+            1 => (Vec::new(), Vec::new()),
+            2 => (open_disk("disk1").encode().to_vec(), Vec::new()),
+            3 => ([&open_disk(&format!("x{number}")).encode()[..], &begun].concat(), Vec::new()),
+            _ => ([&open_disk(&format!("x{number}")).encode()[..], &ask].concat(), begun),
         };
-        bytes.resize(bytes.len() + if number % 4 < 2 { RECORD_BYTES_MAX - 1 } else { 0 }, 9);
         streams.push(tokio::spawn(async move {
             // Blocks for good where the gateway opens no window.
-            let _ = send.write_all(&bytes).await;
+            let _ = send.write_all(&first).await;
+            // The answers to the opening and to the question.
+            for _ in 0..2 {
+                let mut header = [0; HEADER_BYTES];
+                let _ = recv.read_exact(&mut header).await;
+                let body = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+                let _ = recv.read_exact(&mut vec![0; body]).await;
+            }
+            let _ = send.write_all(&then).await;
             let () = std::future::pending().await;
             drop((send, recv));
         }));

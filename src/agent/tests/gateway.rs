@@ -263,6 +263,7 @@ impl Host for FakeGateway {
             touched,
             journaled: Arc::clone(&newest.journaled),
             vaulted: Arc::clone(&newest.vaulted),
+            way: 0,
             window: self.window.subscribe(),
             fenced: newest.fenced.subscribe(),
             must_fork: watch::channel(None).1,

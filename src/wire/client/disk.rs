@@ -10,14 +10,15 @@ use tokio::time::timeout;
 use super::error::{ConnectionLost, OpenDiskError};
 use super::lost;
 use crate::fault::{Classify, Fault};
-use crate::flow::{Watermark, watch};
+use crate::flow::{Clock, watch};
 use crate::limits;
 use crate::types::{Chain, Epoch, RECORD_HEAD_BYTES, RecordHead, Seq};
 use crate::wire::code::Code;
 use crate::wire::frame::{self, Kind};
-use crate::wire::messages::{Ack, CloseDisk, DiskOpened, Message, OpenDisk, Touched};
+use crate::wire::messages::{Ack, Ask, CloseDisk, DiskOpened, Message, OpenDisk, Touched};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::transport::{SendHalf, Session};
+use crate::wire::{CREDIT_BASE_BYTES, CREDIT_LAPSE};
 
 /// After the gateway ended a stream without a word, its reason may follow as the end of the connection.
 const REASON_PATIENCE: Duration = Duration::from_secs(5);
@@ -90,10 +91,18 @@ struct State {
     end: Option<DiskEvent>,
 }
 
+/// A grant, and when it came.
+#[derive(Debug, Clone, Copy)]
+struct Granted {
+    bytes: u64,
+    at: Duration,
+}
+
 /// Opens a disk stream of `session`.
 pub(super) async fn open(
     session: &Session,
     addr: &Arc<str>,
+    clock: &Arc<dyn Clock>,
     open: OpenDisk,
     redirect: watch::Receiver<Option<Vec<String>>>,
 ) -> Result<(DiskSender, DiskEvents, OpenedInfo), OpenDiskError> {
@@ -108,16 +117,20 @@ pub(super) async fn open(
             Answer::Opened(opened) => break OpenedInfo::new(opened, touched),
         }
     };
-    let granted = Arc::new(Watermark::new(opened.credit_bytes));
+    let first = Granted { bytes: opened.credit_bytes, at: clock.monotonic() };
+    let (grants, granted) = watch::channel(first);
     let ack = Ack { journaled: opened.journaled, vaulted: opened.vaulted };
     let (sender, state) = watch::channel(State { ack, end: None });
-    let ear = Ear { reader, session: session.clone(), addr: Arc::clone(addr), granted: Arc::clone(&granted) };
+    let (session, addr) = (session.clone(), Arc::clone(addr));
+    let ear = Ear { reader, session, addr, grants, clock: Arc::clone(clock) };
     tokio::spawn(ear.run(sender));
     let sender = DiskSender {
         send,
+        purse: Purse::new(first),
         granted,
+        clock: Arc::clone(clock),
+        asking: Bytes::new(),
         state: state.clone(),
-        sent_bytes: 0,
         last: Seq(opened.next_seq.0.saturating_sub(1)),
         writing: false,
     };
@@ -176,7 +189,8 @@ struct Ear {
     reader: FrameReader,
     session: Session,
     addr: Arc<str>,
-    granted: Arc<Watermark>,
+    grants: watch::Sender<Granted>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Ear {
@@ -188,7 +202,10 @@ impl Ear {
                 message = self.reader.next_message() => message,
             };
             match message {
-                Ok(Message::Credit(credit)) => self.granted.advance(credit.granted_bytes),
+                Ok(Message::Credit(credit)) => {
+                    let granted = Granted { bytes: credit.granted_bytes, at: self.clock.monotonic() };
+                    self.grants.send_replace(granted);
+                }
                 Ok(Message::Ack(ack)) => state.send_modify(|state| {
                     state.ack.journaled = state.ack.journaled.max(ack.journaled);
                     state.ack.vaulted = state.ack.vaulted.max(ack.vaulted);
@@ -212,12 +229,64 @@ impl Ear {
     }
 }
 
+/// The credit of a stream on the agent's side, and what of it lapses. Pure: times come in as arguments.
+#[derive(Debug)]
+struct Purse {
+    sent_bytes: u64,
+    granted_bytes: u64,
+    /// Begin of a time in which credit that is not used lapses, and what was sent before it.
+    since: Duration,
+    since_bytes: u64,
+    /// Credit that was asked for and has not come; 0 if there is no question open.
+    asked_bytes: u64,
+}
+
+impl Purse {
+    const fn new(first: Granted) -> Self {
+        Self { sent_bytes: 0, granted_bytes: first.bytes, since: first.at, since_bytes: 0, asked_bytes: 0 }
+    }
+
+    /// The gateway counts with what it said last.
+    fn take(&mut self, granted: Granted) {
+        self.granted_bytes = granted.bytes;
+        self.since = self.since.max(granted.at);
+        self.since_bytes = self.sent_bytes;
+    }
+
+    /// Credit that is left at `now`. What was left over [`CREDIT_LAPSE`] ago and not used is gone, but for the base.
+    fn left_bytes(&mut self, now: Duration) -> u64 {
+        if now >= self.since + CREDIT_LAPSE {
+            let base_bytes = self.sent_bytes + CREDIT_BASE_BYTES;
+            if self.sent_bytes < self.since_bytes + CREDIT_BASE_BYTES && self.granted_bytes > base_bytes {
+                self.granted_bytes = base_bytes;
+                self.asked_bytes = 0;
+            }
+            (self.since, self.since_bytes) = (now, self.sent_bytes);
+        }
+        self.granted_bytes.saturating_sub(self.sent_bytes)
+    }
+
+    /// What is to be asked for before a record of `bytes` can be sent, unless it was asked for already.
+    fn question(&mut self, bytes: u64) -> Option<Ask> {
+        let wanted_bytes = self.sent_bytes + bytes;
+        (std::mem::replace(&mut self.asked_bytes, wanted_bytes) != wanted_bytes).then_some(Ask { wanted_bytes })
+    }
+
+    const fn spend(&mut self, bytes: u64) {
+        self.sent_bytes += bytes;
+        self.asked_bytes = 0;
+    }
+}
+
 /// Sends the records of one disk. Dropping it ends the stream.
 pub struct DiskSender {
     send: SendHalf,
-    granted: Arc<Watermark>,
+    purse: Purse,
+    granted: watch::Receiver<Granted>,
+    clock: Arc<dyn Clock>,
+    /// Of a question that was dropped while it was written, what is still to be written.
+    asking: Bytes,
     state: watch::Receiver<State>,
-    sent_bytes: u64,
     last: Seq,
     /// Stands while a record is being written; still standing at the next call, it was dropped half-way.
     writing: bool,
@@ -237,8 +306,7 @@ impl DiskSender {
         if bytes > limits::FRAME_BODY_BYTES_MAX {
             return Err(SendError::Oversized { bytes });
         }
-        let sent_bytes = self.sent_bytes + bytes as u64;
-        self.credit(sent_bytes).await?;
+        self.credit(bytes as u64).await?;
         let pieces = std::iter::once(&record.head[..]).chain(record.rest.iter().map(Bytes::as_ref));
         let header = frame::encode_header(Kind::Record, bytes as u32, frame::crc32c(pieces));
         let mut first = BytesMut::with_capacity(header.len() + record.head.len());
@@ -250,7 +318,7 @@ impl DiskSender {
         self.writing = true;
         self.send.write_all(&mut chunks).await.map_err(|_| SendError::Ended)?;
         self.writing = false;
-        self.sent_bytes = sent_bytes;
+        self.purse.spend(bytes as u64);
         if let Ok(head) = RecordHead::decode(&record.head) {
             self.last = head.seq;
         }
@@ -264,7 +332,7 @@ impl DiskSender {
     /// [`SendError::Ended`].
     pub async fn ready(&mut self, record: &WireRecord) -> Result<(), SendError> {
         let bytes = RECORD_HEAD_BYTES + record.rest.iter().map(Bytes::len).sum::<usize>();
-        self.credit(self.sent_bytes + bytes as u64).await
+        self.credit(bytes as u64).await
     }
 
     /// The last record that was sent; one before the first wanted, if none was.
@@ -274,19 +342,37 @@ impl DiskSender {
     }
 
     /// Record bytes that may be sent now without waiting for credit.
-    #[must_use]
-    pub fn credit_bytes(&self) -> u64 {
-        self.granted.get().saturating_sub(self.sent_bytes)
+    pub fn credit_bytes(&mut self) -> u64 {
+        let now = self.clock.monotonic();
+        if self.granted.has_changed() {
+            self.purse.take(*self.granted.borrow_and_update());
+        }
+        self.purse.left_bytes(now)
     }
 
-    async fn credit(&mut self, sent_bytes: u64) -> Result<(), SendError> {
-        if self.granted.get() >= sent_bytes {
-            return Ok(());
-        }
-        tokio::select! {
-            biased;
-            _ = self.state.wait_for(|state| state.end.is_some()) => Err(SendError::Ended),
-            _ = self.granted.beyond(sent_bytes - 1) => Ok(()),
+    /// Waits until a record of `bytes` may be sent; asks for it if that is not so yet.
+    async fn credit(&mut self, bytes: u64) -> Result<(), SendError> {
+        loop {
+            if self.credit_bytes() >= bytes && self.asking.is_empty() {
+                return Ok(());
+            }
+            if self.asking.is_empty()
+                && let Some(ask) = self.purse.question(bytes)
+            {
+                self.asking = Message::Ask(ask).encode();
+            }
+            let Self { send, asking, state, granted, purse, .. } = self;
+            tokio::select! {
+                biased;
+                _ = state.wait_for(|state| state.end.is_some()) => return Err(SendError::Ended),
+                // Written piece by piece: nothing is lost if this is dropped between two.
+                written = send.write_some(asking), if !asking.is_empty() => written.map_err(|_| SendError::Ended)?,
+                changed = granted.changed() => match changed {
+                    Ok(()) => purse.take(*granted.borrow()),
+                    // Whoever listens has ended.
+                    Err(watch::Closed) => return Err(SendError::Ended),
+                },
+            }
         }
     }
 
@@ -298,6 +384,8 @@ impl DiskSender {
         if self.writing {
             return Err(SendError::Interrupted);
         }
+        let asking = std::mem::take(&mut self.asking);
+        self.send.write(asking).await.map_err(|_| SendError::Ended)?;
         let close = Message::CloseDisk(CloseDisk { last: self.last });
         write_message(&mut self.send, &close).await.map_err(|_| SendError::Ended)?;
         self.send.finish().map_err(|_| SendError::Ended)
@@ -393,5 +481,45 @@ impl DiskEvents {
 async fn redirected(redirect: &mut watch::Receiver<Option<Vec<String>>>, told: bool) {
     if told || redirect.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn purse(bytes: u64) -> Purse {
+        Purse::new(Granted { bytes, at: ms(0) })
+    }
+
+    #[test]
+    fn credit_that_is_not_used_lapses_down_to_the_base() {
+        let mut purse = purse(4 * MIB);
+        purse.spend(MIB);
+        assert_eq!(purse.left_bytes(ms(499)), 3 * MIB);
+        assert_eq!(purse.left_bytes(ms(500)), 3 * MIB, "it was used");
+        purse.spend(100);
+        assert_eq!(purse.left_bytes(ms(1000)), CREDIT_BASE_BYTES, "hardly any of it was used");
+        purse.spend(CREDIT_BASE_BYTES);
+        assert_eq!(purse.left_bytes(ms(1001)), 0, "what has lapsed does not come back by use");
+        purse.take(Granted { bytes: 8 * MIB, at: ms(1300) });
+        assert_eq!(purse.left_bytes(ms(1799)), 7 * MIB - 100 - CREDIT_BASE_BYTES, "a grant begins the time anew");
+        assert_eq!(purse.left_bytes(ms(1800)), CREDIT_BASE_BYTES);
+    }
+
+    #[test]
+    fn a_grant_that_lapsed_before_anybody_looked_is_asked_for_again() {
+        let mut purse = purse(CREDIT_BASE_BYTES);
+        assert_eq!(purse.question(MIB), Some(Ask { wanted_bytes: MIB }));
+        assert_eq!(purse.question(MIB), None, "asked once");
+        purse.take(Granted { bytes: MIB, at: ms(10) });
+        assert_eq!(purse.left_bytes(ms(2000)), CREDIT_BASE_BYTES);
+        assert_eq!(purse.question(MIB), Some(Ask { wanted_bytes: MIB }));
     }
 }

@@ -144,7 +144,7 @@ impl Client {
     /// # Errors
     /// [`OpenDiskError`] says whether to fork, to stop, or to come back.
     pub async fn open_disk(&self, open: OpenDisk) -> Result<(DiskSender, DiskEvents, OpenedInfo), OpenDiskError> {
-        disk::open(&self.session, &self.addr, open, self.redirect.clone()).await
+        disk::open(&self.session, &self.addr, &self.clock, open, self.redirect.clone()).await
     }
 
     /// What the gateway last said when it asked this agent to leave: gateways to try instead, best first; may be empty.

@@ -117,29 +117,35 @@ fn bytes_beyond_the_credit_are_refused_to_the_byte() {
 }
 
 #[test]
-fn an_agent_is_never_left_without_room_for_the_largest_record() {
-    let record_bytes = crate::limits::RECORD_BYTES_MAX as u64;
-    // The window shrinks and grows; records of all sizes are taken one by one, as a sink would.
-    let windows = [64 << 20, 1, CREDIT_WINDOW_BYTES_MIN, 8 << 20, 1];
+fn what_is_granted_is_the_base_and_what_is_leased_and_no_more_for_who_has_lapsed() {
     let mut grants = Grants::default();
-    let (mut taken, mut granted) = (0, 0);
-    for step in 0..100_000_u64 {
-        let window = windows[(step / 20_000) as usize];
-        if let Some(grant) = grants.due(taken, window) {
-            assert!(grant > granted, "a grant went down");
-            granted = grant;
-        }
-        assert!(granted - taken >= record_bytes, "step {step}: {} left", granted - taken);
-        taken += 1 + (step * 7919) % record_bytes;
-    }
+    assert!(grants.is_due(0, 0));
+    assert_eq!(grants.grant(0, 0), CREDIT_BASE_BYTES);
+    assert_eq!(grants.owed_bytes(0), 0, "the base needs no lease");
+    assert!(grants.is_due(0, 4 << 20), "a lease is worth a grant");
+    assert_eq!(grants.grant(0, 4 << 20), CREDIT_BASE_BYTES + (4 << 20));
+    assert_eq!((grants.owed_bytes(0), grants.owed_bytes(1 << 20)), (4 << 20, 3 << 20));
+    assert!(!grants.is_due(1, 4 << 20), "one byte is not worth a frame");
+    assert!(grants.is_due((1 << 20) + 4096, 4 << 20), "a quarter is");
+    grants.lapse(1 << 20);
+    assert_eq!((grants.granted_bytes(), grants.owed_bytes(1 << 20)), ((1 << 20) + CREDIT_BASE_BYTES, 0));
+    assert_eq!(grants.most_bytes(), CREDIT_BASE_BYTES + (4 << 20), "who did not know is not at fault");
+    grants.lapse(8 << 20);
+    assert_eq!(grants.granted_bytes(), (1 << 20) + CREDIT_BASE_BYTES, "nothing is granted by a lapse");
 }
 
 #[test]
-fn a_window_of_zero_grants_nothing_and_a_new_one_goes_on() {
+fn an_agent_that_uses_its_window_never_has_less_than_three_quarters_of_it_granted() {
+    let record_bytes = crate::limits::RECORD_BYTES_MAX as u64;
     let mut grants = Grants::default();
-    assert_eq!(grants.due(0, 0), None);
-    assert_eq!(grants.due(0, 8 << 20), Some(8 << 20));
-    assert_eq!(grants.due(8 << 20, 0), None);
-    assert_eq!(grants.due(8 << 20, 8 << 20), Some(16 << 20));
-    assert_eq!(grants.due((8 << 20) + 1, 8 << 20), None, "one byte is not worth a frame");
+    let mut taken = 0;
+    for step in 0..100_000_u64 {
+        let lease = [4 << 20, 64 << 20, record_bytes, 8 << 20][(step / 25_000) as usize];
+        if grants.is_due(taken, lease) {
+            grants.grant(taken, lease);
+        }
+        let left = grants.granted_bytes() - taken;
+        assert!(left >= (lease + CREDIT_BASE_BYTES) * 3 / 4, "step {step}: {left} left of {lease}");
+        taken += 1 + (step * 7919) % left.min(record_bytes);
+    }
 }

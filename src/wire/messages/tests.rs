@@ -74,6 +74,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("fenced", Message::Fenced(Fenced { newest: Epoch(4) })),
         ("close-disk", Message::CloseDisk(CloseDisk { last: Seq(5000) })),
         ("touched", Message::Touched(Touched { runs: vec![2..3, 64..128, 1 << 29..1 << 30] })),
+        ("ask", Message::Ask(Ask { wanted_bytes: (1 << 26) + 4096 })),
     ]
 }
 
@@ -233,6 +234,7 @@ proptest! {
             Message::Ack(Ack { journaled: Seq(a.max(b)), vaulted: Seq(a.min(b)) }),
             Message::Fenced(Fenced { newest: Epoch(a) }),
             Message::CloseDisk(CloseDisk { last: Seq(b) }),
+            Message::Ask(Ask { wanted_bytes: b }),
             Message::DiskRefused(Refused { code: Code::from_number(code), text: text.clone() }),
             Message::Hello(Hello { protocol_min: a as u16, protocol_max: b as u16, vault: Id128([7; 16]), agent, software: text.clone() }),
             Message::DiskOpened(DiskOpened { epoch: Epoch(a), next_seq: Seq(b), chain: chain.map(Chain), journaled: Seq(a), vaulted: Seq(b), credit_bytes: a }),

@@ -9,36 +9,45 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::memory::{Account, Lease, Signs};
 use super::{Gauged, Server, count_refused};
 use crate::flow::{Clock, Drain, Watermark, watch};
+use crate::limits::RECORD_BYTES_MAX;
 use crate::telemetry::names;
 use crate::types::{DiskId, Epoch, Seq};
+use crate::wire::CREDIT_BASE_BYTES;
 use crate::wire::code::Code;
-use crate::wire::frame::Kind;
+use crate::wire::frame::{Due, Kind};
 use crate::wire::host::{DiskRefusal, Host, OpenedDisk, RecordSink};
 use crate::wire::identity::AgentIdentity;
 use crate::wire::inbound::{Grants, Inbound};
 use crate::wire::messages::{
-    Ack, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused, TOUCHED_RUNS_PER_FRAME, Touched,
+    Ack, Ask, Credit, DiskOpened, Fenced, Message, OpenDisk, Refused, TOUCHED_RUNS_PER_FRAME, Touched,
 };
-use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
+use crate::wire::stream::{FrameReader, ReadFrameError, Room, write_message};
 use crate::wire::transport::{RecvHalf, SendHalf, Session, StreamEnd};
 
 /// How long the other side has to take the last frame of a stream.
 const LAST_FRAME_PATIENCE: Duration = Duration::from_secs(5);
+/// A disk whose window was a quarter used within this time is given a larger one without being asked.
+const BRISK: Duration = Duration::from_millis(250);
+/// Less is not worth giving back.
+const GIVE_BACK_BYTES_MIN: u64 = 64 << 10;
 
 /// A disk stream and the connection it belongs to.
 pub(super) struct Stream {
     send: SendHalf,
     reader: FrameReader,
     session: Session,
+    account: Arc<Account>,
 }
 
 impl Stream {
-    pub(super) fn new(send: SendHalf, recv: RecvHalf, session: Session) -> Self {
-        Self { send, reader: FrameReader::new(recv), session }
+    pub(super) fn new(send: SendHalf, recv: RecvHalf, session: Session, account: Arc<Account>) -> Self {
+        Self { send, reader: FrameReader::new(recv), session, account }
     }
 }
 
@@ -135,7 +144,10 @@ async fn carry<H: Host>(
         Err(end) => return end,
     };
     let _gauge = Gauged::new(names::DISK_STREAMS);
-    let OpenedDisk { epoch, next_seq, chain, touched, journaled, vaulted, window, fenced, must_fork, sink } = opened;
+    let OpenedDisk { epoch, next_seq, chain, touched, journaled, vaulted, window, way, fenced, must_fork, sink } =
+        opened;
+    let lease = stream.account.lease(way);
+    let flow = Flow::new(Arc::clone(lease.signs()));
     let mut outlet = Outlet {
         epoch,
         journaled,
@@ -144,22 +156,16 @@ async fn carry<H: Host>(
         fenced,
         must_fork,
         grants: Grants::default(),
+        granted_at: server.clock.monotonic(),
+        lease,
+        clock: Arc::clone(&server.clock),
         sent: Ack { journaled: Seq::NONE, vaulted: Seq::NONE },
     };
     if tell_touched(&mut stream.send, touched).await.is_err() {
         return End::Quiet;
     }
-    let flow = Flow::new();
-    let (sent, granted_bytes) = outlet.first();
-    let answer = DiskOpened {
-        epoch,
-        next_seq,
-        chain,
-        journaled: sent.journaled,
-        vaulted: sent.vaulted,
-        credit_bytes: granted_bytes,
-    };
-    flow.granted_bytes.store(granted_bytes, Ordering::Release);
+    let (sent, credit_bytes) = outlet.first(&flow);
+    let answer = DiskOpened { epoch, next_seq, chain, journaled: sent.journaled, vaulted: sent.vaulted, credit_bytes };
     if write_message(&mut stream.send, &Message::DiskOpened(answer)).await.is_err() {
         return End::Quiet;
     }
@@ -251,8 +257,16 @@ async fn read_open<H>(server: &Server<H>, agent: &AgentIdentity, reader: &mut Fr
 struct Flow {
     /// Record bytes that the sink has taken.
     taken_bytes: Watermark,
-    /// Record bytes that the agent may send in all.
+    /// Record bytes in all for which there is memory.
     granted_bytes: AtomicU64,
+    /// The most that was ever granted.
+    most_bytes: AtomicU64,
+    /// More was granted.
+    granted: Notify,
+    /// Record bytes in all that the next record needs and that are not granted; 0 if there is no such record.
+    wanted_bytes: AtomicU64,
+    wanted: Notify,
+    signs: Arc<Signs>,
     stop: watch::Sender<Option<Stop>>,
 }
 
@@ -266,12 +280,54 @@ enum Stop {
 }
 
 impl Flow {
-    fn new() -> Self {
-        Self { taken_bytes: Watermark::default(), granted_bytes: AtomicU64::new(0), stop: watch::Sender::new(None) }
+    fn new(signs: Arc<Signs>) -> Self {
+        Self {
+            taken_bytes: Watermark::default(),
+            granted_bytes: AtomicU64::new(0),
+            most_bytes: AtomicU64::new(0),
+            granted: Notify::new(),
+            wanted_bytes: AtomicU64::new(0),
+            wanted: Notify::new(),
+            signs,
+            stop: watch::Sender::new(None),
+        }
     }
 
     fn stop(&self, stop: Stop) {
         self.stop.send_replace(Some(stop));
+    }
+
+    fn want(&self, bytes: u64) {
+        self.wanted_bytes.store(bytes, Ordering::Release);
+        self.wanted.notify_one();
+    }
+
+    fn note(&self, grants: &Grants) {
+        self.most_bytes.store(grants.most_bytes(), Ordering::Release);
+        self.granted_bytes.store(grants.granted_bytes(), Ordering::Release);
+        self.granted.notify_one();
+    }
+}
+
+impl Room for Flow {
+    fn credit_bytes(&self) -> Option<u64> {
+        // As it is when a record's header is there: what is granted counts from before the agent can know of it.
+        Some(self.most_bytes.load(Ordering::Acquire).saturating_sub(self.taken_bytes.get()))
+    }
+
+    fn ahead_bytes(&self) -> u64 {
+        self.granted_bytes.load(Ordering::Acquire).saturating_sub(self.taken_bytes.get())
+    }
+
+    async fn wait(&self, due: Due) {
+        let taken_bytes = self.taken_bytes.get();
+        self.signs.begun.store(true, Ordering::Relaxed);
+        self.signs.received_bytes.store(taken_bytes + due.have_bytes as u64, Ordering::Relaxed);
+        let end_bytes = taken_bytes + due.body_bytes as u64;
+        while self.granted_bytes.load(Ordering::Acquire) < end_bytes {
+            self.want(end_bytes);
+            self.granted.notified().await;
+        }
     }
 }
 
@@ -290,17 +346,19 @@ impl<S: RecordSink> Inlet<S> {
         let received_records = metrics::counter!(names::RECEIVED_RECORDS);
         let mut taken_bytes = 0;
         loop {
-            // As it is when a record's header is there: what is granted counts from before the agent can know of it.
-            let credit = || flow.granted_bytes.load(Ordering::Acquire).saturating_sub(taken_bytes);
             let frame = tokio::select! {
                 biased;
                 () = self.drain.wait() => return Ok(Stop::Drain(self.inbound.last())),
-                frame = reader.next_frame_within(credit) => frame.map_err(end_of)?,
+                frame = reader.next_frame_within(flow) => frame.map_err(end_of)?,
             };
             let Some(frame) = frame else { return Ok(Stop::Closed(self.inbound.last())) };
             if frame.kind != Kind::Record {
                 return match Message::decode(frame) {
                     Ok(Message::CloseDisk(close)) if close.last == self.inbound.last() => Ok(Stop::Closed(close.last)),
+                    Ok(Message::Ask(Ask { wanted_bytes })) if wanted_bytes <= taken_bytes + RECORD_BYTES_MAX as u64 => {
+                        flow.want(wanted_bytes);
+                        continue;
+                    }
                     Ok(other) => {
                         let text = format!("{:?} frame does not belong here: {other:?}", other.kind());
                         Err(DiskRefusal::refused(Code::Message, text).into())
@@ -309,15 +367,17 @@ impl<S: RecordSink> Inlet<S> {
                 };
             }
             let received = self.clock.wall();
-            let granted_bytes = flow.granted_bytes.load(Ordering::Acquire);
+            let granted_bytes = flow.most_bytes.load(Ordering::Acquire);
             let head = self
                 .inbound
                 .accept(&frame, granted_bytes)
                 .map_err(|violation| DiskRefusal::refused(violation.code(), violation.to_string()))?;
             received_bytes.increment(frame.body_bytes as u64);
             received_records.increment(1);
-            self.sink.record(head, frame.body_crc, frame.body, received).await?;
             taken_bytes += frame.body_bytes as u64;
+            flow.signs.goes_to_sink(taken_bytes);
+            self.sink.record(head, frame.body_crc, frame.body, received).await?;
+            flow.signs.at_sink.store(false, Ordering::Relaxed);
             flow.taken_bytes.advance(taken_bytes);
         }
     }
@@ -332,6 +392,9 @@ struct Outlet {
     fenced: watch::Receiver<Option<Epoch>>,
     must_fork: watch::Receiver<Option<String>>,
     grants: Grants,
+    granted_at: Duration,
+    lease: Lease,
+    clock: Arc<dyn Clock>,
     sent: Ack,
 }
 
@@ -343,10 +406,92 @@ impl Outlet {
     }
 
     /// The watermarks and the credit with which the stream opens.
-    fn first(&mut self) -> (Ack, u64) {
+    fn first(&mut self, flow: &Flow) -> (Ack, u64) {
         self.sent = self.ack();
+        if *self.window.borrow_and_update() > 0 {
+            self.grant(0, flow);
+        }
+        (self.sent, self.grants.granted_bytes())
+    }
+
+    fn grant(&mut self, taken_bytes: u64, flow: &Flow) -> u64 {
+        let granted_bytes = self.grants.grant(taken_bytes, self.lease.bytes());
+        self.granted_at = self.clock.monotonic();
+        flow.signs.grants.fetch_add(1, Ordering::Relaxed);
+        // Valid from before the agent can know of it.
+        flow.note(&self.grants);
+        granted_bytes
+    }
+
+    /// The grant that is due, if one is: see [`super::memory`].
+    fn due(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
         let window_bytes = *self.window.borrow_and_update();
-        (self.sent, self.grants.due(0, window_bytes).unwrap_or(0))
+        if window_bytes == 0 {
+            self.lease.withdraw();
+            return None;
+        }
+        let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
+        if wanted_bytes > self.grants.granted_bytes() {
+            let need_bytes = wanted_bytes.saturating_sub(taken_bytes + CREDIT_BASE_BYTES);
+            self.lease.look();
+            if self.lease.bytes() < need_bytes && !self.lease.waits() {
+                // It waits with nothing in hand, so what is granted and was not enough counts no more.
+                self.grants.lapse(taken_bytes);
+                flow.note(&self.grants);
+                self.lease.ask(need_bytes, window_bytes, self.clock.monotonic());
+            }
+            return (self.lease.bytes() >= need_bytes).then(|| self.grant(taken_bytes, flow));
+        }
+        flow.wanted_bytes.store(0, Ordering::Release);
+        let owed_bytes = self.grants.owed_bytes(taken_bytes);
+        let kept_bytes = if self.lease.is_tight() { owed_bytes } else { owed_bytes.max(window_bytes) };
+        if self.lease.bytes() >= kept_bytes + GIVE_BACK_BYTES_MIN {
+            self.lease.shrink_to(kept_bytes);
+        }
+        if !self.grants.is_due(taken_bytes, self.lease.bytes()) {
+            return None;
+        }
+        if self.lease.bytes() < window_bytes && !self.lease.is_tight() {
+            let now = self.clock.monotonic();
+            if now < self.granted_at + BRISK {
+                self.lease.grow(window_bytes, now);
+            }
+        }
+        Some(self.grant(taken_bytes, flow))
+    }
+
+    /// Told that others need what is leased here, and that nothing comes of it.
+    fn give_way(&mut self, flow: &Flow) -> Option<End> {
+        let blamed = flow.signs.is_blamed();
+        if flow.signs.at_sink.load(Ordering::Relaxed) {
+            return None;
+        }
+        if !flow.signs.begun.load(Ordering::Relaxed) {
+            self.lease.shrink_to(0);
+            self.grants.lapse(flow.taken_bytes.get());
+            flow.note(&self.grants);
+            return None;
+        }
+        let text = format!(
+            "{} bytes of memory were held for a record that comes too slowly, and others need them; send it again",
+            self.lease.bytes()
+        );
+        blamed.then(|| DiskRefusal::refused(Code::Busy, text).into())
+    }
+
+    /// Writes a message. An agent that does not read it keeps no memory by that.
+    async fn write(&mut self, send: &mut SendHalf, message: Message, flow: &Flow) -> Result<(), End> {
+        let written = write_message(send, &message);
+        tokio::pin!(written);
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut written => return written.map_err(|_| End::Quiet),
+                () = self.lease.told() => if let Some(end) = self.give_way(flow) {
+                    return Err(end);
+                },
+            }
+        }
     }
 
     /// Sends whenever something moved; many moves while a frame is on its way become one.
@@ -360,20 +505,17 @@ impl Outlet {
             let taken_bytes = flow.taken_bytes.get();
             let ack = self.ack();
             if ack != self.sent {
-                if write_message(send, &Message::Ack(ack)).await.is_err() {
-                    return End::Quiet;
+                if let Err(end) = self.write(send, Message::Ack(ack), flow).await {
+                    return end;
                 }
                 acks[0].increment(u64::from(ack.journaled != self.sent.journaled));
                 acks[1].increment(u64::from(ack.vaulted != self.sent.vaulted));
                 self.sent = ack;
             }
-            let window_bytes = *self.window.borrow_and_update();
-            if let Some(granted_bytes) = self.grants.due(taken_bytes, window_bytes) {
-                // Valid from before the agent can know of it.
-                flow.granted_bytes.store(granted_bytes, Ordering::Release);
-                if write_message(send, &Message::Credit(Credit { granted_bytes })).await.is_err() {
-                    return End::Quiet;
-                }
+            if let Some(granted_bytes) = self.due(taken_bytes, flow)
+                && let Err(end) = self.write(send, Message::Credit(Credit { granted_bytes }), flow).await
+            {
+                return end;
             }
             let newest = *self.fenced.borrow_and_update();
             if let Some(newest) = newest.filter(|newest| *newest > self.epoch) {
@@ -397,6 +539,11 @@ impl Outlet {
                 _ = self.journaled.beyond(self.sent.journaled.0) => {}
                 _ = self.vaulted.beyond(self.sent.vaulted.0) => {}
                 _ = flow.taken_bytes.beyond(taken_bytes) => {}
+                () = flow.wanted.notified() => {}
+                () = self.lease.served(&*self.clock), if self.lease.waits() => {}
+                () = self.lease.told() => if let Some(end) = self.give_way(flow) {
+                    return end;
+                },
             }
         }
     }

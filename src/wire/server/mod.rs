@@ -13,6 +13,7 @@
 
 pub(super) mod admission;
 mod disk;
+mod memory;
 mod session;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use self::admission::{HELLOS_PER_AGENT_MAX, Network, Pace, Places};
+use self::memory::Memory;
 use super::code::Code;
 use super::endpoint::Listener;
 use super::host::{HelloInfo, Host};
@@ -48,6 +50,10 @@ pub struct ServerLimits {
     pub disks_max: usize,
     /// For TLS, hello, and the first frame of a disk stream, each: an honest agent needs a few round trips.
     pub step_timeout: Duration,
+    /// Record bytes that may be on their way from all agents, beside a base for each open disk: the memory of the sessions.
+    pub memory_bytes: u64,
+    /// The part of that for one agent.
+    pub agent_memory_bytes: u64,
     /// How long a drain goes on acknowledging what was received before connections are closed.
     pub drain_grace: Duration,
 }
@@ -61,6 +67,8 @@ impl Default for ServerLimits {
             unfinished_per_network_max: 128,
             disks_max: limits::DISKS_PER_AGENT_MAX,
             step_timeout: Duration::from_secs(10),
+            memory_bytes: 128 << 20,
+            agent_memory_bytes: 32 << 20,
             drain_grace: Duration::from_secs(10),
         }
     }
@@ -78,6 +86,7 @@ struct Server<H> {
     /// Connections between handshake and hello, per agent.
     hellos: Arc<Places<String>>,
     pace: Pace,
+    memory: Arc<Memory>,
 }
 
 /// Serves agents until `drain` starts and then until everything received is vaulted or the grace is over. Returns
@@ -103,6 +112,7 @@ pub async fn serve<H: Host>(
         seats: Seats::default(),
         hellos: Arc::new(Places::new(limits.connections_max.max(limits.unfinished_max), HELLOS_PER_AGENT_MAX)),
         pace: Pace::new(),
+        memory: Arc::new(Memory::new(limits.memory_bytes, limits.agent_memory_bytes, host.ways())),
         drain: drain.clone(),
         listener,
         host,

@@ -10,7 +10,10 @@ use tokio::time::timeout;
 use super::admission::{Network, Place, STREAMS_SPARE};
 use super::{Gauged, Server, count_refused, disk};
 use crate::telemetry::names;
+use crate::types::RECORD_HEAD_BYTES;
+use crate::wire::CREDIT_BASE_BYTES;
 use crate::wire::code::Code;
+use crate::wire::frame::HEADER_BYTES;
 use crate::wire::host::Host;
 use crate::wire::identity::{AgentIdentity, Identity};
 use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused};
@@ -21,6 +24,9 @@ use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 
 /// How long the other side has to read a refusal before the connection is closed over it.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Window of a connection beside that of its records: for control frames, and what was read is announced late.
+const WINDOW_SPARE_BYTES: u64 = 256 << 10;
 
 /// Why a connection is closed by this side: the code and its text.
 struct Close(Code, String);
@@ -81,7 +87,15 @@ fn full<H>(server: &Server<H>) -> Close {
 fn widen<H>(server: &Server<H>, session: &Session, agent: &AgentIdentity) {
     let disks = agent.disks.len().min(server.limits.disks_max) as u32;
     // Twice: freed streams are announced only when an eighth of all is free, and until then disks must be able to reopen.
-    session.widen(2 * disks + STREAMS_SPARE, server.listener.window_bytes());
+    session.widen(2 * disks + STREAMS_SPARE, window_bytes(server.memory.account_bytes(), disks));
+}
+
+/// A connection's window: all credit that its disks may have at the same time, with the headers of their frames, so that
+/// what is granted to one disk is never held up by what another one has unread here.
+fn window_bytes(account_bytes: u64, disks: u32) -> u32 {
+    let records_bytes = account_bytes + u64::from(disks) * CREDIT_BASE_BYTES;
+    let headers_bytes = records_bytes / RECORD_HEAD_BYTES as u64 * HEADER_BYTES as u64;
+    (records_bytes + headers_bytes + WINDOW_SPARE_BYTES).min(u64::from(u32::MAX)) as u32
 }
 
 /// The TLS handshake; a failure is logged with the address and this side's view of it.
@@ -246,6 +260,7 @@ async fn serve_agent<H: Host>(
     agent: Arc<AgentIdentity>,
     mut control: Control,
 ) -> Close {
+    let account = Arc::new(server.memory.account());
     let mut disks = JoinSet::new();
     let mut drain = server.drain.clone();
     let leave = server.host.leave_turn();
@@ -271,7 +286,7 @@ async fn serve_agent<H: Host>(
             stream = session.accept_stream() => match stream {
                 Ok((send, recv)) => {
                     let full = disks.len() >= server.limits.disks_max;
-                    let stream = disk::Stream::new(send, recv, session.clone());
+                    let stream = disk::Stream::new(send, recv, session.clone(), Arc::clone(&account));
                     disks.spawn(disk::run(Arc::clone(server), Arc::clone(&agent), stream, full));
                 }
                 Err(error) => break Close::new(Code::Done, error.to_string()),

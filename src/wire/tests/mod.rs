@@ -3,6 +3,7 @@
 mod certificates;
 mod faults;
 mod hostile;
+mod memory;
 mod mute;
 mod streams;
 mod support;

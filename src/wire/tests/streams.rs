@@ -59,12 +59,12 @@ async fn a_sender_stops_at_its_credit_and_goes_on_with_new_credit() {
     let server = start(&pki.gateway(), &host, 0);
     let client = connect(&server, &pki.agent("a1", &["d1"])).await;
     let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
-    assert_eq!(opened.credit_bytes, CREDIT_WINDOW_BYTES_MIN);
+    assert_eq!(opened.credit_bytes, CREDIT_BASE_BYTES);
     let mut source = Source::new(&opened);
     let mut sent_bytes = 0;
     let mut count = 0;
     loop {
-        let record = source.record(100_000);
+        let record = source.record(5_000);
         let bytes = body(&record).len() as u64;
         if sender.credit_bytes() < bytes {
             // No credit: the sink takes nothing, so none may come.

@@ -101,6 +101,8 @@ pub struct MemoryDisk {
     pub journaled: Arc<Watermark>,
     pub vaulted: Arc<Watermark>,
     pub window: watch::Sender<u64>,
+    /// 0, or 1 for disks that stand apart from the others.
+    pub way: usize,
     pub fenced: watch::Sender<Option<Epoch>>,
     /// A permit per record that the sink may take.
     pub room: Semaphore,
@@ -142,6 +144,7 @@ impl MemoryDisk {
             journaled: Arc::default(),
             vaulted: Arc::default(),
             window: watch::Sender::new(64 << 20),
+            way: 0,
             fenced: watch::Sender::new(None),
             room: Semaphore::new(Semaphore::MAX_PERMITS),
             acks: true,
@@ -185,6 +188,10 @@ impl Host for MemoryHost {
         HelloInfo { gateway: "g1".into(), vault: VAULT }
     }
 
+    fn ways(&self) -> usize {
+        2
+    }
+
     async fn broken(&self) {
         self.broken.notified().await;
     }
@@ -208,6 +215,7 @@ impl Host for MemoryHost {
             journaled: Arc::clone(&disk.journaled),
             vaulted: Arc::clone(&disk.vaulted),
             window: disk.window.subscribe(),
+            way: disk.way,
             fenced: disk.fenced.subscribe(),
             must_fork: watch::channel(None).1,
             sink: MemorySink(disk),

@@ -6,7 +6,7 @@
 
 mod quic;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::code::Code;
 use super::identity::{CertificateFacts, Identity, IdentityError};
@@ -138,6 +138,15 @@ impl SendHalf {
         match self {
             Self::Quic(send) => Ok(send.write_chunk(bytes).await?),
         }
+    }
+
+    /// Writes as much of these bytes as flow control lets through at once, when it lets any, and takes it off them. Nothing
+    /// is lost if the future is dropped.
+    pub(super) async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd> {
+        match self {
+            Self::Quic(send) => bytes.advance(send.write(bytes).await?),
+        }
+        Ok(())
     }
 
     /// Writes all these pieces, as [`SendHalf::write`] does.
