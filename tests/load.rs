@@ -73,6 +73,7 @@ impl Installation {
             bytes: Some(6 * DISK_BYTES),
             mtu_max_bytes: 1452,
             seed: 7,
+            settle: Duration::ZERO,
             patience: PATIENCE,
             admin: Some(self.site.admin_address()),
             gateway_pid: Some(self.gateway.id()),
