@@ -442,13 +442,15 @@ impl Outlet {
             }
             return (self.lease.bytes() >= need_bytes).then(|| self.grant(taken_bytes, flow));
         }
-        flow.wanted_bytes.store(0, Ordering::Release);
+        // A question that a grant has answered already: the agent's credit may have lapsed before it was used, and this side
+        // cannot know. So it is granted again, which costs a frame where the two crossed on the way.
+        let asked = flow.wanted_bytes.swap(0, Ordering::AcqRel) > 0;
         let owed_bytes = self.grants.owed_bytes(taken_bytes);
         let kept_bytes = if self.lease.is_tight() { owed_bytes } else { owed_bytes.max(window_bytes) };
         if self.lease.bytes() >= kept_bytes + GIVE_BACK_BYTES_MIN {
             self.lease.shrink_to(kept_bytes);
         }
-        if !self.grants.is_due(taken_bytes, self.lease.bytes()) {
+        if !asked && !self.grants.is_due(taken_bytes, self.lease.bytes()) {
             return None;
         }
         if self.lease.bytes() < window_bytes && !self.lease.is_tight() {

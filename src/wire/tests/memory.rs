@@ -92,6 +92,19 @@ async fn an_agent_begins_no_more_records_than_its_memory_holds_and_another_goes_
 }
 
 #[tokio::test]
+async fn a_disk_that_was_idle_while_nobody_else_wanted_memory_sends_large_records_again() {
+    let site = site(ServerLimits::default(), &["d1"], &[]);
+    let client = connect(&site.server, &site.pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    for round in 1..=3 {
+        timeout(PATIENCE, sender.send(source.record(1 << 20))).await.expect("there is memory").expect("sent");
+        acked(&mut events, round).await;
+        sleep(CREDIT_LAPSE + CREDIT_LAPSE / 5).await;
+    }
+}
+
+#[tokio::test]
 async fn more_stalled_disks_than_an_agents_memory_holds_hold_up_none_of_its_others() {
     let (stalled, others) = (names('s', 64), names('d', 4));
     let site = site(smallest(), &others, &stalled);
