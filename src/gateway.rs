@@ -157,6 +157,13 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
     let tuning = Tuning { stream_window_bytes, ..Tuning::default() };
     let listener = Listener::bind(config.listen, &config.tls, &tuning, &clock, &Net::system())
         .map_err(|error| GatewayError::of(&error))?;
+    let listener = match config.listen_tcp {
+        // With the port that the system chose, if 0 was asked for.
+        Some(same) if same == config.listen => listener.with_tcp_at_same(&Net::system()),
+        Some(address) => listener.with_tcp(address, &Net::system()),
+        None => Ok(listener),
+    };
+    let listener = listener.map_err(|error| GatewayError::of(&error))?;
     if listener.identity().gateway != config.id {
         let (named, id) = (&listener.identity().gateway, &config.id);
         let cert = config.tls.cert.display();

@@ -17,6 +17,7 @@ use loadgen::sink::{Account, Limits, Sink, Weather};
 use tidegate::cli::quickstart::child::{Child, Family};
 use tidegate::cli::quickstart::site::{self, Site};
 use tidegate::flow::{Clock, SystemClock};
+use tidegate::wire::Transport;
 
 const PATIENCE: Duration = Duration::from_secs(240);
 const DISK_BYTES: u64 = 8 << 20;
@@ -71,6 +72,7 @@ impl Installation {
             ramp: Duration::ZERO,
             duration: None,
             bytes: Some(6 * DISK_BYTES),
+            transport: Transport::Quic,
             mtu_max_bytes: 1452,
             seed: 7,
             settle: Duration::ZERO,

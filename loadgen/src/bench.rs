@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tidegate::cli::quickstart::child::{Child, Family};
 use tidegate::cli::quickstart::site::{self, Site};
+use tidegate::wire::Transport;
 
 use crate::chance::Share;
 use crate::limit::{self, COMMIT_BYTES_DEFAULT, Limits};
@@ -61,6 +62,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long half load and 70 % load are kept; zero to leave them out.
     pub steady: Duration,
+    /// What carries the load.
+    pub transport: Transport,
     /// Largest UDP payload that path discovery may try.
     pub mtu_max_bytes: u16,
     /// Decides where and when.
@@ -137,11 +140,13 @@ pub struct Percentiles {
 pub struct Report {
     /// The kind of load.
     pub profile: Profile,
+    /// What carried it.
+    pub transport: Transport,
     /// How much smaller LZ4 makes the payload.
     pub payload_ratio: f64,
     /// Processor time of the gateway, user and system, per GiB of payload.
     pub gateway_cpu_seconds_per_gib: f64,
-    /// That of its primitives, received by QUIC.
+    /// That of its primitives, received over the same transport.
     pub primitives_cpu_seconds_per_gib: f64,
     /// One over the other, in the same round.
     pub cpu_ratio: f64,
@@ -260,6 +265,7 @@ impl Stand {
             ramp: Duration::ZERO,
             duration: None,
             bytes: Some(plan.bytes),
+            transport: plan.transport,
             mtu_max_bytes: plan.mtu_max_bytes,
             seed: plan.seed,
             settle: Duration::ZERO,
@@ -328,6 +334,10 @@ async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<Limits, Benc
 }
 
 fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
+    let sum = |round: &Round| match plan.transport {
+        Transport::Quic => round.limits.sum_quic,
+        Transport::Tcp => round.limits.sum_tcp,
+    };
     let per_gib = |round: &Round, value: f64| value * GIB / (round.full.sent_bytes as f64).max(1.0);
     let used = |round: &Round| round.full.gateway.and_then(|gateway| gateway.used).unwrap_or_default();
     let counted = |round: &Round| round.full.gateway.and_then(|gateway| gateway.counted).unwrap_or_default();
@@ -342,8 +352,8 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
     let spread = |of: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(of));
     let all = vec![
         ("gateway_cpu_seconds_per_gib", spread(&cpu)),
-        ("primitives_cpu_seconds_per_gib", spread(&|round| round.limits.sum_quic)),
-        ("cpu_ratio", spread(&|round| cpu(round) / round.limits.sum_quic)),
+        ("primitives_cpu_seconds_per_gib", spread(&sum)),
+        ("cpu_ratio", spread(&|round| cpu(round) / sum(round))),
         ("throughput_bytes_per_second", spread(&|round| round.full.throughput_bytes_per_second)),
         ("journaled_ack_seconds.p50", spread(&|round| acks(round).p50)),
         ("journaled_ack_seconds.p99", spread(&|round| acks(round).p99)),
@@ -371,6 +381,7 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
     let failures = rounds.iter().flat_map(runs).flatten().flat_map(|run| run.failures).collect();
     Report {
         profile: plan.profile,
+        transport: plan.transport,
         payload_ratio: spread(&|round| round.limits.payload_ratio).median,
         gateway_cpu_seconds_per_gib: median("gateway_cpu_seconds_per_gib"),
         primitives_cpu_seconds_per_gib: median("primitives_cpu_seconds_per_gib"),

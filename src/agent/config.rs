@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::carrier::Choice;
 use super::link::LinkConfig;
 use super::placement::{GATEWAYS_MAX, Gateway, WEIGHT_MAX};
 use crate::config::{ConfigError, Reader, parse_size};
 use crate::limits::DISKS_PER_AGENT_MAX;
 use crate::nbd::Listen;
 use crate::types::{DiskId, check_name};
-use crate::wire::TlsFiles;
+use crate::wire::{TlsFiles, Transport};
 
 /// The commented default file, as `tidegate agent --print-config` prints it.
 pub const DEFAULT_FILE: &str = include_str!("../../deploy/agent.toml");
@@ -52,6 +53,10 @@ pub struct Config {
     pub lost_after: Duration,
     /// How long a better gateway must answer before the agent returns to it.
     pub return_after: Duration,
+    /// What may carry the connection.
+    pub transport: Choice,
+    /// First pause before QUIC is tried again where TCP carries the connection.
+    pub quic_retry: Duration,
     /// Certificate files.
     pub tls: TlsFiles,
     /// How often a disk makes a recovery point by itself.
@@ -93,6 +98,8 @@ impl Config {
             gateways: self.gateways.clone(),
             lost_after: self.lost_after,
             return_after: self.return_after,
+            transport: self.transport,
+            quic_retry: self.quic_retry,
             tls: self.tls.clone(),
         }
     }
@@ -112,6 +119,14 @@ impl Config {
         let lost_after = if gateways.len() > 1 { LOST_AFTER_SEVERAL } else { LOST_AFTER_ONE };
         let lost_after = reader.duration("lost_after", lost_after, seconds(1)..=seconds(60));
         let return_after = reader.duration("return_after", seconds(60), seconds(1)..=seconds(24 * 3600));
+        let transport = reader.parsed("transport", |text| match text {
+            "auto" => Ok(Choice::Auto),
+            text => {
+                let only = text.parse::<Transport>().map(Choice::Only);
+                only.map_err(|_| format!("{text:?} is no transport: auto, quic or tcp"))
+            }
+        });
+        let quic_retry = reader.duration("quic_retry", seconds(60), seconds(1)..=seconds(24 * 3600));
         let tls = reader.section("tls", read_tls);
         let (copy_parallel, copy_rate_bytes) = reader.section("copy", |copy| {
             let parallel = copy.number("parallel", 2, 1..=32) as usize;
@@ -142,6 +157,8 @@ impl Config {
                 gateways,
                 lost_after,
                 return_after,
+                transport: transport.unwrap_or(Choice::Auto),
+                quic_retry,
                 tls,
                 barrier_interval,
                 memory_bytes,

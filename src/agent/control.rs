@@ -117,6 +117,12 @@ pub struct AgentStatus {
     /// Why it is there.
     #[serde(default)]
     pub why: Option<String>,
+    /// What carries the connection: `quic` or `tcp`.
+    #[serde(default)]
+    pub transport: Option<String>,
+    /// Whether it is TCP because QUIC did not get through.
+    #[serde(default)]
+    pub fell_back: bool,
     /// The configured gateways, best for this agent first.
     #[serde(default)]
     pub ranked: Vec<String>,
@@ -344,7 +350,17 @@ impl Control {
         }));
         let gateway = link.client.map(|client| client.gateway().gateway.clone());
         let (address, why) = link.at.map(|(address, why)| (address, why.as_str().to_owned())).unzip();
-        AgentStatus { agent: self.agent.clone(), gateway, address, why, ranked: link.ranked, error: link.error, disks }
+        AgentStatus {
+            agent: self.agent.clone(),
+            gateway,
+            address,
+            why,
+            transport: link.transport.map(|(transport, _)| transport.to_string()),
+            fell_back: link.transport.is_some_and(|(_, fell_back)| fell_back),
+            ranked: link.ranked,
+            error: link.error,
+            disks,
+        }
     }
 }
 

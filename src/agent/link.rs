@@ -7,17 +7,20 @@
 //! leaves the old one when all that it sent there is vaulted, and the last to leave drops it. So a move forks nothing. A
 //! gateway has one seat per agent, so nobody is asked at whose gateway a connection lives: asking would end that one.
 //!
+//! What carries the connection is [`super::carrier`]'s choice: QUIC, and TLS over TCP where that does not get through.
+//!
 //! How soon a loss is met: `lost_after` and one keep-alive pass until it is noticed, [`ASK_FIRST`] for the gateway that
 //! was lost, then the next one is asked. With the defaults for several gateways that is 4 s at the most.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::carrier::{Carrier, Choice};
 use super::clock::AgentClock;
 use super::placement::{Gateway, Placement, Why};
 use crate::fault::chain_text;
 use crate::flow::watch;
-use crate::wire::{Client, ConnectError, Net, TlsFiles, Tuning};
+use crate::wire::{Client, Code, ConnectError, Net, TlsFiles, Transport, Tuning};
 
 /// First pause after a failure: a gateway that restarts is back within a second.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -27,6 +30,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 pub const ASK_FIRST: Duration = Duration::from_secs(1);
 /// The longest that it may take: the handshake, the hello and the first pings need a few round trips.
 const ASK_MAX: Duration = Duration::from_secs(10);
+/// How long QUIC alone is given to answer, if a third of the patience is not shorter: some round trips of a long line.
+const OTHER_AFTER_MAX: Duration = Duration::from_secs(1);
+/// How long a probe of QUIC beside a connection over TCP may take.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 /// Pause before others are asked again to take over from a gateway that asked to leave.
 const LEAVE_PAUSE: Duration = Duration::from_secs(5);
 /// How often the clock offset is taken over from the connection, which measures it by its pings.
@@ -79,6 +86,8 @@ pub struct LinkState {
     pub error: Option<String>,
     /// Where the connection goes, and why there.
     pub at: Option<(String, Why)>,
+    /// What carries the connection, and whether it does so because QUIC did not get through.
+    pub transport: Option<(Transport, bool)>,
     /// The list of gateways, best for this agent first.
     pub ranked: Vec<String>,
 }
@@ -123,6 +132,10 @@ pub struct LinkConfig {
     pub lost_after: Duration,
     /// How long a better gateway must answer before the agent returns to it.
     pub return_after: Duration,
+    /// What may carry the connection.
+    pub transport: Choice,
+    /// First pause before QUIC is tried again where TCP carries the connection.
+    pub quic_retry: Duration,
     /// Certificate files.
     pub tls: TlsFiles,
 }
@@ -133,7 +146,8 @@ pub async fn run(config: LinkConfig, clock: Arc<AgentClock>, net: Net, state: wa
     state.send_modify(|state| state.ranked = placement.ranked().to_vec());
     let tuning = Tuning { idle_timeout: config.lost_after, ..Tuning::default() };
     let (leaving, reported) = (Vec::new(), String::new());
-    let mut walker = Walker { config, clock, net, state, placement, tuning, leaving, reported };
+    let carrier = Carrier::new(config.transport, config.quic_retry);
+    let mut walker = Walker { config, clock, net, state, placement, carrier, tuning, leaving, reported };
     let mut next = None;
     loop {
         let (client, address) = match next.take() {
@@ -153,6 +167,7 @@ struct Walker {
     net: Net,
     state: watch::Sender<LinkState>,
     placement: Placement,
+    carrier: Carrier,
     tuning: Tuning,
     /// Gateways that were left, and connections to them that some disks may still use.
     leaving: Vec<(String, Weak<Client>)>,
@@ -194,7 +209,10 @@ impl Walker {
     /// Connects, unless it is one of the gateways `known`.
     async fn ask(&self, address: &str, patience: Duration, known: &[String]) -> Result<Client, NoAnswer> {
         let (tls, clock) = (&self.config.tls, self.clock.machine());
-        let connecting = Client::connect_elsewhere(address, known, tls, &self.tuning, clock, &self.net);
+        let (transport, or_other) = self.carrier.wanted();
+        let other_after = or_other.then(|| OTHER_AFTER_MAX.min(patience / 3));
+        let tuning = Tuning { transport, other_after, ..self.tuning.clone() };
+        let connecting = Client::connect_elsewhere(address, known, tls, &tuning, clock, &self.net);
         match tokio::time::timeout(patience, connecting).await {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(ConnectError::Known { gateway, .. })) => Err(NoAnswer::Known(gateway)),
@@ -223,12 +241,21 @@ impl Walker {
         self.placement.arrived(address, self.clock.monotonic());
         let why = self.placement.stay().map_or(Why::FirstChoice, |stay| stay.why);
         let (id, vault) = (client.gateway_id().to_owned(), client.gateway().vault);
-        tracing::info!(gateway = address, id, %vault, why = why.as_str(), "connected");
+        let transport = client.transport();
+        tracing::info!(gateway = address, id, %vault, why = why.as_str(), %transport, "connected");
+        if self.carrier.connected(transport, self.clock.monotonic()) {
+            tracing::warn!(
+                gateway = address,
+                "QUIC does not get through to this gateway: TLS over TCP carries the connection; check that UDP reaches \
+                 the same port. QUIC is tried again now and then"
+            );
+        }
         self.reported.clear();
         self.clock.correct(client.clock());
         self.state.send_modify(|state| {
             state.client = Some(Arc::clone(&client));
             state.at = Some((address.to_owned(), why));
+            state.transport = Some((transport, self.carrier.fell_back()));
             state.error = None;
         });
         let clock = Arc::clone(&self.clock);
@@ -242,24 +269,54 @@ impl Walker {
             biased;
             lost = client.closed() => lost,
             () = corrected => return None,
-            found = self.elsewhere(&client) => {
+            found = self.elsewhere(&client, address) => {
+                let Some(found) = found else {
+                    self.back_to_quic(&client).await;
+                    return None;
+                };
                 self.leaving.retain(|(_, client)| client.strong_count() > 0);
                 self.leaving.push((id, Arc::downgrade(&client)));
                 return Some(found);
             }
         };
         tracing::warn!(error = %lost, "connection lost");
+        if self.carrier.lost(transport, lost.code == Code::Timeout, self.clock.monotonic()) {
+            tracing::warn!("connections over QUIC fall silent soon after they begin: TLS over TCP is tried first");
+        }
         self.placement.lost();
         self.state.send_modify(|state| {
             state.client = None;
             state.at = None;
+            state.transport = None;
             state.error = Some(lost.to_string());
         });
         None
     }
 
-    /// Waits until the agent should go elsewhere, and has a connection there.
-    async fn elsewhere(&mut self, client: &Client) -> Found {
+    /// Ends a connection over TCP, so that the next one goes over QUIC. The disks carry on from where the gateway stands.
+    async fn back_to_quic(&mut self, client: &Client) {
+        tracing::info!("QUIC gets through again: the connection returns to it");
+        client.end();
+        self.placement.lost();
+        self.state.send_modify(|state| {
+            state.client = None;
+            state.at = None;
+            state.transport = None;
+        });
+        client.closed().await;
+    }
+
+    /// Tries QUIC beside a connection over TCP. Whether to return to it.
+    async fn probe_quic(&mut self, address: &str) -> bool {
+        let tuning = Tuning { transport: Transport::Quic, other_after: None, ..self.tuning.clone() };
+        let probe = Client::probe(address, &self.config.tls, &tuning, self.clock.machine(), &self.net);
+        let answered = matches!(tokio::time::timeout(PROBE_PATIENCE, probe).await, Ok(Ok(())));
+        tracing::debug!(gateway = address, answered, "QUIC was tried");
+        self.carrier.probed(answered, self.clock.monotonic())
+    }
+
+    /// Waits until the agent should go elsewhere, and has a connection there; `None` if it should come again over QUIC.
+    async fn elsewhere(&mut self, client: &Client, address: &str) -> Option<Found> {
         let here = client.gateway_id();
         let mut redirects = client.redirects();
         let mut leave_at: Option<Duration> = None;
@@ -269,6 +326,8 @@ impl Walker {
             let leave = tokio::time::sleep(leave_at.unwrap_or_default().saturating_sub(now));
             let probe_at = self.placement.probe_at().filter(|_| leave_at.is_none());
             let probe = tokio::time::sleep(probe_at.unwrap_or_default().saturating_sub(now));
+            let quic_at = self.carrier.probe_at();
+            let quic = tokio::time::sleep(quic_at.unwrap_or_default().saturating_sub(now));
             tokio::select! {
                 biased;
                 hinted = redirected(&mut redirects) => {
@@ -283,12 +342,15 @@ impl Walker {
                 }
                 () = leave, if leave_at.is_some() => {
                     if let Some(found) = self.leave(here).await {
-                        return found;
+                        return Some(found);
                     }
                     leave_at = Some(self.clock.monotonic() + LEAVE_PAUSE);
                 }
                 () = probe, if probe_at.is_some() => if let Some(found) = self.probe(here).await {
-                    return found;
+                    return Some(found);
+                },
+                () = quic, if quic_at.is_some() => if self.probe_quic(address).await {
+                    return None;
                 },
             }
         }

@@ -46,6 +46,7 @@
 //! two meets what the other wrote. Before such a copy is started, `tidegate agent --resync DISK`.
 
 pub mod activity;
+pub mod carrier;
 pub mod chunk_set;
 pub mod clock;
 pub mod config;

@@ -106,7 +106,12 @@ fn print(out: &mut impl Write, status: &AgentStatus) -> std::io::Result<()> {
         (Some(gateway), _) => {
             let at = status.address.as_deref().unwrap_or("?");
             let why = status.why.as_deref().unwrap_or("?");
-            writeln!(out, "agent {}, connected to gateway {gateway} at {at}: {why}", status.agent)?;
+            let transport = match (status.transport.as_deref(), status.fell_back) {
+                (Some("tcp"), true) => " over TCP, because QUIC does not get through",
+                (Some("tcp"), false) => " over TCP",
+                _ => "",
+            };
+            writeln!(out, "agent {}, connected to gateway {gateway} at {at}{transport}: {why}", status.agent)?;
         }
         (None, Some(error)) => writeln!(out, "agent {}, not connected: {error}", status.agent)?,
         (None, None) => writeln!(out, "agent {}, not connected", status.agent)?,

@@ -23,6 +23,8 @@ pub struct GatewayConfig {
     pub id: String,
     /// UDP address for agents.
     pub listen: SocketAddr,
+    /// TCP address for agents that UDP does not reach, if there is one.
+    pub listen_tcp: Option<SocketAddr>,
     /// TCP address for metrics and health.
     pub admin_listen: SocketAddr,
     /// Bytes of data in flight that the process may hold.
@@ -78,6 +80,14 @@ impl GatewayConfig {
         let id = reader.parsed("id", |text| check_name(text).map(|()| text.to_owned()).map_err(|e| e.to_string()));
         let id = reader.required("id", id);
         let listen = address(&mut reader, "listen", "[::]:9443");
+        let listen_tcp = reader.parsed("listen_tcp", |text| match text {
+            "same" => Ok(Some(listen)),
+            "off" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| {
+                format!("{text:?} is no address: write host:port, \"same\" for that of `listen`, or \"off\"")
+            }),
+        });
+        let listen_tcp = listen_tcp.unwrap_or(Some(listen));
         let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
         let memory_bytes = reader.size("memory", 512 * MIB, 128 * MIB..=1 << 40);
         let seconds = Duration::from_secs;
@@ -111,6 +121,7 @@ impl GatewayConfig {
         Ok(Self {
             id: id.ok_or_else(missing)?,
             listen,
+            listen_tcp,
             admin_listen,
             memory_bytes,
             drain_grace,
@@ -215,6 +226,8 @@ mod tests {
         short.push_str("catalog_key='k'\n[journal]\ndir='/j'\n");
         let bare = read(&short).expect("short file is valid");
         assert_eq!(config.listen, bare.listen);
+        assert_eq!(config.listen_tcp, Some(config.listen));
+        assert_eq!(config.listen_tcp, bare.listen_tcp);
         assert_eq!(config.memory_bytes, bare.memory_bytes);
         assert_eq!(config.drain_grace, bare.drain_grace);
         assert_eq!(config.batch_age, bare.batch_age);
@@ -227,6 +240,15 @@ mod tests {
         assert_eq!(config.peers, bare.peers);
         assert_eq!(config.window_bytes, bare.window_bytes);
         assert_eq!((config.codec, bare.codec), (CodecChoice::default(), CodecChoice::default()));
+    }
+
+    #[test]
+    fn tcp_is_off_or_elsewhere_if_the_file_says_so() {
+        let with = |line: &str| read(&format!("{line}\n{DEFAULT_FILE}").replace("\nlisten_tcp = \"same\"", ""));
+        assert_eq!(with("listen_tcp = 'off'").expect("valid").listen_tcp, None);
+        let elsewhere = with("listen_tcp = '127.0.0.1:443'").expect("valid").listen_tcp;
+        assert_eq!(elsewhere, Some(SocketAddr::from(([127, 0, 0, 1], 443))));
+        assert!(with("listen_tcp = 'yes'").expect_err("a mistake").to_string().contains("listen_tcp"));
     }
 
     #[test]

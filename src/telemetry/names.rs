@@ -80,6 +80,8 @@ metric_names! {
     gauge UPLOAD_PARKED = "tidegate_upload_parked";
     /// Agents connected.
     gauge AGENT_SESSIONS = "tidegate_agent_sessions";
+    /// Of them those over TCP.
+    gauge AGENT_SESSIONS_TCP = "tidegate_agent_sessions_tcp";
     /// Disk streams open.
     gauge DISK_STREAMS = "tidegate_disk_streams";
     /// Bytes of the sessions' memory that disks have for records on their way.

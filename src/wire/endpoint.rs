@@ -1,4 +1,4 @@
-//! QUIC endpoints and their tuning.
+//! The endpoints of both sides and their tuning.
 //!
 //! Flow control of a connection must let through all that its streams may send, or a disk whose records wait for the
 //! journal would take the connection's window away from the others. What really bounds a stream is the credit that the
@@ -14,11 +14,13 @@ use std::time::Duration;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller, VarInt};
+use tokio::net::TcpListener;
 
 use super::identity::GatewayIdentity;
 use super::net::{Net, TokioTime};
 use super::server::admission::STRANGER_WINDOW_BYTES;
 use super::tls::{Explanation, Material, TlsError, TlsFiles};
+use super::transport::Transport;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
 use crate::{keys, limits};
@@ -26,7 +28,7 @@ use crate::{keys, limits};
 /// Default of [`Tuning::idle_timeout`]: longer than a route change, shorter than an operator's patience.
 const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// The agent sends something so many times within the idle timeout, so that single losses do not matter.
-const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
+pub(super) const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
 /// Bytes that an agent may have sent without acknowledgement by the network: 16 MiB carry 4 Gbit/s over 30 ms.
 const AGENT_SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// The same of a gateway, whose acks are small: a peer that acknowledges nothing must not collect megabytes of them.
@@ -41,9 +43,13 @@ const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_EACH: u64 = 16 << 10;
 const INCOMING_BYTES_ALL: u64 = 4 << 20;
 
-/// Tuning of a QUIC endpoint.
+/// Tuning of an endpoint. Windows and datagrams are QUIC's; TCP's are the kernel's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tuning {
+    /// What a client connects over; a gateway listens on what it was told to.
+    pub transport: Transport,
+    /// After so long without an answer the other transport is tried too; with `None` never.
+    pub other_after: Option<Duration>,
     /// Bytes that one stream may have on its way: the rate of one disk is at most this per round trip.
     pub stream_window_bytes: u32,
     /// Bytes that one connection may have on its way to an agent. A gateway's is what it may grant: see
@@ -61,6 +67,8 @@ impl Default for Tuning {
     fn default() -> Self {
         let stream_window_bytes = 4 << 20;
         Self {
+            transport: Transport::Quic,
+            other_after: None,
             stream_window_bytes,
             connection_window_bytes: stream_window_bytes * (limits::DISKS_PER_AGENT_MAX as u32 + 1),
             mtu_max_bytes: MTU_BYTES_DEFAULT,
@@ -84,6 +92,14 @@ pub enum EndpointError {
         /// Why.
         source: io::Error,
     },
+    /// The address cannot be listened on.
+    #[error("TCP {listen} cannot be listened on")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// TLS offers nothing that QUIC can use.
     #[error("QUIC cannot use this TLS configuration")]
     Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
@@ -93,7 +109,7 @@ impl Classify for EndpointError {
     fn fault(&self) -> Fault {
         match self {
             Self::Tls(error) => error.fault(),
-            Self::Bind { .. } | Self::Quic(_) => Fault::Fatal,
+            Self::Bind { .. } | Self::Listen { .. } | Self::Quic(_) => Fault::Fatal,
         }
     }
 }
@@ -160,6 +176,8 @@ pub struct Listener {
     transport: Arc<quinn::TransportConfig>,
     local: SocketAddr,
     identity: GatewayIdentity,
+    tcp: Option<TcpListener>,
+    idle_timeout: Duration,
 }
 
 impl Listener {
@@ -183,7 +201,42 @@ impl Listener {
         let config = server_config(&material, &transport, &Explanation::default())?;
         let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), net)?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
-        Ok(Self { endpoint, material, transport, local, identity })
+        let idle_timeout = tuning.idle_timeout;
+        Ok(Self { endpoint, material, transport, local, identity, tcp: None, idle_timeout })
+    }
+
+    /// Listens at `listen` for agents that come over TCP, too.
+    ///
+    /// # Errors
+    /// [`EndpointError::Listen`].
+    pub fn with_tcp(mut self, listen: SocketAddr, net: &Net) -> Result<Self, EndpointError> {
+        self.tcp = Some(net.listen_tcp(listen).map_err(|source| EndpointError::Listen { listen, source })?);
+        Ok(self)
+    }
+
+    /// The same at the address and port that QUIC listens at.
+    ///
+    /// # Errors
+    /// [`EndpointError::Listen`].
+    pub fn with_tcp_at_same(self, net: &Net) -> Result<Self, EndpointError> {
+        let local = self.local;
+        self.with_tcp(local, net)
+    }
+
+    /// The address that agents reach over TCP, if there is one.
+    #[must_use]
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref()?.local_addr().ok()
+    }
+
+    /// Where agents come in over TCP. To be taken once.
+    pub(super) const fn take_tcp(&mut self) -> Option<TcpListener> {
+        self.tcp.take()
+    }
+
+    /// Silence after which a connection counts as lost.
+    pub(super) const fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
     }
 
     /// The address that agents reach, with the port that the system chose if 0 was asked for.

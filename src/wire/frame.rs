@@ -47,6 +47,10 @@ pub enum Kind {
     Pong = 5,
     /// The gateway asks the agent to go elsewhere.
     Redirect = 6,
+    /// First frame of every connection over TCP, from the agent.
+    Join = 7,
+    /// Last frame of the control stream over TCP.
+    Close = 8,
     /// Agent's first frame of a disk stream.
     OpenDisk = 16,
     /// Gateway's consent.
@@ -71,13 +75,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Hello,
         Self::HelloOk,
         Self::Refused,
         Self::Ping,
         Self::Pong,
         Self::Redirect,
+        Self::Join,
+        Self::Close,
         Self::OpenDisk,
         Self::DiskOpened,
         Self::DiskRefused,

@@ -85,6 +85,25 @@ pub struct Redirect {
     pub gateways: Vec<String>,
 }
 
+/// What a connection over TCP is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum JoinAs {
+    /// The control stream of a new session.
+    Control = 1,
+    /// A further stream of a session that is there.
+    Stream = 2,
+}
+
+/// Says what a connection over TCP is; its first frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// Name of the session: random, chosen by the agent, and worth something only with the agent's certificate.
+    pub session: Id128,
+    /// Whether it begins the session.
+    pub join_as: JoinAs,
+}
+
 /// Why an agent forks a new epoch.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -277,6 +296,10 @@ pub enum Message {
     Pong(Pong),
     /// See [`Redirect`].
     Redirect(Redirect),
+    /// See [`Join`].
+    Join(Join),
+    /// See [`Refused`]; ends the session, over TCP.
+    Close(Refused),
     /// See [`OpenDisk`].
     OpenDisk(OpenDisk),
     /// See [`DiskOpened`].
@@ -308,6 +331,8 @@ impl Message {
             Self::Ping(_) => Kind::Ping,
             Self::Pong(_) => Kind::Pong,
             Self::Redirect(_) => Kind::Redirect,
+            Self::Join(_) => Kind::Join,
+            Self::Close(_) => Kind::Close,
             Self::OpenDisk(_) => Kind::OpenDisk,
             Self::DiskOpened(_) => Kind::DiskOpened,
             Self::DiskRefused(_) => Kind::DiskRefused,
@@ -347,7 +372,7 @@ impl Message {
                 put_text(out, &ok.gateway);
                 put_text(out, &ok.software);
             }
-            Self::Refused(refused) | Self::DiskRefused(refused) => {
+            Self::Refused(refused) | Self::DiskRefused(refused) | Self::Close(refused) => {
                 out.put_u32_le(refused.code.number());
                 put_text(out, &refused.text);
             }
@@ -361,6 +386,10 @@ impl Message {
                 let gateways = &redirect.gateways[..redirect.gateways.len().min(REDIRECT_GATEWAYS_MAX)];
                 out.put_u16_le(gateways.len() as u16);
                 gateways.iter().for_each(|gateway| put_text(out, gateway));
+            }
+            Self::Join(join) => {
+                out.put_slice(&join.session.0);
+                out.put_u8(join.join_as as u8);
             }
             Self::OpenDisk(open) => put_open_disk(out, open),
             Self::DiskOpened(opened) => {
@@ -422,6 +451,15 @@ impl Message {
                 let gateways = (0..count).map(|_| fields.text("gateway", TEXT_BYTES_MAX)).collect::<Result<_, _>>()?;
                 Self::Redirect(Redirect { gateways })
             }
+            Kind::Join => Self::Join(Join {
+                session: Id128(fields.array("session")?),
+                join_as: match fields.u8("join as")? {
+                    1 => JoinAs::Control,
+                    2 => JoinAs::Stream,
+                    _ => return Err(fields.out_of_range("join as")),
+                },
+            }),
+            Kind::Close => Self::Close(fields.refused()?),
             Kind::OpenDisk => Self::OpenDisk(fields.open_disk()?),
             Kind::DiskOpened => Self::DiskOpened(DiskOpened {
                 epoch: Epoch(fields.u64("epoch")?),

@@ -64,6 +64,7 @@ pub use messages::{ForkReason, OpenDisk, REDIRECT_GATEWAYS_MAX, Want};
 pub use net::Net;
 pub use server::{ServerLimits, serve};
 pub use tls::{TlsError, TlsFiles};
+pub use transport::{NoTransport, Transport};
 
 use std::time::Duration;
 

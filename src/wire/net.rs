@@ -1,4 +1,4 @@
-//! How the wire reaches the network: where UDP sockets come from, how names become addresses, whose time QUIC has.
+//! How the wire reaches the network: where sockets come from, how names become addresses, whose time QUIC has.
 //!
 //! One QUIC runtime serves everywhere. Its timers and its clock are those of the tokio runtime that it runs in, so a
 //! runtime with paused time pauses the connections too, with their retransmissions and idle timeouts.
@@ -12,6 +12,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections over TCP that the kernel finishes before they are accepted; it allows 4,096 by itself.
+const TCP_BACKLOG: i32 = 1024;
 
 /// Where sockets and addresses come from. The system's is [`Net::system`]; a simulation brings its own.
 pub trait Network: Send + Sync + 'static {
@@ -22,12 +26,30 @@ pub trait Network: Send + Sync + 'static {
     /// What the system answers.
     fn open(&self, listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
+    /// Connects to `remote` over TCP.
+    fn connect_tcp(&self, remote: SocketAddr) -> Connecting<'_> {
+        let _ = remote;
+        Box::pin(std::future::ready(Err(io::Error::from(io::ErrorKind::Unsupported))))
+    }
+
+    /// Listens at `listen` for connections over TCP; port 0 lets it choose.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn listen_tcp(&self, listen: SocketAddr) -> io::Result<TcpListener> {
+        let _ = listen;
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+
     /// The addresses of `addr` (`host:port`), in the order in which they are to be tried.
     fn resolve<'a>(&'a self, addr: &'a str) -> Resolving<'a>;
 }
 
 /// The answer to [`Network::resolve`], when it comes.
 pub type Resolving<'a> = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>>;
+
+/// The answer to [`Network::connect_tcp`], when it comes.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>>;
 
 /// The network that endpoints are opened on. Cheap to clone.
 #[derive(Clone)]
@@ -55,6 +77,14 @@ impl Net {
         self.0.open(listen, socket_buffer_bytes)
     }
 
+    pub(super) async fn connect_tcp(&self, remote: SocketAddr) -> io::Result<TcpStream> {
+        self.0.connect_tcp(remote).await
+    }
+
+    pub(super) fn listen_tcp(&self, listen: SocketAddr) -> io::Result<TcpListener> {
+        self.0.listen_tcp(listen)
+    }
+
     pub(super) async fn resolve(&self, addr: &str) -> io::Result<Vec<SocketAddr>> {
         self.0.resolve(addr).await
     }
@@ -65,6 +95,14 @@ struct System;
 impl Network for System {
     fn open(&self, listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         TokioTime.wrap_udp_socket(open_socket(listen, socket_buffer_bytes)?)
+    }
+
+    fn connect_tcp(&self, remote: SocketAddr) -> Connecting<'_> {
+        Box::pin(TcpStream::connect(remote))
+    }
+
+    fn listen_tcp(&self, listen: SocketAddr) -> io::Result<TcpListener> {
+        listen_tcp(listen)
     }
 
     fn resolve<'a>(&'a self, addr: &'a str) -> Resolving<'a> {
@@ -98,6 +136,22 @@ fn open_socket(listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<std::
     socket.set_nonblocking(true)?;
     socket.bind(&listen.into())?;
     Ok(socket.into())
+}
+
+/// Listens with a queue for a moment in which all agents come at once.
+fn listen_tcp(listen: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP))?;
+    if listen.is_ipv6() && listen.ip().is_unspecified() {
+        // As for UDP.
+        let _ = socket.set_only_v6(false);
+    }
+    // A gateway that starts again takes its port back from the connections of its former life.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(TCP_BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// QUIC on tokio, with tokio's clock: quinn's own runtime reads the machine's.

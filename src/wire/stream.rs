@@ -8,8 +8,6 @@ use super::transport::{RecvHalf, SendHalf, StreamEnd};
 
 /// Chunks taken from a stream at once: a burst of datagrams as the kernel hands them over.
 const CHUNKS_MAX: usize = 32;
-/// A chunk of a large datagram: a read may take one more than its room.
-const CHUNK_BYTES: usize = 8 << 10;
 
 /// What room there is for the records of a stream.
 pub(super) trait Room {
@@ -86,6 +84,9 @@ impl FrameReader {
     pub(super) async fn next_frame_within(&mut self, room: &impl Room) -> Result<Option<Frame>, ReadFrameError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
+                if frame.kind == Kind::Close {
+                    return Err(self.closed(frame));
+                }
                 return Ok(Some(frame));
             }
             let mut have_bytes = 0;
@@ -101,14 +102,25 @@ impl FrameReader {
             }
             let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
             let ahead_bytes = room.ahead_bytes().saturating_sub(have_bytes) as usize;
-            let chunks_max = (ahead_bytes / CHUNK_BYTES + 1).min(CHUNKS_MAX);
-            match self.recv.read_chunks(&mut chunks[..chunks_max]).await? {
+            match self.recv.read_chunks(&mut chunks, ahead_bytes).await? {
                 Some(count) => chunks.into_iter().take(count).for_each(|chunk| self.decoder.push(chunk)),
                 None => {
                     self.decoder.finish()?;
                     return Ok(None);
                 }
             }
+        }
+    }
+
+    /// The end of a session whose transport knows no other way to say it.
+    fn closed(&self, frame: Frame) -> ReadFrameError {
+        let unexpected = MessageError::Unexpected { found: frame.kind, expected: "another frame" };
+        match Message::decode(frame) {
+            Ok(Message::Close(close)) => {
+                self.recv.closed(close).map_or_else(|| unexpected.into(), ReadFrameError::Stream)
+            }
+            Ok(_) => unexpected.into(),
+            Err(error) => error.into(),
         }
     }
 

@@ -64,7 +64,7 @@ async fn begin(mut disks: Vec<Disk>) -> Result<Vec<Disk>, RunError> {
 }
 
 async fn connect_agent(plan: &Plan, number: usize, agent: &Agent, common: &Arc<Common>) -> Result<Vec<Disk>, RunError> {
-    let tuning = Tuning { mtu_max_bytes: plan.mtu_max_bytes, ..Tuning::default() };
+    let tuning = Tuning { transport: plan.transport, mtu_max_bytes: plan.mtu_max_bytes, ..Tuning::default() };
     let (clock, net) = (Arc::new(SystemClock::new()), Net::system());
     let mut tries = 1;
     let client = loop {

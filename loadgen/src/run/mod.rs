@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidegate::flow::{Clock as _, SystemClock};
+use tidegate::wire::Transport;
 use tokio::task::JoinSet;
 
 use crate::chance::Share;
@@ -78,6 +79,8 @@ pub struct Plan {
     pub duration: Option<Duration>,
     /// How much it writes.
     pub bytes: Option<u64>,
+    /// What carries the connections.
+    pub transport: Transport,
     /// Largest UDP payload that path discovery may try.
     pub mtu_max_bytes: u16,
     /// Decides where and when.

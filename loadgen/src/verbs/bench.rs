@@ -9,6 +9,7 @@ use loadgen::bench::{Plan, Report, bench};
 use loadgen::run::profile::Profile;
 use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Usual};
 use tidegate::fault::exit;
+use tidegate::wire::Transport;
 
 use super::run::{PayloadArgs, beside, need_open_files, runtime, seconds};
 use super::{Outcome, limit, size, time};
@@ -48,6 +49,9 @@ pub struct Args {
     duration: Option<Duration>,
     #[command(flatten)]
     payload: PayloadArgs,
+    /// What carries the load: quic, or tcp for TLS over TCP. It decides which sum of primitives the gateway is held against.
+    #[arg(long, default_value = "quic")]
+    transport: Transport,
     /// Largest UDP payload that path discovery may try; the gateway has its own limit.
     #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
     mtu: u16,
@@ -84,6 +88,7 @@ pub fn run(args: &Args) -> Outcome {
         bytes: args.bytes.unwrap_or(if small { 1 << 30 } else { 4 << 30 }),
         rounds: args.rounds.unwrap_or(usual.rounds) as usize,
         steady: args.steady,
+        transport: args.transport,
         mtu_max_bytes: args.mtu,
         seed: args.payload.seed,
         memory_bytes: args.memory,

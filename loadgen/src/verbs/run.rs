@@ -16,6 +16,7 @@ use loadgen::run::verify::{Restore, verify};
 use loadgen::run::{Done, Plan, run as execute};
 use tidegate::config::show_size;
 use tidegate::fault::exit;
+use tidegate::wire::Transport;
 
 use super::{Outcome, size, time};
 
@@ -100,6 +101,9 @@ pub struct Args {
     bytes: Option<u64>,
     #[command(flatten)]
     payload: PayloadArgs,
+    /// quic, or tcp for TLS over TCP.
+    #[arg(long, default_value = "quic")]
+    transport: Transport,
     /// Largest UDP payload that path discovery may try; the gateway must allow it too.
     #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
     mtu: u16,
@@ -240,6 +244,7 @@ fn plan(args: &Args) -> Result<Plan, Box<dyn std::error::Error>> {
         ramp: args.ramp,
         duration,
         bytes: args.bytes,
+        transport: args.transport,
         mtu_max_bytes: args.mtu,
         seed: args.payload.seed,
         settle: args.settle,

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use self::gateway::{FakeGateway, Serving, another_gateway, certificates};
 use self::support::{Dice, until};
+use super::carrier::Choice;
 use super::config::{Config, DiskConfig};
 use super::disk::{Disk, Overrides};
 use super::placement::Gateway;
@@ -24,7 +25,7 @@ use super::{Agent, AgentError};
 use crate::flow::SystemClock;
 use crate::nbd::{Export, Listen, ZeroFlags};
 use crate::types::DiskId;
-use crate::wire::TlsFiles;
+use crate::wire::{TlsFiles, Transport};
 
 const DISK_BYTES: usize = 24 << 20;
 /// The gateway's and an agent's state, disks and certificates.
@@ -45,6 +46,8 @@ impl World {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("address");
         let serving = Serving::start(&host, &gateway_tls, any).await;
         let config = Config {
+            transport: Choice::Only(Transport::Quic),
+            quic_retry: Duration::from_secs(60),
             id: "a1".into(),
             state_dir: folder.path().join("state"),
             gateways: vec![Gateway::new(serving.address.to_string())],

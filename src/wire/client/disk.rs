@@ -152,7 +152,8 @@ async fn answer(reader: &mut FrameReader, session: &Session, addr: &Arc<str>) ->
         Ok(Message::DiskRefused(told)) if told.code == Code::MustFork => {
             Err(OpenDiskError::MustFork { text: told.text })
         }
-        Ok(Message::DiskRefused(told)) => refused(told.code, told.text),
+        // The second says it of a connection over TCP before it is known for which disk.
+        Ok(Message::DiskRefused(told) | Message::Refused(told)) => refused(told.code, told.text),
         Ok(other) => refused(Code::Message, format!("{:?} frame came as the answer to open-disk", other.kind())),
         Err(ReadFrameError::Stream(_) | ReadFrameError::End) => Err(reason(session, addr).await.into()),
         Err(error) => refused(Code::Frame, error.to_string()),
@@ -316,7 +317,12 @@ impl DiskSender {
         chunks.push(first.freeze());
         chunks.extend(record.rest);
         self.writing = true;
-        self.send.write_all(&mut chunks).await.map_err(|_| SendError::Ended)?;
+        tokio::select! {
+            biased;
+            written = self.send.write_all(&mut chunks) => written.map_err(|_| SendError::Ended)?,
+            // The gateway reads no more of it, and over TCP has no other way to say so than its last frame.
+            _ = self.state.wait_for(|state| state.end.is_some()) => return Err(SendError::Ended),
+        }
         self.writing = false;
         self.purse.spend(bytes as u64);
         if let Ok(head) = RecordHead::decode(&record.head) {

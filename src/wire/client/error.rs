@@ -43,10 +43,12 @@ pub enum ConnectError {
         text: String,
     },
     /// Nobody answered.
-    #[error("gateway {addr} does not answer: {text}; check that it runs and that UDP reaches it")]
+    #[error("gateway {addr} does not answer: {text}; check that it runs and that {needs} reaches it")]
     Unreachable {
         /// The address as configured.
         addr: String,
+        /// What the network must let through: UDP or TCP.
+        needs: &'static str,
         /// In words.
         text: String,
     },

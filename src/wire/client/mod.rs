@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -22,15 +23,18 @@ pub use error::{ConnectError, ConnectionLost, OpenDiskError};
 
 use self::clock_sync::ClockSync;
 use super::code::Code;
-use super::endpoint::{Tuning, client_endpoint};
+use super::endpoint::{KEEP_ALIVES_PER_IDLE_TIMEOUT, Tuning, client_endpoint};
 use super::identity::{AgentIdentity, Identity};
 use super::messages::{Hello, HelloOk, Message, OpenDisk, Ping, Pong};
 use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles};
-use super::transport::{SendHalf, Session, SessionEnd, StreamEnd};
+use super::transport::tcp::Dialer;
+use super::transport::{SendHalf, Session, SessionEnd, StreamEnd, Transport};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 use crate::flow::{Clock, watch};
+use crate::keys;
+use crate::types::Id128;
 
 /// For the handshake and for the hello, each; a gateway that is alive needs a few round trips.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +44,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const FIRST_PINGS: usize = 3;
 /// How long a close may take to go out; a gateway that is gone takes none.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// What a gateway logs of an agent that only looked whether it is there.
+pub(in crate::wire) const PROBE_TEXT: &str = "it only asked whether this gateway answers";
 
 /// A connection to a gateway. Dropping it closes the connection.
 pub struct Client {
@@ -109,7 +115,13 @@ impl Client {
         };
         let sync = Arc::new(Mutex::new(sync));
         let (redirect_sender, redirect) = watch::channel(None);
-        let keeper = Keeper { control, sync: Arc::clone(&sync), clock: Arc::clone(&clock), redirect: redirect_sender };
+        // QUIC keeps itself alive; over TCP the pings do it.
+        let ping_interval = match session.transport() {
+            Transport::Quic => PING_INTERVAL,
+            Transport::Tcp => PING_INTERVAL.min(tuning.idle_timeout / KEEP_ALIVES_PER_IDLE_TIMEOUT),
+        };
+        let (sync_kept, clock_kept) = (Arc::clone(&sync), Arc::clone(&clock));
+        let keeper = Keeper { control, sync: sync_kept, clock: clock_kept, redirect: redirect_sender, ping_interval };
         let control = tokio::spawn(keeper.run(session.clone())).abort_handle();
         let (addr, stopping) = (addr.into(), watch::Sender::new(false));
         Ok(Self { session, addr, identity, gateway, gateway_id, clock, sync, redirect, stopping, control })
@@ -165,15 +177,50 @@ impl Client {
         let _ = self.stopping.subscribe().wait_for(|&stopping| stopping).await;
     }
 
-    /// The largest UDP payload that the path has proven to carry, in bytes; discovery goes on for a while.
+    /// The largest UDP payload that the path has proven to carry, in bytes, over QUIC; discovery goes on for a while.
     #[must_use]
-    pub fn path_mtu_bytes(&self) -> u16 {
+    pub fn path_mtu_bytes(&self) -> Option<u16> {
         self.session.path_mtu_bytes()
+    }
+
+    /// What carries the connection.
+    #[must_use]
+    pub const fn transport(&self) -> Transport {
+        self.session.transport()
+    }
+
+    /// Whether the gateway at `addr` answers over the transport of `tuning`, without saying hello to it, which would end a
+    /// connection that this agent has there.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn probe(
+        addr: &str,
+        tls: &TlsFiles,
+        tuning: &Tuning,
+        clock: Arc<dyn Clock>,
+        net: &Net,
+    ) -> Result<(), ConnectError> {
+        let material = Material::load(tls, &clock)?;
+        let identity = material.agent()?;
+        let session = reach(addr, &material, tuning, net).await?;
+        let checked = check_gateway(addr, &session, &identity, &[]);
+        match &checked {
+            Ok(_) => session.close(Code::Done, PROBE_TEXT),
+            Err(error) => close_on(&session, error),
+        }
+        let _ = timeout(CLOSE_PATIENCE, session.close_sent()).await;
+        checked.map(|_| ())
     }
 
     /// Waits until the connection has ended and says how.
     pub async fn closed(&self) -> ConnectionLost {
         lost(&self.addr, self.session.closed().await)
+    }
+
+    /// Closes the connection, whoever else holds it.
+    pub fn end(&self) {
+        self.session.close(Code::Done, "");
     }
 
     /// Closes the connection and waits (shortly) until the gateway can know it.
@@ -190,15 +237,26 @@ impl Drop for Client {
     }
 }
 
+/// What is to be reached, and with what.
+struct Target<'a> {
+    addr: &'a str,
+    /// The name that the gateway's certificate must have.
+    name: &'a str,
+    material: &'a Material,
+    tuning: &'a Tuning,
+    net: &'a Net,
+}
+
 /// Finds the address and finishes the TLS handshake with the first of its addresses that answers.
 async fn reach(addr: &str, material: &Material, tuning: &Tuning, net: &Net) -> Result<Session, ConnectError> {
     let unusable = |text: String| ConnectError::Address { addr: addr.to_owned(), text };
     let (host, _) = addr.rsplit_once(':').ok_or_else(|| unusable("expected host:port".to_owned()))?;
     let name = host.trim_start_matches('[').trim_end_matches(']');
     let remotes = net.resolve(addr).await.map_err(|error| unusable(error.to_string()))?;
+    let target = Target { addr, name, material, tuning, net };
     let mut failure = unusable("the name has no address".to_owned());
     for remote in remotes {
-        match reach_one(addr, name, remote, material, tuning, net).await {
+        match reach_by_either(&target, remote).await {
             Ok(reached) => return Ok(reached),
             // Another address may answer where one was silent; a refusal is an answer.
             Err(error @ ConnectError::Unreachable { .. }) => failure = error,
@@ -208,39 +266,108 @@ async fn reach(addr: &str, material: &Material, tuning: &Tuning, net: &Net) -> R
     Err(failure)
 }
 
-async fn reach_one(
-    addr: &str,
-    name: &str,
-    remote: SocketAddr,
-    material: &Material,
-    tuning: &Tuning,
-    net: &Net,
-) -> Result<Session, ConnectError> {
-    let unreachable = |text: String| ConnectError::Unreachable { addr: addr.to_owned(), text };
-    let explanation = Explanation::default();
-    let (endpoint, config) = client_endpoint(remote, material, tuning, &explanation, net)?;
-    let connecting = endpoint
-        .connect_with(config, remote, name)
-        .map_err(|error| ConnectError::Address { addr: addr.to_owned(), text: error.to_string() })?;
-    match timeout(STEP_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => Ok(Session::Quic(connection, Some(endpoint))),
-        Ok(Err(error)) => {
-            let failure = failure(addr, material.explain(error.into(), &explanation));
-            // The other side learns why only if the close still goes out.
-            let _ = timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
-            Err(failure)
+/// Over the wanted transport, and over the other one if that does not answer in time: whichever comes through first.
+/// Neither says hello yet, so the one that loses leaves nothing behind.
+async fn reach_by_either(target: &Target<'_>, remote: SocketAddr) -> Result<Session, ConnectError> {
+    let transport = target.tuning.transport;
+    let wanted = reach_one(target, remote, transport);
+    let Some(other_after) = target.tuning.other_after else { return wanted.await };
+    tokio::pin!(wanted);
+    let silent = match timeout(other_after, &mut wanted).await {
+        Ok(Err(silent @ ConnectError::Unreachable { .. })) => Some(silent),
+        Ok(answered) => return answered,
+        Err(_) => None,
+    };
+    let other = reach_one(target, remote, transport.other());
+    let Some(silent) = silent else {
+        tokio::pin!(other);
+        // What answers is taken; of what fails the other is awaited.
+        return tokio::select! {
+            biased;
+            answered = &mut wanted => match answered {
+                Err(silent @ ConnectError::Unreachable { .. }) => other.await.map_err(|error| both(silent, error)),
+                answered => answered,
+            },
+            answered = &mut other => match answered {
+                Err(silent) => wanted.await.map_err(|error| both(error, silent)),
+                answered => answered,
+            },
+        };
+    };
+    other.await.map_err(|error| both(silent, error))
+}
+
+/// Neither transport came through: what is to be told of both.
+fn both(wanted: ConnectError, other: ConnectError) -> ConnectError {
+    match (wanted, other) {
+        (ConnectError::Unreachable { addr, text, .. }, ConnectError::Unreachable { text: other, .. }) => {
+            ConnectError::Unreachable { addr, text: format!("{text}; {other}"), needs: "UDP or TCP" }
         }
-        Err(_) => Err(unreachable(format!("no answer from {remote} within {} s", STEP_TIMEOUT.as_secs()))),
+        // A refusal says more than silence does.
+        (ConnectError::Unreachable { .. }, refusal) => refusal,
+        (refusal, _) => refusal,
     }
 }
 
-fn failure(addr: &str, failure: HandshakeFailure) -> ConnectError {
+async fn reach_one(target: &Target<'_>, remote: SocketAddr, transport: Transport) -> Result<Session, ConnectError> {
+    let Target { addr, name, material, tuning, net } = *target;
+    let unusable = |text: String| ConnectError::Address { addr: addr.to_owned(), text };
+    let explanation = Explanation::default();
+    let reached = match transport {
+        Transport::Quic => {
+            let (endpoint, config) = client_endpoint(remote, material, tuning, &explanation, net)?;
+            let connecting =
+                endpoint.connect_with(config, remote, name).map_err(|error| unusable(error.to_string()))?;
+            match timeout(STEP_TIMEOUT, connecting).await {
+                Ok(Ok(connection)) => Ok(Ok(Session::Quic(connection, Some(endpoint)))),
+                Ok(Err(error)) => {
+                    // The other side learns why only if the close still goes out.
+                    let _ = timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;
+                    Ok(Err(error.into()))
+                }
+                Err(late) => Err(late),
+            }
+        }
+        Transport::Tcp => {
+            let name = ServerName::try_from(name.to_owned()).map_err(|error| unusable(error.to_string()))?;
+            let dialer = Dialer {
+                remote,
+                name,
+                tls: Arc::new(material.client_config(&explanation)?),
+                net: net.clone(),
+                session: Id128(keys::random().map_err(|error| unusable(error.to_string()))?),
+                idle_timeout: tuning.idle_timeout,
+                step_timeout: STEP_TIMEOUT,
+                gateway: None,
+            };
+            timeout(STEP_TIMEOUT, dialer.dial()).await.map(|dialled| dialled.map(Session::Tcp))
+        }
+    };
+    match reached {
+        Ok(Ok(session)) => Ok(session),
+        Ok(Err(end)) => Err(failure(addr, transport, material.explain(end, &explanation))),
+        Err(_) => {
+            let text = format!("no answer from {remote} over {} within {} s", needs(transport), STEP_TIMEOUT.as_secs());
+            Err(ConnectError::Unreachable { addr: addr.to_owned(), text, needs: needs(transport) })
+        }
+    }
+}
+
+/// What the network must let through.
+const fn needs(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Quic => "UDP",
+        Transport::Tcp => "TCP",
+    }
+}
+
+fn failure(addr: &str, transport: Transport, failure: HandshakeFailure) -> ConnectError {
     let addr = addr.to_owned();
     match failure {
         HandshakeFailure::Theirs(text) => ConnectError::GatewayCertificate { addr, text },
         HandshakeFailure::Ours(text) => ConnectError::AgentCertificate { addr, text },
         HandshakeFailure::Closed(code, text) => ConnectError::Refused { addr, code, text },
-        HandshakeFailure::Silent(text) => ConnectError::Unreachable { addr, text },
+        HandshakeFailure::Silent(text) => ConnectError::Unreachable { addr, text, needs: needs(transport) },
     }
 }
 
@@ -297,12 +424,13 @@ async fn open(
     let (answer, control, sync) = match timeout(STEP_TIMEOUT, steps).await {
         Ok(Ok(opened)) => opened,
         Ok(Err(ReadFrameError::Stream(StreamEnd::Session(end)))) => {
-            return Err(failure(addr, material.explain(end, &Explanation::default())));
+            return Err(failure(addr, session.transport(), material.explain(end, &Explanation::default())));
         }
         Ok(Err(error)) => return Err(protocol(error.to_string())),
         Err(_) => {
             let text = format!("no answer to the hello within {} s", STEP_TIMEOUT.as_secs());
-            return Err(ConnectError::Unreachable { addr: addr.to_owned(), text });
+            let needs = needs(session.transport());
+            return Err(ConnectError::Unreachable { addr: addr.to_owned(), text, needs });
         }
     };
     match answer {
@@ -364,15 +492,16 @@ struct Keeper {
     sync: Arc<Mutex<ClockSync>>,
     clock: Arc<dyn Clock>,
     redirect: watch::Sender<Option<Vec<String>>>,
+    ping_interval: Duration,
 }
 
 impl Keeper {
     /// Pings and reads side by side: a ping that finds no window, because the gateway's journal is full, must not keep
     /// a redirect from being read.
     async fn run(self, session: Session) {
-        let Self { control: Control { mut send, mut reader, .. }, sync, clock, redirect } = self;
+        let Self { control: Control { mut send, mut reader, .. }, sync, clock, redirect, ping_interval } = self;
         let pings = async {
-            let mut ticks = tokio::time::interval(PING_INTERVAL);
+            let mut ticks = tokio::time::interval(ping_interval);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;

@@ -40,6 +40,8 @@ fn samples() -> Vec<(&'static str, Message)> {
             }),
         ),
         ("redirect", Message::Redirect(Redirect { gateways: vec!["g2.example:9443".into(), "[::1]:9443".into()] })),
+        ("join", Message::Join(Join { session: Id128([0x5e; 16]), join_as: JoinAs::Stream })),
+        ("close", Message::Close(refused(Code::Draining))),
         (
             "open-disk-resume",
             open(Want::Resume { epoch: Epoch(3), floor: Seq(4711), floor_chain: chain, first_held: Seq(4712) }),

@@ -83,15 +83,20 @@ impl<K: Ord + Clone> Places<K> {
 
     /// A place for `key`, if there is one in all and for it.
     pub(super) fn take(self: &Arc<Self>, key: &K) -> Option<Place<K>> {
+        self.take_among(key, self.key_max)
+    }
+
+    /// A place for `key`, if there is one in all and it has fewer than `key_max`.
+    pub(super) fn take_among(self: &Arc<Self>, key: &K, key_max: usize) -> Option<Place<K>> {
         let mut taken = self.taken.lock();
         let (keys, all) = &mut *taken;
         if *all >= self.all_max {
             return None;
         }
         match keys.entry(key.clone()) {
-            Entry::Occupied(count) if *count.get() >= self.key_max && *all >= self.crowded_from => return None,
+            Entry::Occupied(count) if *count.get() >= key_max && *all >= self.crowded_from => return None,
             Entry::Occupied(mut count) => *count.get_mut() += 1,
-            Entry::Vacant(_) if self.key_max == 0 => return None,
+            Entry::Vacant(_) if key_max == 0 => return None,
             Entry::Vacant(free) => drop(free.insert(1)),
         }
         *all += 1;

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use self::admission::{HELLOS_PER_AGENT_MAX, Network, Pace, Places};
@@ -30,9 +31,15 @@ use super::code::Code;
 use super::endpoint::Listener;
 use super::host::{HelloInfo, Host};
 use super::transport::Session;
+use super::transport::tcp::Sessions;
 use crate::flow::{Clock, Drain, watch};
 use crate::limits;
 use crate::telemetry::names;
+
+/// Connections over TCP between their handshake and their join frame: after an outage all disks come at once.
+const JOINS_MAX: usize = 4096;
+/// Pause after a connection could not be accepted, for want of file descriptors most often.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bounds of a server; the defaults have their reasons beside them.
 #[derive(Debug, Clone)]
@@ -85,6 +92,10 @@ struct Server<H> {
     seats: Seats,
     /// Connections between handshake and hello, per agent.
     hellos: Arc<Places<String>>,
+    /// Connections over TCP that have not said yet which session they belong to, per agent.
+    joins: Arc<Places<String>>,
+    /// The sessions over TCP.
+    sessions: Arc<Sessions>,
     pace: Pace,
     memory: Arc<Memory>,
 }
@@ -92,12 +103,13 @@ struct Server<H> {
 /// Serves agents until `drain` starts and then until everything received is vaulted or the grace is over. Returns
 /// when every connection is closed.
 pub async fn serve<H: Host>(
-    listener: Listener,
+    mut listener: Listener,
     host: Arc<H>,
     limits: ServerLimits,
     clock: Arc<dyn Clock>,
-    mut drain: Drain,
+    drain: Drain,
 ) {
+    let tcp = listener.take_tcp();
     let hello = host.hello();
     if listener.identity().vault != hello.vault {
         let (certificate, vault) = (listener.identity().vault, hello.vault);
@@ -111,17 +123,35 @@ pub async fn serve<H: Host>(
     let server = Arc::new(Server {
         seats: Seats::default(),
         hellos: Arc::new(Places::new(limits.connections_max.max(limits.unfinished_max), HELLOS_PER_AGENT_MAX)),
+        joins: Arc::new(Places::new(JOINS_MAX, usize::MAX)),
+        sessions: Arc::default(),
         pace: Pace::new(),
         memory: Arc::new(Memory::new(limits.memory_bytes, limits.agent_memory_bytes, host.ways())),
-        drain: drain.clone(),
+        drain,
         listener,
         host,
         hello,
         limits,
         clock,
     });
+    let (address, tcp_address) = (server.listener.local_addr(), tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()));
+    tracing::info!(
+        %address,
+        tcp = tcp_address.map_or_else(|| "off".to_owned(), |tcp| tcp.to_string()),
+        gateway = server.hello.gateway,
+        "agents may connect"
+    );
+    let over_tcp = async {
+        if let Some(listener) = tcp {
+            accept_tcp(&server, listener, &handshakes).await;
+        }
+    };
+    tokio::join!(accept_quic(&server, &handshakes), over_tcp);
+}
+
+async fn accept_quic<H: Host>(server: &Arc<Server<H>>, handshakes: &Arc<Places<Network>>) {
     let endpoint = server.listener.endpoint().clone();
-    tracing::info!(address = %server.listener.local_addr(), gateway = server.hello.gateway, "agents may connect");
+    let mut drain = server.drain.clone();
     let mut tasks = JoinSet::new();
     loop {
         let incoming = tokio::select! {
@@ -143,13 +173,40 @@ pub async fn serve<H: Host>(
             incoming.ignore();
             continue;
         };
-        tasks.spawn(session::run(Arc::clone(&server), incoming, handshake));
+        tasks.spawn(session::run_quic(Arc::clone(server), incoming, handshake));
     }
     endpoint.set_server_config(None);
     while tasks.join_next().await.is_some() {}
     endpoint.close(Code::Draining.var_int(), b"the gateway stops");
     // The last close frames go out; a lost peer must not hold the gateway up.
     let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+}
+
+async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, handshakes: &Arc<Places<Network>>) {
+    let mut drain = server.drain.clone();
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.wait() => break,
+            Some(_) = tasks.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, address)) => match handshakes.take(&Network::of(address.ip())) {
+                Some(handshake) => drop(tasks.spawn(session::run_tcp(Arc::clone(server), socket, address, handshake))),
+                // Whoever is honest and hears nothing but the end tries again, and finds a place.
+                None => count_refused(Code::Busy),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "no connection over TCP can be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    // Who still waits to be accepted learns at once that nobody will.
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
 }
 
 fn count_refused(code: Code) {

@@ -1,9 +1,12 @@
 //! One connection: handshake, identity, hello, then pings and disk streams until it ends.
 
+mod tcp;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -12,14 +15,15 @@ use super::{Gauged, Server, count_refused, disk};
 use crate::telemetry::names;
 use crate::types::RECORD_HEAD_BYTES;
 use crate::wire::CREDIT_BASE_BYTES;
+use crate::wire::client::PROBE_TEXT;
 use crate::wire::code::Code;
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::host::Host;
-use crate::wire::identity::{AgentIdentity, Identity};
+use crate::wire::identity::{AgentIdentity, Identity, IdentityError};
 use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::tls::{Explanation, HandshakeFailure};
-use crate::wire::transport::{SendHalf, Session};
+use crate::wire::transport::{SendHalf, Session, Transport};
 use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 
 /// How long the other side has to read a refusal before the connection is closed over it.
@@ -37,57 +41,107 @@ impl Close {
     }
 }
 
-/// Runs one connection to its end.
-pub(super) async fn run<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incoming, handshake: Place<Network>) {
+/// Runs one QUIC connection to its end.
+pub(super) async fn run_quic<H: Host>(server: Arc<Server<H>>, incoming: quinn::Incoming, handshake: Place<Network>) {
     let address = incoming.remote_address();
     let mut drain = server.drain.clone();
     let connected = tokio::select! {
         biased;
         () = drain.wait() => return,
         // On the heap, and gone with the handshake: see `disk`.
-        connected = Box::pin(connect(&server, incoming)) => connected,
+        connected = Box::pin(connect_quic(&server, incoming)) => connected,
     };
-    let Some(session) = connected else { return };
+    if let Some(session) = connected {
+        run(&server, address, session, Some(handshake)).await;
+    }
+}
+
+/// Runs one connection over TCP to its end, or hands it to the session that it belongs to.
+pub(super) async fn run_tcp<H: Host>(
+    server: Arc<Server<H>>,
+    socket: TcpStream,
+    address: SocketAddr,
+    handshake: Place<Network>,
+) {
+    let mut drain = server.drain.clone();
+    let connected = tokio::select! {
+        biased;
+        () = drain.wait() => return,
+        connected = Box::pin(tcp::connect(&server, socket, address, handshake)) => connected,
+    };
+    if let Some(session) = connected {
+        run(&server, address, session, None).await;
+    }
+}
+
+/// Runs one session to its end.
+async fn run<H: Host>(
+    server: &Arc<Server<H>>,
+    address: SocketAddr,
+    session: Session,
+    handshake: Option<Place<Network>>,
+) {
+    serve_session(server, address, &session, handshake).await;
+    // Its last word goes out; a lost peer must not hold the gateway up.
+    let _ = timeout(REFUSAL_PATIENCE, session.close_sent()).await;
+}
+
+async fn serve_session<H: Host>(
+    server: &Arc<Server<H>>,
+    address: SocketAddr,
+    session: &Session,
+    handshake: Option<Place<Network>>,
+) {
+    let mut drain = server.drain.clone();
     let refuse = |Close(code, text): Close| {
-        if code == Code::Done {
-            tracing::warn!(%address, "agent left before it began: {text}");
-        } else {
-            count_refused(code);
-            tracing::warn!(%address, %code, "agent refused: {text}");
-        }
+        log_refusal(address, code, &text);
         session.close(code, &text);
     };
     let opened = tokio::select! {
         biased;
         () = drain.wait() => Err(Close::new(Code::Draining, "the gateway stops; connect to it or another later")),
-        opened = Box::pin(open(&server, &session, handshake)) => opened,
+        opened = Box::pin(open(server, session, handshake)) => opened,
     };
     let (agent, control) = match opened {
         Ok(opened) => opened,
         Err(close) => return refuse(close),
     };
     let (seats_max, patience) = (server.limits.connections_max, server.limits.step_timeout);
-    let Ok(seat) = server.seats.take(&agent.agent, &session, seats_max, patience).await else {
-        return refuse(full(&server));
+    let Ok(seat) = server.seats.take(&agent.agent, session, seats_max, patience).await else {
+        return refuse(full(server));
     };
-    widen(&server, &session, &agent);
-    tracing::info!(%address, agent = agent.agent, "agent connected");
+    let disks = agent.disks.len().min(server.limits.disks_max) as u32;
+    session.widen(streams_max(server, &agent), window_bytes(server.memory.account_bytes(), disks));
+    let transport = session.transport().as_str();
+    tracing::info!(%address, agent = agent.agent, transport, "agent connected");
     let gauge = Gauged::new(names::AGENT_SESSIONS);
-    let Close(code, text) = serve_agent(&server, &session, Arc::new(agent), control).await;
+    let over_tcp = (session.transport() == Transport::Tcp).then(|| Gauged::new(names::AGENT_SESSIONS_TCP));
+    let Close(code, text) = serve_agent(server, session, Arc::new(agent), control).await;
     tracing::info!(%address, agent = seat.agent, %code, "agent disconnected: {text}");
     session.close(code, &text);
-    drop((gauge, seat));
+    drop((gauge, over_tcp, seat));
+}
+
+fn log_refusal(address: SocketAddr, code: Code, text: &str) {
+    if text.contains(PROBE_TEXT) {
+        tracing::debug!(%address, "agent left before it began: {text}");
+    } else if code == Code::Done {
+        tracing::warn!(%address, "agent left before it began: {text}");
+    } else {
+        count_refused(code);
+        tracing::warn!(%address, %code, "agent refused: {text}");
+    }
 }
 
 fn full<H>(server: &Server<H>) -> Close {
     Close::new(Code::Busy, format!("this gateway has {} agents, as many as it may", server.limits.connections_max))
 }
 
-/// Gives a stranger's connection what a known agent needs: a stream per disk, and the window of data.
-fn widen<H>(server: &Server<H>, session: &Session, agent: &AgentIdentity) {
+/// The streams that an agent needs: one for each disk and some to spare.
+fn streams_max<H>(server: &Server<H>, agent: &AgentIdentity) -> u32 {
     let disks = agent.disks.len().min(server.limits.disks_max) as u32;
     // Twice: freed streams are announced only when an eighth of all is free, and until then disks must be able to reopen.
-    session.widen(2 * disks + STREAMS_SPARE, window_bytes(server.memory.account_bytes(), disks));
+    2 * disks + STREAMS_SPARE
 }
 
 /// A connection's window: all credit that its disks may have at the same time, with the headers of their frames, so that
@@ -99,7 +153,7 @@ fn window_bytes(account_bytes: u64, disks: u32) -> u32 {
 }
 
 /// The TLS handshake; a failure is logged with the address and this side's view of it.
-async fn connect<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<Session> {
+async fn connect_quic<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<Session> {
     let address = incoming.remote_address();
     let explanation = Explanation::default();
     let config = match server.listener.config_for_one(&explanation) {
@@ -120,11 +174,15 @@ async fn connect<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<Ses
             None
         }
         Err(_) => {
-            count_refused(Code::Timeout);
-            tracing::warn!(%address, "handshake not finished in time");
+            log_late(address);
             None
         }
     }
+}
+
+fn log_late(address: SocketAddr) {
+    count_refused(Code::Timeout);
+    tracing::warn!(%address, "handshake not finished in time");
 }
 
 fn log_handshake_failure(address: SocketAddr, failure: HandshakeFailure) {
@@ -150,9 +208,9 @@ struct Control {
 async fn open<H>(
     server: &Server<H>,
     session: &Session,
-    handshake: Place<Network>,
+    handshake: Option<Place<Network>>,
 ) -> Result<(AgentIdentity, Control), Close> {
-    let agent = check_identity(server, session)?;
+    let agent = check_identity(server, session.peer_identity())?;
     let Some(_place) = server.hellos.take(&agent.agent) else {
         let text = format!("agent {} has too many connections that have not said hello", agent.agent);
         return Err(Close::new(Code::Busy, text));
@@ -184,15 +242,22 @@ async fn open<H>(
             // A peer that opens no window for the answer must not keep this connection, and a drain, for ever.
             let sent = timeout(REFUSAL_PATIENCE, write_message(&mut control.send, &refused)).await;
             if matches!(sent, Ok(Ok(()))) && control.send.finish().is_ok() {
-                let _ = timeout(REFUSAL_PATIENCE, session.closed()).await;
+                let heard = async {
+                    match session.transport() {
+                        // A close throws away what was not read.
+                        Transport::Quic => drop(session.closed().await),
+                        Transport::Tcp => control.send.stopped().await,
+                    }
+                };
+                let _ = timeout(REFUSAL_PATIENCE, heard).await;
             }
             Err(Close(code, text))
         }
     }
 }
 
-fn check_identity<H>(server: &Server<H>, session: &Session) -> Result<AgentIdentity, Close> {
-    let identity = session.peer_identity().map_err(|error| Close::new(Code::Identity, error.to_string()))?;
+fn check_identity<H>(server: &Server<H>, identity: Result<Identity, IdentityError>) -> Result<AgentIdentity, Close> {
+    let identity = identity.map_err(|error| Close::new(Code::Identity, error.to_string()))?;
     let Identity::Agent(agent) = identity else {
         let text = format!(
             "certificate of {identity} is not an agent's; agents need certificates from `tidegate pki issue … agent`"

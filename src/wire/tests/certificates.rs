@@ -8,7 +8,7 @@ use crate::wire::*;
 use crate::fault::chain_text;
 
 async fn refused(addr: &str, files: &TlsFiles, moved: i64) -> ConnectError {
-    let attempt = tokio::time::timeout(PATIENCE, Client::connect(addr, files, clock(moved), &Net::system())).await;
+    let attempt = tokio::time::timeout(PATIENCE, try_connect(addr, files, moved)).await;
     attempt.expect("answered in time").err().expect("refused")
 }
 
@@ -23,7 +23,17 @@ async fn refused_and_told(addr: &str, files: &TlsFiles, moved: i64, log: &Log, w
     panic!("no line with {words:?} in\n{}", log.text());
 }
 
-#[tokio::test]
+over_both! {
+    an_agent_of_another_authority_is_refused_with_a_text_on_both_sides,
+    a_gateway_of_another_authority_is_refused_with_a_text_on_both_sides,
+    an_expired_agent_is_told_the_day_and_the_file,
+    an_expired_gateway_is_refused_with_a_text_on_both_sides,
+    a_gateway_under_another_name_is_refused,
+    a_gateway_does_not_take_another_gateway_for_an_agent,
+    an_agent_of_another_vault_is_refused_with_a_text_on_both_sides,
+    another_agents_disk_is_refused_by_name_and_the_own_goes_on,
+}
+
 async fn an_agent_of_another_authority_is_refused_with_a_text_on_both_sides() {
     let (log, pki, other) = (Log::start(), Pki::new(), Pki::new());
     let server = start(&pki.gateway(), &MemoryHost::with([]), 0);
@@ -36,7 +46,6 @@ async fn an_agent_of_another_authority_is_refused_with_a_text_on_both_sides() {
     log.has(&["agent refused", "/agent/a1", "was issued by", "ca.crt"]).await;
 }
 
-#[tokio::test]
 async fn a_gateway_of_another_authority_is_refused_with_a_text_on_both_sides() {
     let (log, pki, other) = (Log::start(), Pki::new(), Pki::new());
     let server = start(&other.gateway(), &MemoryHost::with([]), 0);
@@ -47,7 +56,6 @@ async fn a_gateway_of_another_authority_is_refused_with_a_text_on_both_sides() {
     assert!(text.contains("/gateway/g1") && text.contains("pki init"), "{text}");
 }
 
-#[tokio::test]
 async fn an_expired_agent_is_told_the_day_and_the_file() {
     let (log, pki) = (Log::start(), Pki::new());
     // The gateway's clock is 20 days ahead: within its own certificate, beyond the agent's.
@@ -63,7 +71,6 @@ async fn an_expired_agent_is_told_the_day_and_the_file() {
     log.has(&["agent refused", "/agent/a1", "expired on", day, "pki issue"]).await;
 }
 
-#[tokio::test]
 async fn an_expired_gateway_is_refused_with_a_text_on_both_sides() {
     let (log, pki) = (Log::start(), Pki::new());
     let hosts = ["127.0.0.1".to_owned()];
@@ -76,7 +83,6 @@ async fn an_expired_gateway_is_refused_with_a_text_on_both_sides() {
     assert!(text.contains("/gateway/g1") && text.contains("expired on"), "{text}");
 }
 
-#[tokio::test]
 async fn a_gateway_under_another_name_is_refused() {
     let pki = Pki::new();
     let server = start(&pki.gateway(), &MemoryHost::with([]), 0);
@@ -99,7 +105,6 @@ async fn certificates_of_the_other_role_are_refused_on_this_side_already() {
     assert!(error.to_string().contains("a gateway needs its own"), "{error}");
 }
 
-#[tokio::test]
 async fn a_gateway_does_not_take_another_gateway_for_an_agent() {
     let (log, pki) = (Log::start(), Pki::new());
     let server = start(&pki.gateway(), &MemoryHost::with([]), 0);
@@ -152,7 +157,6 @@ async fn an_agent_talks_only_to_a_gateway_of_its_vault() {
     }
 }
 
-#[tokio::test]
 async fn an_agent_of_another_vault_is_refused_with_a_text_on_both_sides() {
     let (log, pki) = (Log::start(), Pki::new());
     let server = start(&pki.gateway(), &MemoryHost::with([]), 0);
@@ -164,7 +168,6 @@ async fn an_agent_of_another_vault_is_refused_with_a_text_on_both_sides() {
     log.has(&["agent refused", "agent a1", &other.to_string()]).await;
 }
 
-#[tokio::test]
 async fn another_agents_disk_is_refused_by_name_and_the_own_goes_on() {
     let (log, pki) = (Log::start(), Pki::new());
     let host = MemoryHost::with([("d1", MemoryDisk::new()), ("d2", MemoryDisk::new())]);

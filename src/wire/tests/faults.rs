@@ -16,7 +16,16 @@ fn hello() -> Hello {
     Hello { protocol_min: 1, protocol_max: 1, vault: VAULT, agent: "a1".into(), software: "test".into() }
 }
 
-#[tokio::test]
+over_both! {
+    a_hello_that_does_not_fit_is_refused_with_its_reason,
+    bad_frames_on_the_control_stream_close_the_connection_with_their_reason,
+    bad_frames_on_a_disk_stream_end_that_stream_only,
+    more_disks_than_allowed_are_refused_and_the_others_stay,
+    more_connections_than_allowed_are_refused_as_busy,
+    a_peer_that_says_no_hello_is_put_out,
+    a_gateway_that_vanishes_is_noticed_as_one_clear_event,
+}
+
 async fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
     let pki = Pki::new();
     let server = start(&pki.gateway(), &MemoryHost::with([]), 0);
@@ -53,7 +62,6 @@ fn header(kind: u8, version: u8, body_bytes: u32) -> [u8; HEADER_BYTES] {
     out
 }
 
-#[tokio::test]
 async fn bad_frames_on_the_control_stream_close_the_connection_with_their_reason() {
     let pki = Pki::new();
     let server = start(&pki.gateway(), &MemoryHost::with([]), 0);
@@ -68,15 +76,14 @@ async fn bad_frames_on_the_control_stream_close_the_connection_with_their_reason
         (ack.encode().to_vec(), Code::Message, "Ack frame"),
     ] {
         let raw = Raw::connect(&server.addr, &agent).await;
-        let (mut send, _reader) = raw.hello("a1").await;
+        let (mut send, mut reader) = raw.hello("a1").await;
         send.write(bytes.into()).await.expect("sent");
-        let (closed, text) = raw.closed().await;
+        let (closed, text) = raw.closed_on(&mut reader).await;
         assert_eq!(closed, code, "{text}");
         assert!(text.contains(word), "{text}");
     }
 }
 
-#[tokio::test]
 async fn bad_frames_on_a_disk_stream_end_that_stream_only() {
     let host = MemoryHost::with([("d1", MemoryDisk::new()), ("d2", MemoryDisk::new())]);
     let pki = Pki::new();
@@ -124,7 +131,6 @@ async fn bad_frames_on_a_disk_stream_end_that_stream_only() {
     assert!(host.disk("d1").records.lock().is_empty(), "something refused was taken");
 }
 
-#[tokio::test]
 async fn more_disks_than_allowed_are_refused_and_the_others_stay() {
     let names: [&'static str; 3] = ["d1", "d2", "d3"];
     let (pki, host) = (Pki::new(), MemoryHost::with(names.map(|name| (name, MemoryDisk::new()))));
@@ -139,22 +145,17 @@ async fn more_disks_than_allowed_are_refused_and_the_others_stay() {
     acked(&mut events, 1).await;
 }
 
-#[tokio::test]
 async fn more_connections_than_allowed_are_refused_as_busy() {
     let pki = Pki::new();
     let limits = ServerLimits { connections_max: 1, handshakes_max: 0, ..ServerLimits::default() };
     let server = start_with(&pki.gateway(), &MemoryHost::with([]), 0, &Tuning::default(), limits);
     // No handshake is free at once, so this one goes through a stateless retry.
     let first = connect(&server, &pki.agent("a1", &["d1"])).await;
-    let error = Client::connect(&server.addr, &pki.agent("a2", &["d1"]), clock(0), &Net::system())
-        .await
-        .err()
-        .expect("refused");
+    let error = try_connect(&server.addr, &pki.agent("a2", &["d1"]), 0).await.err().expect("refused");
     assert!(matches!(error, ConnectError::Refused { code: Code::Busy, .. }), "{error:?}");
     first.close().await;
 }
 
-#[tokio::test]
 async fn a_peer_that_says_no_hello_is_put_out() {
     let pki = Pki::new();
     let limits = ServerLimits { step_timeout: Duration::from_millis(200), ..ServerLimits::default() };
@@ -163,7 +164,6 @@ async fn a_peer_that_says_no_hello_is_put_out() {
     assert_eq!(raw.closed().await.0, Code::Timeout);
 }
 
-#[tokio::test]
 async fn a_gateway_that_vanishes_is_noticed_as_one_clear_event() {
     let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
     let gateway = pki.gateway();
@@ -178,7 +178,7 @@ async fn a_gateway_that_vanishes_is_noticed_as_one_clear_event() {
         let _ = server.task.await;
     });
     let addr = addr.await.expect("listening");
-    let tuning = Tuning { idle_timeout: Duration::from_millis(500), ..Tuning::default() };
+    let tuning = Tuning { idle_timeout: Duration::from_millis(500), ..tuning() };
     let files = pki.agent("a1", &["d1"]);
     let client = Client::connect_with(&addr, &files, &tuning, clock(0), &Net::system()).await.expect("connected");
     let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");

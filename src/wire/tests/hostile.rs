@@ -141,12 +141,12 @@ async fn one_certificate_with_many_silent_connections_keeps_nobody_out() {
     for _ in 0..12 {
         silent.push(Raw::connect(&site.server.addr, &enemy).await);
         // Those above the bound are told at once.
-        let put_out = || silent.iter().filter(|raw| raw.connection.close_reason().is_some()).count();
+        let put_out = || silent.iter().filter(|raw| raw.quic().close_reason().is_some()).count();
         let expected = silent.len().saturating_sub(4);
         until("the one too many is put out", || put_out() == expected).await;
     }
     site.good().await.goes_on().await;
-    let left = silent.iter().filter(|raw| raw.connection.close_reason().is_none()).count();
+    let left = silent.iter().filter(|raw| raw.quic().close_reason().is_none()).count();
     assert_eq!(left, 4, "they were there all the time");
 }
 
@@ -154,24 +154,33 @@ async fn one_certificate_with_many_silent_connections_keeps_nobody_out() {
 async fn a_connection_has_no_more_streams_than_disks_and_few_to_spare() {
     let site = Site::new(ServerLimits::default());
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;
-    let first = raw.connection.open_bi().await.expect("the control stream");
-    let second = timeout(Duration::from_millis(300), raw.connection.open_bi()).await;
+    let first = raw.quic().open_bi().await.expect("the control stream");
+    let second = timeout(Duration::from_millis(300), raw.quic().open_bi()).await;
     assert!(second.is_err(), "a stranger has one stream");
     drop(first);
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;
     let _control = raw.hello("enemy").await;
     let mut streams = Vec::new();
     for _ in DISKS {
-        streams.push(timeout(PATIENCE, raw.connection.open_bi()).await.expect("one per disk").expect("stream"));
+        streams.push(timeout(PATIENCE, raw.quic().open_bi()).await.expect("one per disk").expect("stream"));
     }
-    while let Ok(stream) = timeout(Duration::from_millis(500), raw.connection.open_bi()).await {
+    while let Ok(stream) = timeout(Duration::from_millis(500), raw.quic().open_bi()).await {
         streams.push(stream.expect("stream"));
         assert!(streams.len() < 100, "thousands of streams can be opened");
     }
     site.good().await.goes_on().await;
 }
 
-#[tokio::test]
+over_both! {
+    a_disk_among_a_hundred_reopens_again_and_again,
+    a_record_above_the_credit_is_refused_by_its_header,
+    a_record_before_its_disk_is_open_is_refused_by_its_header,
+    records_that_are_begun_and_not_finished_hold_up_nobody,
+    frames_after_the_close_are_not_looked_at,
+    a_storm_of_openings_is_slowed_down_and_other_disks_open_at_once,
+    a_storm_of_pings_does_not_hold_up_the_disks,
+}
+
 async fn a_disk_among_a_hundred_reopens_again_and_again() {
     let names: Vec<&'static str> = (0..100).map(|number| &*format!("f{number}").leak()).collect();
     let (pki, host) = (Pki::new(), MemoryHost::with(names.iter().map(|name| (*name, MemoryDisk::new()))));
@@ -188,7 +197,6 @@ async fn a_disk_among_a_hundred_reopens_again_and_again() {
     }
 }
 
-#[tokio::test]
 async fn a_record_above_the_credit_is_refused_by_its_header() {
     let site = Site::new(ServerLimits::default());
     site.host.disk("e1").window.send_replace(0);
@@ -200,7 +208,6 @@ async fn a_record_above_the_credit_is_refused_by_its_header() {
     assert_eq!(refused(&mut reader).await, Code::Credit);
 }
 
-#[tokio::test]
 async fn a_record_before_its_disk_is_open_is_refused_by_its_header() {
     let site = Site::new(ServerLimits::default());
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;
@@ -210,7 +217,6 @@ async fn a_record_before_its_disk_is_open_is_refused_by_its_header() {
     assert_eq!(refused(&mut FrameReader::new(recv)).await, Code::Message);
 }
 
-#[tokio::test]
 async fn records_that_are_begun_and_not_finished_hold_up_nobody() {
     let site = Site::new(ServerLimits::default());
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;
@@ -257,7 +263,7 @@ async fn what_an_agent_may_leave_unread_is_the_window_of_its_connection() {
             drop(reader);
         }));
     }
-    let sent_bytes = || raw.connection.stats().udp_tx.bytes;
+    let sent_bytes = || raw.quic().stats().udp_tx.bytes;
     until("the flood begins", || sent_bytes() > WINDOW_BYTES / 2).await;
     let mut before = 0;
     while sent_bytes() != before {
@@ -321,7 +327,6 @@ async fn a_peer_that_opens_no_window_does_not_hold_up_the_end() {
     drop(recv);
 }
 
-#[tokio::test]
 async fn frames_after_the_close_are_not_looked_at() {
     let site = Site::new(ServerLimits::default());
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;
@@ -340,14 +345,13 @@ async fn frames_after_the_close_are_not_looked_at() {
     assert_eq!(site.host.disk("e1").seqs(), [1]);
 }
 
-#[tokio::test]
 async fn a_storm_of_openings_is_slowed_down_and_other_disks_open_at_once() {
     let site = Site::new(ServerLimits::default());
     let begun = Instant::now();
     let storm = {
         let (addr, enemy) = (site.server.addr.clone(), site.enemy());
         tokio::spawn(async move {
-            let client = Client::connect(&addr, &enemy, clock(0), &Net::system()).await.expect("connected");
+            let client = try_connect(&addr, &enemy, 0).await.expect("connected");
             for _ in 0..100 {
                 drop(client.open_disk(fork("e1")).await.expect("opened"));
             }
@@ -421,7 +425,6 @@ async fn datagrams_of_noise_are_nothing() {
     site.good().await.goes_on().await;
 }
 
-#[tokio::test]
 async fn a_storm_of_pings_does_not_hold_up_the_disks() {
     let site = Site::new(ServerLimits::default());
     let raw = Raw::connect(&site.server.addr, &site.enemy()).await;

@@ -1,4 +1,4 @@
-//! The wire over real QUIC on the loopback interface, with a host in memory.
+//! The wire over real QUIC and TCP on the loopback interface, with a host in memory.
 
 mod certificates;
 mod faults;
@@ -6,4 +6,5 @@ mod hostile;
 mod memory;
 mod mute;
 mod streams;
-mod support;
+pub(super) mod support;
+mod tcp;

@@ -1,5 +1,6 @@
 //! What the loopback tests share: certificates, clocks, a host in memory, records, and a client without manners.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
@@ -21,7 +22,8 @@ use crate::wire::endpoint::{Tuning, client_endpoint};
 use crate::wire::pki::{self, IssueOptions, Issued};
 use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::tls::{Explanation, Material};
-use crate::wire::transport::{RecvHalf, SendHalf};
+use crate::wire::transport::tcp::Dialer;
+use crate::wire::transport::{RecvHalf, SendHalf, Session, SessionEnd};
 use crate::wire::*;
 
 pub const VAULT: Id128 = Id128([0xa1; 16]);
@@ -52,6 +54,34 @@ pub fn clock(moved: i64) -> Arc<dyn Clock> {
 
 pub const fn days(days: i64) -> i64 {
     days * 24 * 3600 * 1_000_000
+}
+
+thread_local! {
+    /// What this test's connections go over: a test has a thread of its own.
+    pub static TRANSPORT: Cell<Transport> = const { Cell::new(Transport::Quic) };
+}
+
+/// Makes each of these functions one test over QUIC and one over TCP.
+macro_rules! over_both {
+    ($($name:ident),* $(,)?) => {
+        over_both!(over_quic Quic: $($name),*);
+        over_both!(over_tcp Tcp: $($name),*);
+    };
+    ($module:ident $transport:ident: $($name:ident),*) => {
+        mod $module {
+            $(#[tokio::test]
+            async fn $name() {
+                crate::wire::tests::support::TRANSPORT.set(crate::wire::Transport::$transport);
+                super::$name().await;
+            })*
+        }
+    };
+}
+pub(super) use over_both;
+
+/// The default, over this test's transport.
+pub fn tuning() -> Tuning {
+    Tuning { transport: TRANSPORT.get(), ..Tuning::default() }
 }
 
 /// A folder with an authority.
@@ -262,6 +292,8 @@ pub fn start_with(
     let clock = clock(moved);
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = Listener::bind(any, files, tuning, &clock, &Net::system()).expect("listening");
+    // The same number, as agents expect it; nobody else on this address has it.
+    let listener = listener.with_tcp_at_same(&Net::system()).expect("listening");
     let addr = listener.local_addr().to_string();
     let (drain, signal): (_, Drain) = DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), limits, clock, signal));
@@ -269,7 +301,12 @@ pub fn start_with(
 }
 
 pub async fn connect(server: &TestServer, files: &TlsFiles) -> Client {
-    Client::connect(&server.addr, files, clock(0), &Net::system()).await.expect("connected")
+    try_connect(&server.addr, files, 0).await.expect("connected")
+}
+
+/// As an agent whose clock is `moved`.
+pub async fn try_connect(addr: &str, files: &TlsFiles, moved: i64) -> Result<Client, ConnectError> {
+    Client::connect_with(addr, files, &tuning(), clock(moved), &Net::system()).await
 }
 
 pub fn fork(name: &str) -> OpenDisk {
@@ -365,26 +402,38 @@ pub fn connecting(addr: &str, files: &TlsFiles, tuning: &Tuning, net: &Net) -> (
     (endpoint, connecting)
 }
 
-/// A QUIC connection with a right certificate and no manners.
+/// A session with a right certificate and no manners.
 pub struct Raw {
-    pub connection: quinn::Connection,
-    _endpoint: quinn::Endpoint,
+    pub session: Session,
 }
 
 impl Raw {
     pub async fn connect(addr: &str, files: &TlsFiles) -> Self {
-        Self::connect_over(addr, files, &Tuning::default(), &Net::system()).await
+        Self::connect_over(addr, files, &tuning(), &Net::system()).await
     }
 
     pub async fn connect_over(addr: &str, files: &TlsFiles, tuning: &Tuning, net: &Net) -> Self {
-        let (endpoint, connecting) = connecting(addr, files, tuning, net);
-        Self { connection: connecting.await.expect("connected"), _endpoint: endpoint }
+        let session = match tuning.transport {
+            Transport::Quic => {
+                let (endpoint, connecting) = connecting(addr, files, tuning, net);
+                Session::Quic(connecting.await.expect("connected"), Some(endpoint))
+            }
+            Transport::Tcp => Session::Tcp(dialer(addr, files, tuning, net).dial().await.expect("connected")),
+        };
+        Self { session }
+    }
+
+    /// What QUIC calls the session.
+    pub fn quic(&self) -> &quinn::Connection {
+        match &self.session {
+            Session::Quic(connection, _) => connection,
+            Session::Tcp(_) => panic!("this test is one of QUIC"),
+        }
     }
 
     /// Opens a stream.
     pub async fn open(&self) -> (SendHalf, RecvHalf) {
-        let (send, recv) = self.connection.open_bi().await.expect("stream");
-        (SendHalf::Quic(send), RecvHalf::Quic(recv))
+        self.session.open_stream().await.expect("stream")
     }
 
     /// Opens the control stream properly.
@@ -404,15 +453,53 @@ impl Raw {
         (send, reader)
     }
 
-    /// The code and text with which the other side closed.
+    /// The code and text with which the other side closed, or refused what has not begun.
     pub async fn closed(&self) -> (Code, String) {
-        let closed = tokio::time::timeout(PATIENCE, self.connection.closed()).await.expect("closed in time");
-        match closed {
-            quinn::ConnectionError::ApplicationClosed(close) => {
-                (Code::from_var_int(close.error_code), String::from_utf8_lossy(&close.reason).into_owned())
+        let (_send, recv) = match &self.session {
+            // A stranger to QUIC is closed without a stream.
+            Session::Quic(..) => return self.ended().await,
+            Session::Tcp(_) => self.open().await,
+        };
+        self.closed_on(&mut FrameReader::new(recv)).await
+    }
+
+    /// The same, of which the control stream tells over TCP.
+    pub async fn closed_on(&self, control: &mut FrameReader) -> (Code, String) {
+        let told = async {
+            loop {
+                match control.next_message().await {
+                    Ok(messages::Message::Refused(refused)) => return Some((refused.code, refused.text)),
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
             }
+        };
+        match tokio::time::timeout(PATIENCE, told).await.expect("closed in time") {
+            Some(refused) => refused,
+            None => self.ended().await,
+        }
+    }
+
+    async fn ended(&self) -> (Code, String) {
+        match tokio::time::timeout(PATIENCE, self.session.closed()).await.expect("closed in time") {
+            SessionEnd::Closed { code, text } => (code, text),
             other => panic!("closed by {other}"),
         }
+    }
+}
+
+/// What makes the connections of a session over TCP.
+pub fn dialer(addr: &str, files: &TlsFiles, tuning: &Tuning, net: &Net) -> Dialer {
+    let material = Material::load(files, &clock(0)).expect("files");
+    Dialer {
+        remote: addr.parse().expect("address"),
+        name: "127.0.0.1".try_into().expect("name"),
+        tls: Arc::new(material.client_config(&Explanation::default()).expect("config")),
+        net: net.clone(),
+        session: Id128(crate::keys::random().expect("random")),
+        idle_timeout: tuning.idle_timeout,
+        step_timeout: PATIENCE,
+        gateway: None,
     }
 }
 

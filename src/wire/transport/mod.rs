@@ -5,11 +5,69 @@
 //! [`Session`], [`SendHalf`] and [`RecvHalf`] and is one code for every transport.
 
 mod quic;
+pub(super) mod tcp;
 
 use bytes::{Buf, Bytes};
+use rustls::pki_types::CertificateDer;
 
 use super::code::Code;
 use super::identity::{CertificateFacts, Identity, IdentityError};
+use super::messages::Refused;
+
+/// Bytes of a large datagram, which is one chunk.
+const DATAGRAM_BYTES: usize = 8 << 10;
+
+/// What carries a session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// QUIC over UDP: one connection for all streams.
+    #[default]
+    Quic,
+    /// TLS over TCP, for networks that block or slow down UDP: one connection per stream.
+    Tcp,
+}
+
+impl Transport {
+    /// Every transport.
+    pub const ALL: [Self; 2] = [Self::Quic, Self::Tcp];
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Quic => Self::Tcp,
+            Self::Tcp => Self::Quic,
+        }
+    }
+
+    /// The word used in configuration, logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// A word that names no transport.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no transport: quic or tcp")]
+pub struct NoTransport(String);
+
+impl std::str::FromStr for Transport {
+    type Err = NoTransport;
+    fn from_str(text: &str) -> Result<Self, NoTransport> {
+        Self::ALL.into_iter().find(|one| one.as_str() == text).ok_or_else(|| NoTransport(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// How a session ended, or how an attempt to begin one failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +113,8 @@ pub(super) enum StreamEnd {
 pub(super) enum Session {
     /// A QUIC connection; for the side that connected, with the endpoint that is its alone.
     Quic(quinn::Connection, Option<quinn::Endpoint>),
+    /// Connections over TCP.
+    Tcp(tcp::Session),
 }
 
 impl Session {
@@ -64,6 +124,10 @@ impl Session {
             Self::Quic(connection, _) => {
                 let (send, recv) = connection.open_bi().await?;
                 Ok((SendHalf::Quic(send), RecvHalf::Quic(recv)))
+            }
+            Self::Tcp(session) => {
+                let (send, recv) = session.open_stream().await?;
+                Ok((SendHalf::Tcp(send), RecvHalf::Tcp(recv)))
             }
         }
     }
@@ -75,16 +139,22 @@ impl Session {
                 let (send, recv) = connection.accept_bi().await?;
                 Ok((SendHalf::Quic(send), RecvHalf::Quic(recv)))
             }
+            Self::Tcp(session) => {
+                let (send, recv) = session.accept_stream().await?;
+                Ok((SendHalf::Tcp(send), RecvHalf::Tcp(recv)))
+            }
         }
     }
 
-    /// Gives a stranger's session what a known agent needs: so many streams, and the window of data.
+    /// Gives a stranger's session what a known agent needs: so many streams, and the window of data, which over TCP is the
+    /// kernel's.
     pub(super) fn widen(&self, streams_max: u32, window_bytes: u32) {
         match self {
             Self::Quic(connection, _) => {
                 connection.set_max_concurrent_bi_streams(streams_max.into());
                 connection.set_receive_window(window_bytes.into());
             }
+            Self::Tcp(session) => session.widen(streams_max),
         }
     }
 
@@ -92,6 +162,7 @@ impl Session {
     pub(super) fn close(&self, code: Code, text: &str) {
         match self {
             Self::Quic(connection, _) => connection.close(code.var_int(), text.as_bytes()),
+            Self::Tcp(session) => session.close(code, text),
         }
     }
 
@@ -99,14 +170,16 @@ impl Session {
     pub(super) async fn closed(&self) -> SessionEnd {
         match self {
             Self::Quic(connection, _) => connection.closed().await.into(),
+            Self::Tcp(session) => session.closed().await,
         }
     }
 
-    /// Waits until the close has gone out, for the side that connected.
+    /// Waits until the close has gone out; a gateway's QUIC endpoint sends it in its own time.
     pub(super) async fn close_sent(&self) {
         match self {
             Self::Quic(_, Some(endpoint)) => endpoint.wait_idle().await,
             Self::Quic(_, None) => {}
+            Self::Tcp(session) => session.close_sent().await,
         }
     }
 
@@ -114,22 +187,39 @@ impl Session {
     pub(super) fn peer_identity(&self) -> Result<Identity, IdentityError> {
         let certificates = match self {
             Self::Quic(connection, _) => quic::peer_certificates(connection),
+            Self::Tcp(session) => session.peer_certificates(),
         };
-        CertificateFacts::read(certificates.first().ok_or(IdentityError::Certificate)?)?.identity
+        identity_of(&certificates)
     }
 
-    /// The largest UDP payload that the path has proven to carry; discovery goes on for a while.
-    pub(super) fn path_mtu_bytes(&self) -> u16 {
+    /// The largest UDP payload that the path has proven to carry, where it matters; discovery goes on for a while.
+    pub(super) fn path_mtu_bytes(&self) -> Option<u16> {
         match self {
-            Self::Quic(connection, _) => connection.stats().path.current_mtu,
+            Self::Quic(connection, _) => Some(connection.stats().path.current_mtu),
+            Self::Tcp(_) => None,
         }
     }
+
+    /// What carries it.
+    pub(super) const fn transport(&self) -> Transport {
+        match self {
+            Self::Quic(..) => Transport::Quic,
+            Self::Tcp(_) => Transport::Tcp,
+        }
+    }
+}
+
+/// What a verified chain of certificates says.
+pub(super) fn identity_of(certificates: &[CertificateDer<'_>]) -> Result<Identity, IdentityError> {
+    CertificateFacts::read(certificates.first().ok_or(IdentityError::Certificate)?)?.identity
 }
 
 /// The sending half of a stream. Dropping it ends the stream in order.
 pub(super) enum SendHalf {
     /// Of a QUIC stream.
     Quic(quinn::SendStream),
+    /// Of a connection over TCP.
+    Tcp(tcp::SendHalf),
 }
 
 impl SendHalf {
@@ -137,6 +227,7 @@ impl SendHalf {
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), StreamEnd> {
         match self {
             Self::Quic(send) => Ok(send.write_chunk(bytes).await?),
+            Self::Tcp(send) => send.write_all(&mut [bytes]).await,
         }
     }
 
@@ -145,6 +236,7 @@ impl SendHalf {
     pub(super) async fn write_some(&mut self, bytes: &mut Bytes) -> Result<(), StreamEnd> {
         match self {
             Self::Quic(send) => bytes.advance(send.write(bytes).await?),
+            Self::Tcp(send) => return send.write_some(bytes).await,
         }
         Ok(())
     }
@@ -153,6 +245,7 @@ impl SendHalf {
     pub(super) async fn write_all(&mut self, pieces: &mut [Bytes]) -> Result<(), StreamEnd> {
         match self {
             Self::Quic(send) => Ok(send.write_all_chunks(pieces).await?),
+            Self::Tcp(send) => send.write_all(pieces).await,
         }
     }
 
@@ -160,6 +253,7 @@ impl SendHalf {
     pub(super) fn finish(&mut self) -> Result<(), StreamEnd> {
         match self {
             Self::Quic(send) => send.finish().map_err(|error| StreamEnd::Stream(error.to_string())),
+            Self::Tcp(send) => send.finish(),
         }
     }
 
@@ -168,6 +262,7 @@ impl SendHalf {
         match self {
             // A stream that is over already needs no reset.
             Self::Quic(send) => drop(send.reset(code.var_int())),
+            Self::Tcp(send) => send.reset(),
         }
     }
 
@@ -175,6 +270,7 @@ impl SendHalf {
     pub(super) async fn stopped(&mut self) {
         match self {
             Self::Quic(send) => drop(send.stopped().await),
+            Self::Tcp(send) => send.stopped().await,
         }
     }
 
@@ -182,6 +278,8 @@ impl SendHalf {
     pub(super) fn set_urgent(&self) {
         match self {
             Self::Quic(send) => drop(send.set_priority(1)),
+            // Nothing stands before it on its own connection.
+            Self::Tcp(_) => {}
         }
     }
 }
@@ -190,14 +288,29 @@ impl SendHalf {
 pub(super) enum RecvHalf {
     /// Of a QUIC stream.
     Quic(quinn::RecvStream),
+    /// Of a connection over TCP.
+    Tcp(tcp::RecvHalf),
 }
 
 impl RecvHalf {
     /// Waits for bytes, puts them into `chunks` in their order, and says how many chunks there are; `None` is the
-    /// orderly end. Nothing is lost if the future is dropped.
-    pub(super) async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, StreamEnd> {
+    /// orderly end. They are at most `bytes_max` and one chunk more. Nothing is lost if the future is dropped.
+    pub(super) async fn read_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+        bytes_max: usize,
+    ) -> Result<Option<usize>, StreamEnd> {
         match self {
-            Self::Quic(recv) => Ok(recv.read_chunks(chunks).await?),
+            Self::Quic(recv) => {
+                let chunks_max = (bytes_max / DATAGRAM_BYTES + 1).min(chunks.len());
+                Ok(recv.read_chunks(&mut chunks[..chunks_max]).await?)
+            }
+            Self::Tcp(recv) => {
+                let Some(first) = chunks.first_mut() else { return Ok(Some(0)) };
+                let Some(bytes) = recv.read(bytes_max).await? else { return Ok(None) };
+                *first = bytes;
+                Ok(Some(1))
+            }
         }
     }
 
@@ -206,6 +319,16 @@ impl RecvHalf {
         match self {
             // A stream that is over already needs no stop.
             Self::Quic(recv) => drop(recv.stop(code.var_int())),
+            // There is no word for it: whoever says why it wants no more waits until the other side has ended.
+            Self::Tcp(_) => {}
+        }
+    }
+
+    /// Notes a close frame. `None` where none may come.
+    pub(super) fn closed(&self, close: Refused) -> Option<StreamEnd> {
+        match self {
+            Self::Quic(_) => None,
+            Self::Tcp(recv) => recv.closed(close),
         }
     }
 }

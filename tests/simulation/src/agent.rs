@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tidegate::agent::carrier::Choice;
 use tidegate::agent::config::{Config, DiskConfig};
 use tidegate::agent::disk::{Disk, Overrides, Plan};
 use tidegate::agent::placement::Gateway;
@@ -18,8 +19,8 @@ use tidegate::flow::Clock;
 use tidegate::flow::platter::sim as platter;
 use tidegate::nbd::{Export, Listen, ZeroFlags};
 use tidegate::types::{BarrierKind, DiskId, Epoch, PointId};
-use tidegate::wire::TlsFiles;
 use tidegate::wire::net::Net;
+use tidegate::wire::{TlsFiles, Transport};
 use tokio::sync::Notify;
 
 use crate::dice::Dice;
@@ -127,6 +128,9 @@ impl AgentMachine {
             gateways: self.settings.gateways.clone(),
             lost_after: self.settings.lost_after,
             return_after: self.settings.return_after,
+            // The simulated network carries datagrams alone.
+            transport: Choice::Only(Transport::Quic),
+            quic_retry: Duration::from_secs(60),
             tls: self.tls.clone(),
             barrier_interval: self.settings.barrier_interval,
             memory_bytes: 32 << 20,
