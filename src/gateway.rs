@@ -37,6 +37,7 @@ mod host;
 mod lookout;
 mod overload;
 mod runs;
+mod sink;
 mod window;
 
 use std::sync::Arc;

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use dashmap::DashMap;
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
@@ -25,20 +24,19 @@ use super::FAILURE_LOOK;
 use super::lookout::retire_below;
 use super::overload::Overload;
 use super::runs::{DiskSlot, Mark, Run, Session};
+use super::sink::JournalSink;
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, watch};
-use crate::journal::{AppendError, Entry, Journal};
+use crate::journal::Journal;
 use crate::mutants::{self, Mutant};
 use crate::restore::touched::Runs;
 use crate::restore::{self, touched};
 use crate::telemetry::names;
-use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, RecordHead, Seq};
+use crate::types::{Chain, DiskId, Epoch, Id128, PointId, Seq};
 use crate::vault::epochs::CreateEpochError;
 use crate::vault::objects::{DiskObject, EpochObject};
 use crate::vault::{Vault, VaultError};
-use crate::wire::{
-    AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, RecordSink, Want,
-};
+use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, Want};
 
 /// How long a fork waits for journaled records to be vaulted before it asks the agent to come again. Below the agent's
 /// own patience, so that the answer arrives.
@@ -154,7 +152,7 @@ pub struct Disks {
 }
 
 /// Counts one open stream as long as it lives.
-struct StreamCount(Arc<AtomicU64>);
+pub struct StreamCount(Arc<AtomicU64>);
 
 impl Drop for StreamCount {
     fn drop(&mut self) {
@@ -665,40 +663,4 @@ fn check_size(open: &OpenDisk, vault_bytes: u64) -> Result<(), DiskRefusal> {
         "disk {disk} has {size} bytes, the vault's {vault_bytes}: a resized disk needs a new disk id in agent.toml"
     );
     Err(DiskRefusal::refused(Code::Size, text))
-}
-
-/// Hands the records of one stream to the journal.
-pub struct JournalSink {
-    disk: DiskId,
-    journal: Journal,
-    run: Arc<Run>,
-    session: Session,
-    _count: StreamCount,
-}
-
-impl RecordSink for JournalSink {
-    async fn record(
-        &mut self,
-        head: RecordHead,
-        body_crc: u32,
-        chunks: Vec<Bytes>,
-        received: Micros,
-    ) -> Result<(), DiskRefusal> {
-        if self.session.superseded.load(Ordering::Acquire) {
-            return Err(DiskRefusal::refused(Code::InUse, "another stream took over this disk"));
-        }
-        if self.run.is_broken() {
-            let text = format!("records of epoch {} were damaged in this gateway's journal", self.run.epoch);
-            return Err(DiskRefusal::MustFork { text });
-        }
-        let journaled = &self.run.journaled;
-        let entry = Entry { disk: &self.disk, head: &head, body_crc, received, chunks: &chunks, journaled };
-        self.journal.append(entry).await.map_err(|error| journal_refusal(&error))?;
-        self.run.appended(head.seq, head.chain);
-        Ok(())
-    }
-}
-
-fn journal_refusal(error: &AppendError) -> DiskRefusal {
-    DiskRefusal::refused(Code::Unavailable, format!("the journal takes no records: {}", chain_text(error)))
 }

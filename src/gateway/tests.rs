@@ -56,7 +56,7 @@ async fn world(dir: &Path, records: u64) -> World {
 /// Names it to gateways as the fork of one request.
 const FORK_NONCE: Id128 = Id128([7; 16]);
 
-async fn open(host: &GatewayHost, disk: &DiskId, want: Want) -> Result<OpenedDisk<host::JournalSink>, DiskRefusal> {
+async fn open(host: &GatewayHost, disk: &DiskId, want: Want) -> Result<OpenedDisk<sink::JournalSink>, DiskRefusal> {
     let disks = vec![disk.clone()];
     let agent = AgentIdentity { vault: host.hello.vault, agent: "a1".into(), disks };
     let nonce = if matches!(want, Want::Fork { .. }) { FORK_NONCE } else { Id128::NONE };
@@ -72,7 +72,7 @@ impl World {
         Mark { seq: Seq(seq), chain: Some(self.chain(seq)) }
     }
 
-    async fn open(&self, want: Want) -> Result<OpenedDisk<host::JournalSink>, DiskRefusal> {
+    async fn open(&self, want: Want) -> Result<OpenedDisk<sink::JournalSink>, DiskRefusal> {
         open(&self.host, &self.disk.id, want).await
     }
 
