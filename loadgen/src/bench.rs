@@ -243,7 +243,10 @@ impl Stand {
             program: plan.tidegate.clone(),
             vault: Some(url),
             disks,
-            gateway: vec![("", format!("memory = \"{} B\"", plan.memory_bytes))],
+            gateway: vec![
+                ("", format!("memory = \"{} B\"", plan.memory_bytes)),
+                ("", "listen_tcp = \"same\"".to_owned()),
+            ],
             agent: Vec::new(),
         };
         let site = Site::create(of_site, &Family::default()).map_err(|error| because("no installation")(&error))?;

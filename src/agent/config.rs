@@ -157,7 +157,8 @@ impl Config {
                 gateways,
                 lost_after,
                 return_after,
-                transport: transport.unwrap_or(Choice::Auto),
+                // Only that until falling back was seen end to end.
+                transport: transport.unwrap_or(Choice::Only(Transport::Quic)),
                 quic_retry,
                 tls,
                 barrier_interval,

@@ -96,6 +96,7 @@ impl GatewayMachine {
         GatewayConfig {
             id: self.node.name.to_owned(),
             listen: SimNet::address(self.node.id),
+            listen_tcp: None,
             admin_listen: nowhere,
             memory_bytes: 64 << 20,
             drain_grace: Duration::from_secs(10),
