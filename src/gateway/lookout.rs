@@ -50,6 +50,8 @@ const LOOK_MAX: Duration = Duration::from_secs(3);
 /// The hours in which announcements may stand that nobody has listed since `listed`, with clocks that differ by `skew`.
 fn hours(listed: Micros, now: Micros, skew: Duration) -> std::ops::RangeInclusive<u64> {
     let skew = skew.as_micros() as u64;
+    // A clock that was set back has listed nothing of what is to come.
+    let listed = listed.min(now);
     hour(Micros(listed.0.saturating_sub(skew)))..=hour(Micros(now.0.saturating_add(skew)))
 }
 
@@ -235,5 +237,6 @@ mod tests {
         assert_eq!(hours(at(11, 0), at(11, 1), SKEW_USUAL), 10..=11, "announced just before the hour was over");
         assert_eq!(hours(at(10, 30), at(10, 31), SKEW_MAX), 9..=11);
         assert_eq!(hours(at(10, 30), at(15, 0), SKEW_USUAL), 10..=15, "asleep meanwhile");
+        assert_eq!(hours(at(15, 0), at(10, 30), SKEW_USUAL), 10..=10, "the clock was set back");
     }
 }
