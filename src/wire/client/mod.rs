@@ -256,7 +256,8 @@ async fn reach(addr: &str, material: &Material, tuning: &Tuning, net: &Net) -> R
     let target = Target { addr, name, material, tuning, net };
     let mut failure = unusable("the name has no address".to_owned());
     for remote in remotes {
-        match reach_by_either(&target, remote).await {
+        // On the heap: handshakes by two transports at once are large, and rare.
+        match Box::pin(reach_by_either(&target, remote)).await {
             Ok(reached) => return Ok(reached),
             // Another address may answer where one was silent; a refusal is an answer.
             Err(error @ ConnectError::Unreachable { .. }) => failure = error,

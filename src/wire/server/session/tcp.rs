@@ -96,5 +96,8 @@ async fn join<H>(
         JoinAs::Control => server.sessions.begin(arrival, session, server.listener.idle_timeout()).map(Some),
         JoinAs::Stream => server.sessions.attach(arrival, session).map(|()| None),
     };
-    joined.map_err(|(error, arrival)| (error.into(), arrival))
+    joined.map_err(|refused| {
+        let (error, arrival) = *refused;
+        (error.into(), arrival)
+    })
 }

@@ -162,13 +162,15 @@ impl Sessions {
         arrival: Arrival,
         name: Id128,
         idle_timeout: Duration,
-    ) -> Result<Session, (JoinError, Arrival)> {
+    ) -> Result<Session, Box<(JoinError, Arrival)>> {
         let Some(certificate) = arrival.peer_certificates().into_iter().next() else {
-            return Err((JoinError::Unknown, arrival));
+            return Err(Box::new((JoinError::Unknown, arrival)));
         };
         let key = (certificate, name);
         let mut sessions = self.0.lock();
-        let Entry::Vacant(free) = sessions.entry(key.clone()) else { return Err((JoinError::Taken, arrival)) };
+        let Entry::Vacant(free) = sessions.entry(key.clone()) else {
+            return Err(Box::new((JoinError::Taken, arrival)));
+        };
         let (doorway, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let gate = Gate {
             arrivals: tokio::sync::Mutex::new(arrivals),
@@ -184,12 +186,12 @@ impl Sessions {
     }
 
     /// Hands a further connection to the session that it belongs to.
-    pub(in crate::wire) fn attach(&self, arrival: Arrival, name: Id128) -> Result<(), (JoinError, Arrival)> {
+    pub(in crate::wire) fn attach(&self, arrival: Arrival, name: Id128) -> Result<(), Box<(JoinError, Arrival)>> {
         let certificate = arrival.peer_certificates().into_iter().next();
         let session = certificate.and_then(|certificate| self.0.lock().get(&(certificate, name))?.upgrade());
-        let Some(session) = session else { return Err((JoinError::Unknown, arrival)) };
-        let Side::Gateway(gate) = &session.side else { return Err((JoinError::Unknown, arrival)) };
-        let Some((open, permit)) = gate.place() else { return Err((JoinError::Full, arrival)) };
+        let Some(session) = session else { return Err(Box::new((JoinError::Unknown, arrival))) };
+        let Side::Gateway(gate) = &session.side else { return Err(Box::new((JoinError::Unknown, arrival))) };
+        let Some((open, permit)) = gate.place() else { return Err(Box::new((JoinError::Full, arrival))) };
         let ending = Arc::clone(&session.ending);
         permit.send(Arc::new(Stream { conn: arrival.0, ending, kind: Kind::OfGateway, _open: Some(open) }));
         Ok(())
