@@ -47,6 +47,8 @@ mutants! {
     ReleasedBeforeVaulted = "released-before-vaulted",
     /// Segments are released before the marks that justify it are durable. Promise 2: a crash forgets both.
     ReleasedBeforeMarks = "released-before-marks",
+    /// A file system without room counts as a broken disk. Promise 9: an outage of the store ends the gateway.
+    NoRoomIsFailure = "no-room-is-failure",
     /// The uploader counts a batch as stored without a PUT. Promise 1: vaulted means stored.
     VaultedBeforePut = "vaulted-before-put",
     /// "Already exists" counts as stored without reading back. Promise 1.

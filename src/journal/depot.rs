@@ -21,6 +21,7 @@ use super::disk::Files;
 use super::ledger::Freed;
 use super::space::SpaceBoard;
 use crate::flow::Strand;
+use crate::mutants::{self, Mutant};
 
 /// A segment file ready to be written from its start.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// How many segments in a row may fail to be prepared, with [`RETRY`] between them, before the disk counts as lost. A full
 /// disk is none of that: it is an ordinary state, however long it lasts.
-const REFUSED_MAX: u32 = 8;
+pub(super) const REFUSED_MAX: u32 = 8;
 
 #[derive(Debug)]
 struct ShardStock {
@@ -162,7 +163,8 @@ impl Depot {
     }
 
     fn note_refused(&self, task: &Task, error: &io::Error) {
-        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        let no_room = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        if no_room && !mutants::on(Mutant::NoRoomIsFailure) {
             return;
         }
         let mut stock = self.stock.lock();

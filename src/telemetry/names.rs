@@ -82,6 +82,10 @@ metric_names! {
     gauge AGENT_SESSIONS = "tidegate_agent_sessions";
     /// Of them those over TCP.
     gauge AGENT_SESSIONS_TCP = "tidegate_agent_sessions_tcp";
+    /// Of the agents connected those whose clock is more than two seconds off this gateway's.
+    gauge AGENTS_SKEWED = "tidegate_agents_skewed";
+    /// The store's clock minus this machine's in seconds, as its last answer said: 0 within the second that it names.
+    gauge STORE_CLOCK_AHEAD_SECONDS = "tidegate_store_clock_ahead_seconds";
     /// Disk streams open.
     gauge DISK_STREAMS = "tidegate_disk_streams";
     /// Bytes of the sessions' memory that disks have for records on their way.

@@ -1,7 +1,7 @@
 //! Creating the container of a new vault, which `object_store` leaves to others: one signed request.
 
 use object_store::azure::AzureAuthorizer;
-use object_store::client::{HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
+use object_store::client::{HttpRequest, HttpRequestBody};
 use tokio::time::timeout;
 
 use super::fault::BlobError;
@@ -9,8 +9,6 @@ use super::store::VaultStore;
 use super::url::AzureClient;
 
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
-/// Answers below 500 that another try may better: request timeout, too many requests.
-const PASSING: [u16; 2] = [408, 429];
 
 /// Creates the container unless it is there, with some tries: asking twice does no harm. A credential that may not create
 /// containers is no failure here: the first real request tells whether the container is missing.
@@ -21,13 +19,12 @@ pub(super) async fn create_if_missing(store: &VaultStore, client: &AzureClient) 
 async fn create_once(store: &VaultStore, client: &AzureClient) -> Result<(), BlobError> {
     let name = format!("container {}", client.container);
     match timeout(TIMEOUT, ask(client)).await {
-        Ok(Ok(status)) if status.is_server_error() || PASSING.contains(&status.as_u16()) => {
-            Err(BlobError::answered("create", &name, store.shown(), status.as_u16()))
-        }
-        // 409: it is there. 401, 403: not allowed to create it, or wrong; the next request says which.
         Ok(Ok(status)) => {
             tracing::debug!(%status, container = client.container, "asked for the container");
-            Ok(())
+            let error = BlobError::answered("create", &name, store.shown(), status.as_u16());
+            // 409: it is there. 401, 403: not allowed to create it, or wrong; the next request says which.
+            let is_known = status.is_success() || status == reqwest::StatusCode::CONFLICT || !error.is_passing();
+            if is_known { Ok(()) } else { Err(error) }
         }
         Ok(Err(error)) => Err(BlobError::new("create", &name, store.shown(), &error)),
         Err(_) => Err(BlobError::timeout("create", &name, store.shown(), TIMEOUT)),
@@ -42,8 +39,9 @@ async fn ask(client: &AzureClient) -> object_store::Result<reqwest::StatusCode> 
     request.headers_mut().insert("content-length", 0.into());
     let credential = client.azure.credentials().get_credential().await?;
     AzureAuthorizer::new(&credential, &client.account).try_authorize(&mut request)?;
-    let http = ReqwestConnector::default().connect(&client.options)?;
-    http.execute(request)
+    client
+        .http
+        .execute(request)
         .await
         .map(|response| response.status())
         .map_err(|error| object_store::Error::Generic { store: "MicrosoftAzure", source: Box::new(error) })

@@ -42,6 +42,7 @@ pub mod put;
 pub mod reader;
 pub mod rng;
 pub mod store;
+mod store_clock;
 #[cfg(test)]
 mod testing;
 pub mod upload_queue;

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock, Once};
 use std::time::Duration;
 
 use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
-use object_store::client::ClientOptions;
+use object_store::client::{ClientOptions, HttpClient, HttpConnector};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 use super::credential::{Credential, Secret, Variables};
 use super::fault::BlobError;
 use super::store::VaultStore;
+use super::store_clock::DatedConnector;
 use crate::fault::{Classify, Fault};
 
 /// Time to set up a connection. Longer than any healthy network takes, short enough to notice an outage.
@@ -160,7 +161,7 @@ fn memory_store(name: &str) -> Arc<dyn ObjectStore> {
 /// The Azure client with what its container's creation needs.
 pub(super) struct AzureClient {
     pub(super) azure: MicrosoftAzure,
-    pub(super) options: ClientOptions,
+    pub(super) http: HttpClient,
     pub(super) endpoint: String,
     pub(super) account: String,
     pub(super) container: String,
@@ -174,11 +175,16 @@ fn azure_store(url: &str, location: Location) -> Result<(VaultStore, AzureClient
     let credential = Credential::find(&account, &Variables::process())
         .map_err(|problem| StoreError::Credential { url: url.to_owned(), problem })?;
     let options = client_options(&endpoint);
+    let connector = DatedConnector::default();
+    let http = connector
+        .connect(&options)
+        .map_err(|error| StoreError::Client { url: url.to_owned(), problem: error.to_string() })?;
     let builder = MicrosoftAzureBuilder::new()
         .with_account(&account)
         .with_container_name(&container)
         .with_endpoint(endpoint.clone())
-        .with_client_options(options.clone())
+        .with_client_options(options)
+        .with_http_connector(connector)
         // The uploader paces and repeats by itself, and reads are repeated by `VaultStore`.
         .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() });
     let azure =
@@ -189,7 +195,7 @@ fn azure_store(url: &str, location: Location) -> Result<(VaultStore, AzureClient
     } else {
         Arc::new(PrefixStore::new(azure.clone(), Path::from(prefix)))
     };
-    Ok((VaultStore::new(shared, &place), AzureClient { azure, options, endpoint, account, container }))
+    Ok((VaultStore::new(shared, &place), AzureClient { azure, http, endpoint, account, container }))
 }
 
 fn client_error(url: &str, credential: &Credential, error: &object_store::Error) -> StoreError {

@@ -60,11 +60,15 @@ pub struct Refused {
     pub text: String,
 }
 
-/// The agent asks for the gateway's clock.
+/// The agent asks for the gateway's clock, and says how far it found it from its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ping {
     /// Returned as it is; the agent's own monotonic clock in microseconds.
     pub token: u64,
+    /// Gateway's wall clock minus the agent's, in microseconds.
+    pub offset_micros: i64,
+    /// How far that may be off; the largest number before the first answer.
+    pub uncertainty_micros: u32,
 }
 
 /// The gateway's clock.
@@ -376,7 +380,11 @@ impl Message {
                 out.put_u32_le(refused.code.number());
                 put_text(out, &refused.text);
             }
-            Self::Ping(ping) => out.put_u64_le(ping.token),
+            Self::Ping(ping) => {
+                out.put_u64_le(ping.token);
+                out.put_i64_le(ping.offset_micros);
+                out.put_u32_le(ping.uncertainty_micros);
+            }
             Self::Pong(pong) => {
                 out.put_u64_le(pong.token);
                 out.put_u64_le(pong.received.0);
@@ -437,7 +445,11 @@ impl Message {
             }),
             Kind::Refused => Self::Refused(fields.refused()?),
             Kind::DiskRefused => Self::DiskRefused(fields.refused()?),
-            Kind::Ping => Self::Ping(Ping { token: fields.u64("token")? }),
+            Kind::Ping => Self::Ping(Ping {
+                token: fields.u64("token")?,
+                offset_micros: fields.u64("offset")?.cast_signed(),
+                uncertainty_micros: fields.u32("uncertainty")?,
+            }),
             Kind::Pong => Self::Pong(Pong {
                 token: fields.u64("token")?,
                 received: Micros(fields.u64("received")?),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use loadgen::blob::{BlobFaults, BlobProxy};
 use loadgen::chance::Share;
+use loadgen::sink::{Account, Limits, Sink, Weather};
 use tidegate::cli::quickstart::child::metric;
 
 use crate::common::azurite::Azurite;
@@ -69,4 +70,31 @@ fn uploads_find_out_how_much_a_store_bears() {
     scene.wait_vaulted();
     scene.stop();
     scene.assert_all_restore();
+}
+
+/// A service may give fewer names at once than it was asked for, and above 5,000 it always does.
+#[test]
+fn listings_that_come_in_pages_of_two_names_hide_nothing() {
+    let _turn = turn();
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let limits = Limits { page_names_max: 2, ..Limits::default() };
+    let sink = Sink::start(any, None, Account::default(), limits, Weather::default()).unwrap();
+    let vault = Some(sink.vault_url("paged"));
+    let mut scene = Scene::new(Setting { vault, ..Setting::default() }, &["disk1"], empty(DISK_BYTES));
+    scene.wait_copied("disk1");
+    let load = scene.load("disk1", 43, 16);
+    for life in 0..6 {
+        scene.write_more(&load, 8 << 20);
+        scene.keep("disk1", &format!("life {life}"), Some(&load));
+        // Each life of a gateway has a lane of its own, and each of an agent an epoch: they come in pages, too.
+        scene.kill_gateway();
+    }
+    scene.keep("disk1", "end", Some(&load));
+    drop(load);
+    scene.wait_vaulted();
+    scene.stop();
+    scene.assert_all_restore();
+    let counts = sink.counts();
+    println!("{} names, {} listings", counts.blobs, counts.lists);
+    assert!(counts.blobs > 15, "{} names make few pages: nothing was proven", counts.blobs);
 }

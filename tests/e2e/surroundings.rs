@@ -1,13 +1,17 @@
 //! What happens around agents and restores: a disk that changed its size, a target that fills up.
 
 use std::fs::File;
+use std::path::Path;
 
-use tidegate::cli::quickstart::child::{Child, Family};
+use tidegate::cli::quickstart::child::{Child, Family, metric};
+use tidegate::flow::{Clock, SystemClock};
 
 use crate::common::{PATIENCE, Scene, Setting, empty, program, tidegate, turn};
 use crate::mount::{self, Mount};
 
 const DISK_BYTES: u64 = 96 << 20;
+/// Below a folder of /usr/lib: what Debian's libfaketime puts under a process that has threads.
+const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
 
 #[test]
 fn a_disk_that_changed_its_size_is_refused_by_name_and_the_others_go_on() {
@@ -70,5 +74,40 @@ fn a_restore_whose_target_fills_up_says_so_and_goes_on_where_there_is_room() {
     assert_eq!(code, 1, "{err}");
     assert!(err.contains(target.to_str().unwrap()) && err.contains("no space left"), "{err}");
     assert!(!err.contains("panicked") && !target.exists(), "a half restore must not look like a whole one: {err}");
+    scene.assert_all_restore();
+}
+
+#[test]
+fn a_clock_that_is_off_is_told_and_labels_are_right_all_the_same() {
+    let _turn = turn();
+    let mut scene = Scene::new(Setting::default(), &["disk1"], empty(DISK_BYTES));
+    scene.wait_copied("disk1");
+    let apart = |scene: &Scene| metric(&scene.site.admin("/metrics").unwrap(), "tidegate_agents_skewed");
+    assert_eq!(apart(&scene), 0.0);
+    scene.agent.take().unwrap().terminate(PATIENCE).unwrap();
+    let (config, logs) = (scene.site.path("agent.toml"), scene.site.path("logs/agent.log"));
+    // Only the wall clock is another one: 90 s ahead, as on a machine whose time service died long ago.
+    let library = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|dir| dir.path().join(FAKETIME));
+    let preload = format!("LD_PRELOAD={}", library.into_iter().find(|path| path.exists()).unwrap().display());
+    let faked = [&preload, "FAKETIME=+90s", "FAKETIME_DONT_FAKE_MONOTONIC=1", program().to_str().unwrap()];
+    let arguments = [&faked[..], &["agent", "--config", config.to_str().unwrap()]].concat();
+    scene.agent = Some(Child::start("agent", &Family::default(), &logs, Path::new("env"), &arguments).unwrap());
+    let load = scene.load("disk1", 84, 8);
+    scene.write_more(&load, 4 << 20);
+    scene.wait("the gateway to notice the clock", |scene| apart(scene) == 1.0);
+    let log = std::fs::read_to_string(scene.site.path("logs/gateway.log")).unwrap();
+    let told = log.lines().find(|line| line.contains("clock is not this gateway's")).unwrap_or_default();
+    assert!(told.contains("ahead_seconds") && told.contains("agent"), "{told}");
+    let before = SystemClock::new().wall();
+    scene.keep("disk1", "skewed", Some(&load));
+    let after = SystemClock::new().wall();
+    drop(load);
+    scene.wait_vaulted();
+    let label: jiff::Timestamp = scene.kept[0].made.time.parse().unwrap();
+    let slack_micros = 2_000_000;
+    let range = before.0 - slack_micros..=after.0 + slack_micros;
+    let label_micros = label.as_microsecond() as u64;
+    assert!(range.contains(&label_micros), "a point made from {before} to {after} is labelled {label}");
+    scene.stop();
     scene.assert_all_restore();
 }

@@ -21,8 +21,6 @@ use super::sign::Unsigned;
 
 /// Longest body that is taken: the largest batch and room for larger ones to come.
 const BODY_BYTES_MAX: u64 = 256 << 20;
-/// Names on one page of a listing, as in the service.
-const PAGE_MAX: usize = 5000;
 /// Version of the service that answers claim.
 const SERVICE_VERSION: &str = "2023-11-03";
 
@@ -204,7 +202,8 @@ async fn of_container(shared: &Shared, parts: &Parts, query: &Query, container: 
 
 async fn list(shared: &Shared, query: &Query, container: &str) -> Result<Response, Failure> {
     shared.count(|counts| counts.lists += 1);
-    let page_max = query.get("maxresults").and_then(|text| text.parse().ok()).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let here = shared.limits.page_names_max.max(1);
+    let page_max = query.get("maxresults").and_then(|text| text.parse().ok()).unwrap_or(here).clamp(1, here);
     let asked = Asked {
         endpoint: shared.account.name(),
         container,

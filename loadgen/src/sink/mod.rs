@@ -49,6 +49,9 @@ use weather::Sky;
 /// Memory for bodies unless told otherwise.
 pub const MEMORY_BYTES_DEFAULT: u64 = 4 << 30;
 
+/// Names in one page of a listing, as Azure Blob has it.
+pub const PAGE_NAMES_MAX_DEFAULT: usize = 5000;
+
 /// What a sink keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -56,11 +59,17 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Longer bodies are thrown away once they came whole.
     pub discard_above_bytes: u64,
+    /// Names in one page of a listing, whatever is asked for: a service may always give fewer.
+    pub page_names_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_bytes: MEMORY_BYTES_DEFAULT, discard_above_bytes: u64::MAX }
+        Self {
+            memory_bytes: MEMORY_BYTES_DEFAULT,
+            discard_above_bytes: u64::MAX,
+            page_names_max: PAGE_NAMES_MAX_DEFAULT,
+        }
     }
 }
 

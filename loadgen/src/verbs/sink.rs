@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use loadgen::chance::Share;
-use loadgen::sink::{ACCOUNT_DEFAULT, Account, Limits, MEMORY_BYTES_DEFAULT, Sink, SinkCounts, Weather};
+use loadgen::sink::{
+    ACCOUNT_DEFAULT, Account, Limits, MEMORY_BYTES_DEFAULT, PAGE_NAMES_MAX_DEFAULT, Sink, SinkCounts, Weather,
+};
 use tidegate::config::show_size;
 
 use super::{Outcome, outage, size, time, watch};
@@ -31,6 +33,9 @@ pub struct Args {
     /// Throw longer bodies away: for figures only, nothing can be restored.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     discard_above: Option<u64>,
+    /// Names on one page of a listing.
+    #[arg(long, value_name = "NAMES", default_value_t = PAGE_NAMES_MAX_DEFAULT)]
+    page: usize,
     /// How much longer each request takes, for example "40 ms".
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "0 ms")]
     latency: Duration,
@@ -58,7 +63,11 @@ pub fn run(args: &Args) -> Outcome {
             Account::new(&args.account, &text)?
         }
     };
-    let limits = Limits { memory_bytes: args.memory, discard_above_bytes: args.discard_above.unwrap_or(u64::MAX) };
+    let limits = Limits {
+        memory_bytes: args.memory,
+        discard_above_bytes: args.discard_above.unwrap_or(u64::MAX),
+        page_names_max: args.page,
+    };
     let weather = Weather {
         latency_ms: args.latency.as_secs_f64() * 1000.0,
         bytes_per_second: args.bandwidth,

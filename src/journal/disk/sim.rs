@@ -78,6 +78,10 @@ struct State {
     dead: bool,
     /// Files' bytes together may not exceed this.
     room_bytes: u64,
+    /// What a file gets that has no room.
+    no_room: io::ErrorKind,
+    /// Files that got none.
+    no_rooms: u32,
     syncs_held: bool,
     syncs_waiting: usize,
     /// Operations seen: writes, syncs.
@@ -146,6 +150,8 @@ impl SimDisk {
             rng: rng | 1,
             dead: false,
             room_bytes: u64::MAX,
+            no_room: io::ErrorKind::StorageFull,
+            no_rooms: 0,
             syncs_held: false,
             syncs_waiting: 0,
             counts: (0, 0),
@@ -177,6 +183,17 @@ impl SimDisk {
     /// From now on files have so much room together.
     pub fn set_room(&self, bytes: u64) {
         self.0.state.lock().room_bytes = bytes;
+    }
+
+    /// What a file gets from now on that has no room: a full file system and a quota answer differently.
+    pub fn set_no_room(&self, kind: io::ErrorKind) {
+        self.0.state.lock().no_room = kind;
+    }
+
+    /// How many files found no room.
+    #[must_use]
+    pub fn no_rooms(&self) -> u32 {
+        self.0.state.lock().no_rooms
     }
 
     /// From now on syncs do their work only after [`Self::release_syncs`].
@@ -335,7 +352,8 @@ impl Files for SimDisk {
         state.changeable()?;
         let used: u64 = state.files.values().map(|content| content.lock().seen.len() as u64).sum();
         if used + bytes > state.room_bytes {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
+            state.no_rooms += 1;
+            return Err(io::Error::from(state.no_room));
         }
         if state.files.contains_key(path) {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));

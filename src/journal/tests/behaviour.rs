@@ -152,7 +152,18 @@ fn a_full_journal_blocks_append_and_resumes() {
 
 #[test]
 fn a_file_system_without_room_is_waited_for() {
+    waited_for(io::ErrorKind::StorageFull);
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_waited_for() {
+    waited_for(io::ErrorKind::QuotaExceeded);
+}
+
+/// More tries than a broken disk gets find no room; then there is some.
+fn waited_for(no_room: io::ErrorKind) {
     let disk = SimDisk::new(12);
+    disk.set_no_room(no_room);
     disk.set_room(2 * (64 << 10));
     let (journal, _) = open(&disk, &small(1, 16));
     runtime().block_on(async {
@@ -162,17 +173,20 @@ fn a_file_system_without_room_is_waited_for() {
             source.send(&journal, 8000).await;
         }
         let sample = source.make(8000);
-        let mut append = std::pin::pin!(async {
+        let full = async {
+            levels.wait_for(|level| *level == Level::Full).await.expect("the journal lives");
+            while disk.no_rooms() <= depot::REFUSED_MAX + 1 && journal.failure().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(journal.failure(), None);
+            disk.set_room(u64::MAX);
+        };
+        let appends = async {
             for _ in 0..8 {
                 source.append(&journal, &sample).await.expect("taken in the end");
             }
-        });
-        tokio::select! {
-            () = &mut append => {}
-            level = levels.wait_for(|level| *level == Level::Full) => assert!(level.is_ok()),
-        }
-        disk.set_room(u64::MAX);
-        append.await;
+        };
+        tokio::join!(full, appends);
         levels.wait_for(|level| *level != Level::Full).await.expect("the journal lives");
     });
     assert_eq!(journal.failure(), None);

@@ -413,7 +413,8 @@ async fn open(
         let mut sync = ClockSync::default();
         if matches!(answer, Message::HelloOk(_)) {
             for _ in 0..FIRST_PINGS {
-                ping(&mut control.send, clock).await;
+                let known = sync.offset(clock.wall(), clock.monotonic());
+                ping(&mut control.send, clock, known).await;
                 if let Message::Pong(pong) = control.reader.next_message().await? {
                     take_pong(&mut sync, pong, clock);
                 }
@@ -472,10 +473,11 @@ fn check_gateway(addr: &str, session: &Session, own: &AgentIdentity, known: &[St
     Err(ConnectError::GatewayCertificate { addr: addr.to_owned(), text })
 }
 
-async fn ping(send: &mut SendHalf, clock: &dyn Clock) {
+async fn ping(send: &mut SendHalf, clock: &dyn Clock, known: ClockOffset) {
     let token = clock.monotonic().as_micros() as u64;
+    let ClockOffset { offset_micros, uncertainty_micros } = known;
     // A lost connection shows on the reading side.
-    let _ = write_message(send, &Message::Ping(Ping { token })).await;
+    let _ = write_message(send, &Message::Ping(Ping { token, offset_micros, uncertainty_micros })).await;
 }
 
 fn take_pong(sync: &mut ClockSync, pong: Pong, clock: &dyn Clock) {
@@ -506,7 +508,8 @@ impl Keeper {
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                ping(&mut send, &*clock).await;
+                let known = sync.lock().offset(clock.wall(), clock.monotonic());
+                ping(&mut send, &*clock, known).await;
             }
         };
         let reads = async {

@@ -30,7 +30,7 @@ fn samples() -> Vec<(&'static str, Message)> {
             Message::HelloOk(HelloOk { protocol: 1, vault, gateway: "g1".into(), software: "tidegate 0.1.0".into() }),
         ),
         ("refused", Message::Refused(refused(Code::Protocol))),
-        ("ping", Message::Ping(Ping { token: 123_456_789 })),
+        ("ping", Message::Ping(Ping { token: 123_456_789, offset_micros: -2_500_000, uncertainty_micros: 700 })),
         (
             "pong",
             Message::Pong(Pong {
@@ -230,7 +230,7 @@ proptest! {
     #[test]
     fn numbers_and_texts_survive_the_wire(a: u64, b: u64, text in ".{0,200}", agent in name(), code: u32, chain in prop::option::of(any::<[u8; 32]>())) {
         for message in [
-            Message::Ping(Ping { token: a }),
+            Message::Ping(Ping { token: a, offset_micros: b.cast_signed(), uncertainty_micros: code }),
             Message::Pong(Pong { token: a, received: Micros(b), sent: Micros(a) }),
             Message::Credit(Credit { granted_bytes: a }),
             Message::Ack(Ack { journaled: Seq(a.max(b)), vaulted: Seq(a.min(b)) }),

@@ -15,6 +15,7 @@ pub(super) mod admission;
 mod disk;
 mod memory;
 mod session;
+mod skew;
 
 use std::collections::HashMap;
 use std::sync::Arc;

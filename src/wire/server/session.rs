@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::admission::{Network, Place, STREAMS_SPARE};
+use super::skew::Skew;
 use super::{Gauged, Server, count_refused, disk};
 use crate::telemetry::names;
 use crate::types::RECORD_HEAD_BYTES;
@@ -326,6 +327,7 @@ async fn serve_agent<H: Host>(
     mut control: Control,
 ) -> Close {
     let account = Arc::new(server.memory.account());
+    let mut skew = Skew::new(agent.agent.clone());
     let mut disks = JoinSet::new();
     let mut drain = server.drain.clone();
     let leave = server.host.leave_turn();
@@ -338,7 +340,10 @@ async fn serve_agent<H: Host>(
             Some(_) = disks.join_next() => {}
             message = control.reader.next_message() => {
                 let answered = match message {
-                    Ok(Message::Ping(ping)) => answer_ping(server, ping, &mut control).await,
+                    Ok(Message::Ping(ping)) => {
+                        skew.take(ping);
+                        answer_ping(server, ping, &mut control).await
+                    }
                     Ok(other) => {
                         Err(Close::new(Code::Message, format!("{:?} frame came on the control stream", other.kind())))
                     }

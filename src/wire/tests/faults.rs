@@ -115,7 +115,7 @@ async fn bad_frames_on_a_disk_stream_end_that_stream_only() {
         (record_frame(&skipped).to_vec(), Code::Seq),
         (record_frame(&other_epoch).to_vec(), Code::Epoch),
         (record_frame(&other_history).to_vec(), Code::Chain),
-        (Message::Ping(Ping { token: 1 }).encode().to_vec(), Code::Message),
+        (Message::Ping(Ping { token: 1, offset_micros: 0, uncertainty_micros: 1 }).encode().to_vec(), Code::Message),
         (Message::CloseDisk(messages::CloseDisk { last: crate::types::Seq(9) }).encode().to_vec(), Code::Message),
     ] {
         let (mut send, mut reader, _) = open_raw(&raw, fork("d1")).await;

@@ -432,7 +432,7 @@ async fn a_storm_of_pings_does_not_hold_up_the_disks() {
     let storm = async {
         loop {
             // The answers are never read: the storm ends when the gateway has had enough of it.
-            let ping = Message::Ping(messages::Ping { token: 1 });
+            let ping = Message::Ping(messages::Ping { token: 1, offset_micros: 0, uncertainty_micros: u32::MAX });
             if write_message(&mut send, &ping).await.is_err() {
                 return;
             }
