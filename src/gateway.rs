@@ -172,6 +172,7 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
             "{cert} is the certificate of gateway {named}, the configuration says id = {id:?}"
         )));
     }
+    tokio::spawn(listener.apart().watch(config.memory_bytes));
     let (stop_admin, admin_stopped) = DrainTrigger::new();
     let health = Arc::new(Health::new(Arc::clone(&clock)));
     let admin = start_admin(&config, &health, metrics, admin_stopped).await?;

@@ -92,6 +92,8 @@ metric_names! {
     gauge RECORD_MEMORY_BYTES = "tidegate_record_memory_bytes";
     /// Disks that wait for memory before they may send their next record.
     gauge RECORD_MEMORY_WAITING = "tidegate_record_memory_waiting_disks";
+    /// 1 while each datagram is kept in a buffer of its own, because the process holds more than its memory.
+    gauge RECEIVE_APART = "tidegate_receive_apart";
     /// Sessions or streams refused, by reason.
     counter REFUSED = "tidegate_refused_total";
     /// Agents asked to go to another gateway: at a drain and when overloaded.

@@ -16,6 +16,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller, VarInt};
 use tokio::net::TcpListener;
 
+use super::apart::Apart;
 use super::identity::GatewayIdentity;
 use super::net::{Net, TokioTime};
 use super::server::admission::STRANGER_WINDOW_BYTES;
@@ -178,6 +179,7 @@ pub struct Listener {
     identity: GatewayIdentity,
     tcp: Option<TcpListener>,
     idle_timeout: Duration,
+    apart: Apart,
 }
 
 impl Listener {
@@ -199,10 +201,12 @@ impl Listener {
         transport.receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES)).send_window(GATEWAY_SEND_WINDOW_BYTES);
         let transport = Arc::new(transport);
         let config = server_config(&material, &transport, &Explanation::default())?;
-        let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), net)?;
+        let apart = Apart::default();
+        let net = apart.network(net);
+        let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), &net)?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
         let idle_timeout = tuning.idle_timeout;
-        Ok(Self { endpoint, material, transport, local, identity, tcp: None, idle_timeout })
+        Ok(Self { endpoint, material, transport, local, identity, tcp: None, idle_timeout, apart })
     }
 
     /// Listens at `listen` for agents that come over TCP, too.
@@ -232,6 +236,11 @@ impl Listener {
     /// Where agents come in over TCP. To be taken once.
     pub(super) const fn take_tcp(&mut self) -> Option<TcpListener> {
         self.tcp.take()
+    }
+
+    /// The switch that keeps received datagrams apart.
+    pub(crate) fn apart(&self) -> Apart {
+        self.apart.clone()
     }
 
     /// Silence after which a connection counts as lost.

@@ -39,6 +39,7 @@
 //! opens the disk again and learns from [`OpenedInfo`] where to go on. Records in between are sent twice, which the
 //! seq makes harmless.
 
+mod apart;
 pub mod client;
 mod code;
 pub mod endpoint;
