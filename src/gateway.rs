@@ -31,10 +31,12 @@
 //! vaulted before are then there twice, byte for byte the same, which readers take as one.
 
 pub mod admin;
+pub mod board;
 pub mod config;
 mod feeder;
 mod host;
 mod lookout;
+mod outlook;
 mod overload;
 mod runs;
 mod sink;
@@ -55,6 +57,7 @@ use crate::types::Seq;
 use crate::vault::{self, Vault};
 use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
 use admin::Health;
+use board::Board;
 use config::GatewayConfig;
 use feeder::Feeder;
 use host::{Disks, GatewayHost, Lanes};
@@ -173,6 +176,8 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
         )));
     }
     tokio::spawn(listener.apart().watch(config.memory_bytes));
+    metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::gauge!(names::CERTIFICATE_ENDS_SECONDS).set(listener.certificate_ends().0 as f64 / 1e6);
     let (stop_admin, admin_stopped) = DrainTrigger::new();
     let health = Arc::new(Health::new(Arc::clone(&clock)));
     let admin = start_admin(&config, &health, metrics, admin_stopped).await?;
@@ -327,7 +332,13 @@ impl Parts {
             overload: Arc::clone(&overload),
             peers: config.peers.clone(),
             lanes: Lanes::default(),
+            roll: Arc::default(),
         });
+        let names = (config.id.clone(), vault.id());
+        let (books, roll, time) = (Arc::clone(&disks), Arc::clone(&host.roll), Arc::clone(&clock));
+        let board = Arc::new(Board::new(names, books, roll, journal.clone(), time, config.disk_lines_max as usize));
+        health.set_board(Arc::clone(&board));
+        tokio::spawn(board.run(drain.clone()));
         let (connections_max, drain_grace) = (config.agents_max as usize, config.drain_grace);
         let memory_bytes = config.memory_quarter_bytes();
         // One agent may have a quarter of it on its way: it is not all the others.

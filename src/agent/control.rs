@@ -24,6 +24,7 @@ use crate::fault::{Classify, Fault, chain_text};
 use crate::limits::{CHUNK_BYTES, DISKS_PER_AGENT_MAX, POINT_NAME_BYTES_MAX};
 use crate::nbd::UNIX_PATH_BYTES_MAX;
 use crate::types::{BarrierKind, DiskId};
+use crate::wire::{Condition, Report};
 
 /// Connections at the same time: each waiting `tidegate point` holds one.
 const CONNECTIONS_MAX: usize = 64;
@@ -331,7 +332,7 @@ impl Control {
     #[must_use]
     pub fn status(&self) -> AgentStatus {
         let link = self.link.borrow().clone();
-        let mut disks: Vec<_> = self.disks.iter().map(|disk| disk_status(disk)).collect();
+        let mut disks: Vec<_> = self.disks.iter().map(|disk| look(disk).1).collect();
         disks.extend(self.refused.iter().map(|(disk, why)| DiskStatus {
             disk: disk.clone(),
             state: "refused".into(),
@@ -364,22 +365,22 @@ impl Control {
     }
 }
 
-fn disk_status(disk: &Disk) -> DiskStatus {
+fn look(disk: &Disk) -> (Condition, DiskStatus) {
     let (plan, condition, remembered) = (disk.plan(), disk.condition(), disk.state());
     let now = disk.shared.clock.monotonic();
     let tracker = disk.tracker();
-    let state = match (plan, tracker.mode()) {
-        (Plan::Fenced(_), _) => "fenced",
-        (_, Mode::Overflowed) => "overflowed",
-        (_, Mode::Detached) => "waiting",
-        (_, Mode::Recording) if condition.gateway.is_none() => "waiting",
-        (_, Mode::Recording) if tracker.in_span() => "copying",
-        (_, Mode::Recording) => "protected",
+    let does = match (plan, tracker.mode()) {
+        (Plan::Fenced(_), _) => Condition::Fenced,
+        (_, Mode::Overflowed) => Condition::Overflowed,
+        (_, Mode::Detached) => Condition::Waiting,
+        (_, Mode::Recording) if condition.gateway.is_none() => Condition::Waiting,
+        (_, Mode::Recording) if tracker.in_span() => Condition::Copying,
+        (_, Mode::Recording) => Condition::Protected,
     };
     let attached = tracker.mode() != Mode::Detached;
-    DiskStatus {
+    let status = DiskStatus {
         disk: disk.id.clone(),
-        state: state.into(),
+        state: does.as_str().into(),
         size_bytes: disk.source.size_bytes(),
         epoch: if attached { Some(tracker.queue().epoch().0) } else { remembered.epoch.map(|epoch| epoch.0) },
         seq: if attached { tracker.queue().last_seq().0 } else { remembered.floor_seq.0 },
@@ -392,5 +393,18 @@ fn disk_status(disk: &Disk) -> DiskStatus {
         rpo_seconds: tracker.oldest_exposed().map_or(0.0, |since| now.saturating_sub(since).as_secs_f64()),
         gateway: condition.gateway,
         last_error: condition.last_error,
+    };
+    (does, status)
+}
+
+/// How a disk stands, for the gateway.
+pub(super) fn report(disk: &Disk) -> Report {
+    let (condition, status) = look(disk);
+    Report {
+        disk: status.disk,
+        condition,
+        rpo_micros: (status.rpo_seconds * 1e6) as u64,
+        dirty_bytes: status.dirty_bytes,
+        unvaulted_bytes: status.unvaulted_bytes,
     }
 }

@@ -59,6 +59,7 @@ pub mod points;
 pub mod queue;
 pub mod range_lock;
 pub mod replicator;
+mod reporter;
 pub mod splitter;
 pub mod state;
 pub mod tracker;
@@ -254,6 +255,7 @@ impl Parts<'_> {
             tasks.spawn(settle(Arc::clone(disk)));
         }
         let control = Arc::new(Control { agent: config.id.clone(), disks: disks.clone(), refused, link });
+        tasks.spawn(reporter::run(Arc::clone(&control)));
         let (nbd_stop, _) = DrainTrigger::new();
         Agent { disks, control, nbd: JoinSet::new(), nbd_stop, guests: None, tasks, drain_grace: config.drain_grace }
     }

@@ -1,7 +1,7 @@
 //! The admin port: health, readiness, status and metrics over HTTP. It reads shared state and changes nothing.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -11,7 +11,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::board::Board;
 use crate::flow::{Clock, Drain};
+use crate::telemetry::process;
 
 /// An event loop that has not turned for this long counts as hung. Far above any pause of a busy machine, far below
 /// what an operator would wait.
@@ -30,6 +32,7 @@ pub struct Health {
     trouble: parking_lot::Mutex<String>,
     /// Which disk backend the journal uses and why.
     backend: parking_lot::Mutex<String>,
+    board: OnceLock<Arc<Board>>,
 }
 
 impl Health {
@@ -45,6 +48,7 @@ impl Health {
             reason: parking_lot::Mutex::new("starting".into()),
             trouble: parking_lot::Mutex::default(),
             backend: parking_lot::Mutex::default(),
+            board: OnceLock::new(),
         }
     }
 
@@ -61,6 +65,12 @@ impl Health {
     /// Says what waits for somebody to help; empty when it is over. The gateway stays alive and ready meanwhile.
     pub fn set_trouble(&self, text: String) {
         *self.trouble.lock() = text;
+    }
+
+    /// What can be said from now on of disks and agents.
+    pub fn set_board(&self, board: Arc<Board>) {
+        // There is one gateway in a process, and it has one.
+        let _ = self.board.set(board);
     }
 
     /// The vault and its lane are open: agents may come.
@@ -111,6 +121,9 @@ pub async fn serve(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
+        .route("/v1/status", get(status))
+        .route("/v1/disks", get(disks))
+        .route("/v1/agents", get(agents))
         .with_state(Admin { health, metrics });
     axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await
 }
@@ -133,5 +146,36 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render()).into_response()
+    let mut text = admin.metrics.render();
+    text.push_str(&process::lines());
+    if let Some(board) = admin.health.board.get() {
+        text.push_str(&board.lines());
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn status(State(admin): State<Admin>) -> Response {
+    let health = &admin.health;
+    let (ready, reason) = (health.ready(), health.reason.lock().clone());
+    let trouble = health.trouble.lock().clone();
+    from_board(health, |board| board.status(ready, &reason, &trouble))
+}
+
+async fn disks(State(admin): State<Admin>) -> Response {
+    from_board(&admin.health, Board::disks)
+}
+
+async fn agents(State(admin): State<Admin>) -> Response {
+    from_board(&admin.health, Board::agents)
+}
+
+/// What the board says; before there is one, why.
+fn from_board<T: serde::Serialize>(health: &Health, of: impl FnOnce(&Board) -> T) -> Response {
+    match health.board.get() {
+        Some(board) => Json(of(board)).into_response(),
+        None => {
+            let body = serde_json::json!({ "ready": false, "reason": *health.reason.lock() });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+        }
+    }
 }

@@ -27,6 +27,8 @@ pub struct GatewayConfig {
     pub listen_tcp: Option<SocketAddr>,
     /// TCP address for metrics and health.
     pub admin_listen: SocketAddr,
+    /// Disks that have metrics of their own.
+    pub disk_lines_max: u32,
     /// Bytes of data in flight that the process may hold.
     pub memory_bytes: u64,
     /// Time that a drain may take.
@@ -90,6 +92,7 @@ impl GatewayConfig {
         // Off until agents that fall back have been seen to do so end to end.
         let listen_tcp = listen_tcp.flatten();
         let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
+        let disk_lines_max = reader.number("disk_lines", 100, 0..=10_000) as u32;
         let memory_bytes = reader.size("memory", 512 * MIB, 128 * MIB..=1 << 40);
         let seconds = Duration::from_secs;
         let drain_grace = reader.duration("drain_grace", seconds(30), seconds(0)..=seconds(3600));
@@ -124,6 +127,7 @@ impl GatewayConfig {
             listen,
             listen_tcp,
             admin_listen,
+            disk_lines_max,
             memory_bytes,
             drain_grace,
             tls: tls.ok_or_else(missing)?,

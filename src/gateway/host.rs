@@ -11,6 +11,7 @@
 //!   machine before it was set back, wrote there, no state of the agent knows.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::FAILURE_LOOK;
+use super::board::Roll;
 use super::lookout::retire_below;
 use super::overload::Overload;
 use super::runs::{DiskSlot, Mark, Run, Session};
@@ -36,7 +38,9 @@ use crate::types::{Chain, DiskId, Epoch, Id128, PointId, Seq};
 use crate::vault::epochs::CreateEpochError;
 use crate::vault::objects::{DiskObject, EpochObject};
 use crate::vault::{Vault, VaultError};
-use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, Want};
+use crate::wire::{
+    AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, Report, Transport, Want,
+};
 
 /// How long a fork waits for journaled records to be vaulted before it asks the agent to come again. Below the agent's
 /// own patience, so that the answer arrives.
@@ -70,6 +74,8 @@ pub struct GatewayHost {
     pub peers: Vec<String>,
     /// Lanes by whether a gateway of this name wrote them.
     pub lanes: Lanes,
+    /// Agents that are here, and what they tell.
+    pub roll: Arc<Roll>,
 }
 
 /// What is known of lanes that carried disks of this gateway, bounded by the lanes of the vault; and who may read in them.
@@ -226,6 +232,18 @@ impl Host for GatewayHost {
 
     fn leave_turn(&self) -> impl Future<Output = ()> + Send {
         self.overload.turn()
+    }
+
+    fn arrived(&self, agent: &AgentIdentity, address: SocketAddr, transport: Transport) {
+        self.roll.arrived(agent, address, transport, self.clock.monotonic());
+    }
+
+    fn left(&self, agent: &AgentIdentity) {
+        self.roll.left(agent);
+    }
+
+    fn report(&self, agent: &AgentIdentity, report: Report) {
+        self.roll.report(agent, report, self.clock.monotonic());
     }
 
     async fn broken(&self) {

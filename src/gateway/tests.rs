@@ -49,6 +49,7 @@ async fn world(dir: &Path, records: u64) -> World {
         overload: Overload::new(),
         peers: vec![],
         lanes: Lanes::default(),
+        roll: Arc::default(),
     });
     World { host, vault, disk, _window: window_sender }
 }

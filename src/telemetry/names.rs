@@ -108,6 +108,36 @@ metric_names! {
     counter EPOCHS_CREATED = "tidegate_epochs_created_total";
     /// Seconds from receiving a record to its batch being vaulted.
     histogram VAULTED_DELAY_SECONDS = "tidegate_vaulted_delay_seconds";
+    /// Seconds until the journal is full if it goes on to grow as of late; infinite if it does not grow.
+    gauge JOURNAL_FULL_IN_SECONDS = "tidegate_journal_full_in_seconds";
+    /// Seconds until the journal's backlog is gone if it goes on to shrink as of late; infinite if it does not shrink.
+    gauge JOURNAL_DRAINED_IN_SECONDS = "tidegate_journal_drained_in_seconds";
+    /// Disks by what their replication does: protected, copying, overflowed, waiting, fenced, or away without an agent here.
+    gauge DISKS = "tidegate_disks";
+    /// Of the disks furthest behind: age of the oldest write that no recovery point in the vault has.
+    gauge DISK_RPO_SECONDS = "tidegate_disk_rpo_seconds";
+    /// Of the same disks: bytes that the agent has still to copy.
+    gauge DISK_DIRTY_BYTES = "tidegate_disk_dirty_bytes";
+    /// Of the same disks: bytes sent and not vaulted, in whole chunks.
+    gauge DISK_UNVAULTED_BYTES = "tidegate_disk_unvaulted_bytes";
+    /// The largest of all disks' ages of the oldest write that no recovery point in the vault has.
+    gauge DISKS_RPO_MAX_SECONDS = "tidegate_disks_rpo_max_seconds";
+    /// Bytes that agents have still to copy, of all disks.
+    gauge DISKS_DIRTY_BYTES = "tidegate_disks_dirty_bytes";
+    /// Bytes sent and not vaulted, of all disks.
+    gauge DISKS_UNVAULTED_BYTES = "tidegate_disks_unvaulted_bytes";
+    /// 1, with the version in the label.
+    gauge BUILD_INFO = "tidegate_build_info";
+    /// When the gateway's certificate ends, in seconds since 1970.
+    gauge CERTIFICATE_ENDS_SECONDS = "tidegate_certificate_ends_timestamp_seconds";
+    /// Bytes of memory that the process holds.
+    gauge PROCESS_RESIDENT_BYTES = "process_resident_memory_bytes";
+    /// Seconds of processor time that the process has used.
+    counter PROCESS_CPU_SECONDS = "process_cpu_seconds_total";
+    /// When the process started, in seconds since 1970.
+    gauge PROCESS_START_SECONDS = "process_start_time_seconds";
+    /// Files and sockets that the process has open.
+    gauge PROCESS_OPEN_FDS = "process_open_fds";
     /// NBD connections open.
     gauge NBD_CONNECTIONS = "tidegate_nbd_connections";
     /// NBD requests answered, by command.

@@ -25,6 +25,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 
 use super::net::{Net, Network, Resolving};
 use crate::telemetry::names;
+use crate::telemetry::process::resident_bytes;
 
 /// How often the process's memory is looked at: a line of 1 Gbit/s brings 30 MiB meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
@@ -75,14 +76,6 @@ impl Apart {
     fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// What this process holds in memory. The file is the kernel's own memory: reading it waits for no disk.
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib << 10)
 }
 
 struct ApartNetwork {

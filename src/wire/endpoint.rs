@@ -24,6 +24,7 @@ use super::tls::{Explanation, Material, TlsError, TlsFiles};
 use super::transport::Transport;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
+use crate::types::Micros;
 use crate::{keys, limits};
 
 /// Default of [`Tuning::idle_timeout`]: longer than a route change, shorter than an operator's patience.
@@ -236,6 +237,12 @@ impl Listener {
     /// Where agents come in over TCP. To be taken once.
     pub(super) const fn take_tcp(&mut self) -> Option<TcpListener> {
         self.tcp.take()
+    }
+
+    /// When the gateway's certificate ends.
+    #[must_use]
+    pub const fn certificate_ends(&self) -> Micros {
+        self.material.ends()
     }
 
     /// The switch that keeps received datagrams apart.

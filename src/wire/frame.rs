@@ -51,6 +51,8 @@ pub enum Kind {
     Join = 7,
     /// Last frame of the control stream over TCP.
     Close = 8,
+    /// How a disk stands with its agent.
+    Report = 9,
     /// Agent's first frame of a disk stream.
     OpenDisk = 16,
     /// Gateway's consent.
@@ -75,7 +77,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of its number.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Hello,
         Self::HelloOk,
         Self::Refused,
@@ -84,6 +86,7 @@ impl Kind {
         Self::Redirect,
         Self::Join,
         Self::Close,
+        Self::Report,
         Self::OpenDisk,
         Self::DiskOpened,
         Self::DiskRefused,

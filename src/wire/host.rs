@@ -1,5 +1,6 @@
 //! The seam between the wire and the gateway: what a server asks of whoever takes the records.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use bytes::Bytes;
 
 use super::code::Code;
 use super::identity::AgentIdentity;
-use super::messages::OpenDisk;
+use super::messages::{OpenDisk, Report};
+use super::transport::Transport;
 use crate::fault::{Classify, Fault};
 use crate::flow::{Watermark, watch};
 use crate::types::{Chain, Epoch, Id128, Micros, RecordHead, Seq};
@@ -49,6 +51,21 @@ pub trait Host: Send + Sync + 'static {
     /// during a drain only.
     fn broken(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
+    }
+
+    /// Takes what an agent says of one of its disks.
+    fn report(&self, agent: &AgentIdentity, report: Report) {
+        let _ = (agent, report);
+    }
+
+    /// An agent has a seat, from `address` over `transport`. One agent has one at a time.
+    fn arrived(&self, agent: &AgentIdentity, address: SocketAddr, transport: Transport) {
+        let _ = (agent, address, transport);
+    }
+
+    /// The agent has left its seat.
+    fn left(&self, agent: &AgentIdentity) {
+        let _ = agent;
     }
 
     /// Decides about a disk stream. The wire has already checked that `agent` may write the disk.

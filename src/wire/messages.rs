@@ -5,10 +5,13 @@
 //! list is a u16 count and its items; an option is a byte 0 or 1 and its value. A body must end where its last field
 //! ends. The layouts stand in `docs/PROTOCOL.md`.
 
+mod report;
+
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use self::report::{Condition, Report};
 use super::code::Code;
 use super::frame::{self, Frame, Kind};
 use crate::fault::{Classify, Fault};
@@ -304,6 +307,8 @@ pub enum Message {
     Join(Join),
     /// See [`Refused`]; ends the session, over TCP.
     Close(Refused),
+    /// See [`Report`].
+    Report(Report),
     /// See [`OpenDisk`].
     OpenDisk(OpenDisk),
     /// See [`DiskOpened`].
@@ -337,6 +342,7 @@ impl Message {
             Self::Redirect(_) => Kind::Redirect,
             Self::Join(_) => Kind::Join,
             Self::Close(_) => Kind::Close,
+            Self::Report(_) => Kind::Report,
             Self::OpenDisk(_) => Kind::OpenDisk,
             Self::DiskOpened(_) => Kind::DiskOpened,
             Self::DiskRefused(_) => Kind::DiskRefused,
@@ -399,6 +405,7 @@ impl Message {
                 out.put_slice(&join.session.0);
                 out.put_u8(join.join_as as u8);
             }
+            Self::Report(told) => report::put(out, told),
             Self::OpenDisk(open) => put_open_disk(out, open),
             Self::DiskOpened(opened) => {
                 out.put_u64_le(opened.epoch.0);
@@ -472,6 +479,7 @@ impl Message {
                 },
             }),
             Kind::Close => Self::Close(fields.refused()?),
+            Kind::Report => Self::Report(report::take(&mut fields)?),
             Kind::OpenDisk => Self::OpenDisk(fields.open_disk()?),
             Kind::DiskOpened => Self::DiskOpened(DiskOpened {
                 epoch: Epoch(fields.u64("epoch")?),

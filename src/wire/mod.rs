@@ -61,7 +61,7 @@ pub use code::Code;
 pub use endpoint::{EndpointError, Listener, Tuning};
 pub use host::{DiskRefusal, HelloInfo, Host, OpenedDisk, RecordSink};
 pub use identity::{AgentIdentity, GatewayIdentity, Identity};
-pub use messages::{ForkReason, OpenDisk, REDIRECT_GATEWAYS_MAX, Want};
+pub use messages::{Condition, ForkReason, OpenDisk, REDIRECT_GATEWAYS_MAX, Report, Want};
 pub use net::Net;
 pub use server::{ServerLimits, serve};
 pub use tls::{TlsError, TlsFiles};

@@ -24,6 +24,7 @@ use super::identity::{AgentIdentity, CertificateFacts, GatewayIdentity, Identity
 use super::transport::SessionEnd;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
+use crate::types::Micros;
 
 /// The three files that each side needs, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,6 +186,11 @@ impl Material {
             Identity::Gateway(gateway) => Ok(gateway.clone()),
             other => Err(self.wrong_role(other, "a gateway")),
         }
+    }
+
+    /// End of the certificate's validity.
+    pub(super) const fn ends(&self) -> Micros {
+        self.facts.not_after
     }
 
     fn wrong_role(&self, found: &Identity, wanted: &'static str) -> TlsError {

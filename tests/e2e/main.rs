@@ -19,6 +19,7 @@ mod memory;
 mod mount;
 mod namespaces;
 mod network;
+mod observe;
 mod outage;
 mod pauses;
 mod quickstart;

@@ -8,12 +8,14 @@ mod clock_sync;
 mod disk;
 mod error;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
@@ -25,7 +27,7 @@ use self::clock_sync::ClockSync;
 use super::code::Code;
 use super::endpoint::{KEEP_ALIVES_PER_IDLE_TIMEOUT, Tuning, client_endpoint};
 use super::identity::{AgentIdentity, Identity};
-use super::messages::{Hello, HelloOk, Message, OpenDisk, Ping, Pong};
+use super::messages::{Hello, HelloOk, Message, OpenDisk, Ping, Pong, Report};
 use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles};
@@ -34,7 +36,7 @@ use super::transport::{SendHalf, Session, SessionEnd, StreamEnd, Transport};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 use crate::flow::{Clock, watch};
 use crate::keys;
-use crate::types::Id128;
+use crate::types::{DiskId, Id128};
 
 /// For the handshake and for the hello, each; a gateway that is alive needs a few round trips.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +59,7 @@ pub struct Client {
     clock: Arc<dyn Clock>,
     sync: Arc<Mutex<ClockSync>>,
     redirect: watch::Receiver<Option<Vec<String>>>,
+    reports: Arc<Reports>,
     stopping: watch::Sender<bool>,
     control: AbortHandle,
 }
@@ -121,10 +124,19 @@ impl Client {
             Transport::Tcp => PING_INTERVAL.min(tuning.idle_timeout / KEEP_ALIVES_PER_IDLE_TIMEOUT),
         };
         let (sync_kept, clock_kept) = (Arc::clone(&sync), Arc::clone(&clock));
-        let keeper = Keeper { control, sync: sync_kept, clock: clock_kept, redirect: redirect_sender, ping_interval };
+        let reports = Arc::new(Reports::default());
+        let reports_kept = Arc::clone(&reports);
+        let keeper = Keeper {
+            control,
+            sync: sync_kept,
+            clock: clock_kept,
+            redirect: redirect_sender,
+            reports: reports_kept,
+            ping_interval,
+        };
         let control = tokio::spawn(keeper.run(session.clone())).abort_handle();
         let (addr, stopping) = (addr.into(), watch::Sender::new(false));
-        Ok(Self { session, addr, identity, gateway, gateway_id, clock, sync, redirect, stopping, control })
+        Ok(Self { session, addr, identity, gateway, gateway_id, clock, sync, redirect, reports, stopping, control })
     }
 
     /// The identity of this agent's certificate.
@@ -164,6 +176,14 @@ impl Client {
     pub fn redirects(&self) -> watch::Receiver<Option<Vec<String>>> {
         // Nobody reads from the original, so one that came before anybody listened is new to a clone.
         self.redirect.clone()
+    }
+
+    /// Tells the gateway how disks stand, as soon as it reads; of each disk the newest is told.
+    pub fn report(&self, reports: Vec<Report>) {
+        let mut waiting = self.reports.waiting.lock();
+        waiting.extend(reports.into_iter().map(|report| (report.disk.clone(), report)));
+        drop(waiting);
+        self.reports.due.notify_one();
     }
 
     /// Notes that the gateway stops, which it tells on disk streams.
@@ -489,12 +509,20 @@ fn take_pong(sync: &mut ClockSync, pong: Pong, clock: &dyn Clock) {
     }
 }
 
+/// What is still to be told: one for each disk at the most.
+#[derive(Default)]
+struct Reports {
+    waiting: Mutex<BTreeMap<DiskId, Report>>,
+    due: Notify,
+}
+
 /// Keeps the control stream.
 struct Keeper {
     control: Control,
     sync: Arc<Mutex<ClockSync>>,
     clock: Arc<dyn Clock>,
     redirect: watch::Sender<Option<Vec<String>>>,
+    reports: Arc<Reports>,
     ping_interval: Duration,
 }
 
@@ -502,14 +530,26 @@ impl Keeper {
     /// Pings and reads side by side: a ping that finds no window, because the gateway's journal is full, must not keep
     /// a redirect from being read.
     async fn run(self, session: Session) {
-        let Self { control: Control { mut send, mut reader, .. }, sync, clock, redirect, ping_interval } = self;
+        let Self { control: Control { mut send, mut reader, .. }, sync, clock, redirect, reports, ping_interval } =
+            self;
         let pings = async {
             let mut ticks = tokio::time::interval(ping_interval);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
-                ticks.tick().await;
-                let known = sync.lock().offset(clock.wall(), clock.monotonic());
-                ping(&mut send, &*clock, known).await;
+                tokio::select! {
+                    biased;
+                    _ = ticks.tick() => {
+                        let known = sync.lock().offset(clock.wall(), clock.monotonic());
+                        ping(&mut send, &*clock, known).await;
+                    }
+                    () = reports.due.notified() => {
+                        let told = std::mem::take(&mut *reports.waiting.lock());
+                        for report in told.into_values() {
+                            // A lost connection shows on the reading side.
+                            let _ = write_message(&mut send, &Message::Report(report)).await;
+                        }
+                    }
+                }
             }
         };
         let reads = async {

@@ -43,6 +43,16 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("join", Message::Join(Join { session: Id128([0x5e; 16]), join_as: JoinAs::Stream })),
         ("close", Message::Close(refused(Code::Draining))),
         (
+            "report",
+            Message::Report(Report {
+                disk: disk(),
+                condition: Condition::Overflowed,
+                rpo_micros: 90_000_000,
+                dirty_bytes: 3 << 20,
+                unvaulted_bytes: 128 << 10,
+            }),
+        ),
+        (
             "open-disk-resume",
             open(Want::Resume { epoch: Epoch(3), floor: Seq(4711), floor_chain: chain, first_held: Seq(4712) }),
         ),

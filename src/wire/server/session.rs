@@ -117,7 +117,10 @@ async fn serve_session<H: Host>(
     tracing::info!(%address, agent = agent.agent, transport, "agent connected");
     let gauge = Gauged::new(names::AGENT_SESSIONS);
     let over_tcp = (session.transport() == Transport::Tcp).then(|| Gauged::new(names::AGENT_SESSIONS_TCP));
-    let Close(code, text) = serve_agent(server, session, Arc::new(agent), control).await;
+    let agent = Arc::new(agent);
+    server.host.arrived(&agent, address, session.transport());
+    let Close(code, text) = serve_agent(server, session, Arc::clone(&agent), control).await;
+    server.host.left(&agent);
     tracing::info!(%address, agent = seat.agent, %code, "agent disconnected: {text}");
     session.close(code, &text);
     drop((gauge, over_tcp, seat));
@@ -344,6 +347,14 @@ async fn serve_agent<H: Host>(
                         skew.take(ping);
                         answer_ping(server, ping, &mut control).await
                     }
+                    Ok(Message::Report(report)) if agent.may_write(&report.disk) => {
+                        server.host.report(&agent, report);
+                        Ok(())
+                    }
+                    Ok(Message::Report(report)) => Err(Close::new(
+                        Code::NotAuthorised,
+                        format!("the certificate of agent {} does not name disk {}", agent.agent, report.disk),
+                    )),
                     Ok(other) => {
                         Err(Close::new(Code::Message, format!("{:?} frame came on the control stream", other.kind())))
                     }

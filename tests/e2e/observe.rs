@@ -1,0 +1,62 @@
+//! What a gateway says of itself while things go well and while they do not.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use loadgen::sink::{Account, Limits, Sink, Weather};
+use serde_json::Value;
+use tidegate::cli::quickstart::child::metric;
+
+use crate::common::{Scene, Setting, empty, turn};
+
+const DISK_BYTES: u64 = 64 << 20;
+
+fn answer(scene: &Scene, path: &str) -> Value {
+    serde_json::from_str(&scene.site.admin(path).unwrap_or_default()).unwrap_or_default()
+}
+
+fn rpo_max(scene: &Scene) -> f64 {
+    metric(&scene.site.admin("/metrics").unwrap(), "tidegate_disks_rpo_max_seconds")
+}
+
+#[test]
+fn disks_that_fall_behind_show_how_far_and_that_they_have_caught_up() {
+    let _turn = turn();
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let sink = Sink::start(any, None, Account::default(), Limits::default(), Weather::default()).unwrap();
+    let vault = Some(sink.vault_url("observed"));
+    let mut scene = Scene::new(Setting { vault, ..Setting::default() }, &["disk1", "disk2"], empty(DISK_BYTES));
+    scene.wait_copied("disk1");
+    scene.wait_copied("disk2");
+    let load = scene.load("disk1", 51, 4);
+    scene.write_more(&load, 4 << 20);
+    let protected = |scene: &Scene| {
+        let disks = answer(scene, "/v1/disks");
+        disks.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(|disk| disk["condition"] == "protected"))
+    };
+    scene.wait("both disks to be told of as protected", protected);
+    let agents = answer(&scene, "/v1/agents");
+    assert_eq!(agents[0]["disks"].as_array().map(Vec::len), Some(2), "{agents}");
+
+    sink.set(Weather { away: true, ..Weather::default() });
+    scene.wait("the age of what is not vaulted to grow", |scene| rpo_max(scene) > 12.0);
+    let status = answer(&scene, "/v1/status");
+    assert_eq!(status["worst"][0], "disk1", "{status}");
+    assert_eq!((&status["ready"], &status["agents"]), (&Value::Bool(true), &Value::from(1)), "{status}");
+    let page = scene.site.admin("/metrics").unwrap();
+    assert!(page.contains("tidegate_disk_rpo_seconds{disk=\"disk1\"}"), "{page}");
+    assert!(metric(&page, "tidegate_disks_unvaulted_bytes") > 0.0, "{page}");
+    for name in
+        ["process_resident_memory_bytes", "process_cpu_seconds_total", "tidegate_certificate_ends_timestamp_seconds"]
+    {
+        assert!(metric(&page, name) > 0.0, "{name} in\n{page}");
+    }
+
+    sink.set(Weather::default());
+    drop(load);
+    scene.wait("everything to be vaulted and told", |scene| rpo_max(scene) == 0.0);
+    let agent = scene.agent.take().unwrap();
+    drop(agent);
+    scene.wait("the disks to count as away", |scene| {
+        answer(scene, "/v1/disks").as_array().is_some_and(|all| all.iter().all(|disk| disk["condition"] == "away"))
+    });
+}
