@@ -21,7 +21,7 @@ use crate::wire::code::Code;
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::host::Host;
 use crate::wire::identity::{AgentIdentity, Identity, IdentityError};
-use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused};
+use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused, Report};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::tls::{Explanation, HandshakeFailure};
 use crate::wire::transport::{SendHalf, Session, Transport};
@@ -342,24 +342,7 @@ async fn serve_agent<H: Host>(
             () = drain.wait() => break Close::new(Code::Draining, "the gateway stops; connect to it or another later"),
             Some(_) = disks.join_next() => {}
             message = control.reader.next_message() => {
-                let answered = match message {
-                    Ok(Message::Ping(ping)) => {
-                        skew.take(ping);
-                        answer_ping(server, ping, &mut control).await
-                    }
-                    Ok(Message::Report(report)) if agent.may_write(&report.disk) => {
-                        server.host.report(&agent, report);
-                        Ok(())
-                    }
-                    Ok(Message::Report(report)) => Err(Close::new(
-                        Code::NotAuthorised,
-                        format!("the certificate of agent {} does not name disk {}", agent.agent, report.disk),
-                    )),
-                    Ok(other) => {
-                        Err(Close::new(Code::Message, format!("{:?} frame came on the control stream", other.kind())))
-                    }
-                    Err(error) => Err(close_of(&error)),
-                };
+                let answered = heard(server, &agent, message, &mut skew, &mut control).await;
                 if let Err(close) = answered {
                     break close;
                 }
@@ -398,6 +381,31 @@ async fn serve_agent<H: Host>(
     // Awaited, so that every sink is gone before this agent's seat is free.
     disks.shutdown().await;
     close
+}
+
+/// One message on the control stream.
+async fn heard<H: Host>(
+    server: &Server<H>,
+    agent: &AgentIdentity,
+    message: Result<Message, ReadFrameError>,
+    skew: &mut Skew,
+    control: &mut Control,
+) -> Result<(), Close> {
+    match message.map_err(|error| close_of(&error))? {
+        Message::Ping(ping) => {
+            skew.take(ping);
+            answer_ping(server, ping, control).await
+        }
+        Message::Report(report) if agent.may_write(&report.disk) => {
+            server.host.report(agent, report);
+            Ok(())
+        }
+        Message::Report(Report { disk, .. }) => {
+            let text = format!("the certificate of agent {} does not name disk {disk}", agent.agent);
+            Err(Close::new(Code::NotAuthorised, text))
+        }
+        other => Err(Close::new(Code::Message, format!("{:?} frame came on the control stream", other.kind()))),
+    }
 }
 
 async fn redirect<H: Host>(server: &Server<H>, control: &mut Control) {
