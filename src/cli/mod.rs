@@ -13,6 +13,7 @@ mod point;
 mod points;
 pub mod quickstart;
 mod restore;
+mod status;
 mod vault;
 mod verify;
 
@@ -83,6 +84,8 @@ enum Verb {
     Journal(journal::Args),
     /// Check configuration files.
     Config(config::Args),
+    /// Show how a gateway and its disks stand.
+    Status(status::Args),
     /// Run the agent on a protected machine.
     Agent(agent::Args),
     /// Make a recovery point now.
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(args),
         Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Status(args) => status::run(&args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
         Verb::Points(args) => points::run(args),

@@ -6,7 +6,7 @@ use loadgen::sink::{Account, Limits, Sink, Weather};
 use serde_json::Value;
 use tidegate::cli::quickstart::child::metric;
 
-use crate::common::{Scene, Setting, empty, turn};
+use crate::common::{Scene, Setting, empty, tidegate, turn};
 
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -42,6 +42,9 @@ fn disks_that_fall_behind_show_how_far_and_that_they_have_caught_up() {
     let status = answer(&scene, "/v1/status");
     assert_eq!(status["worst"][0], "disk1", "{status}");
     assert_eq!((&status["ready"], &status["agents"]), (&Value::Bool(true), &Value::from(1)), "{status}");
+    let config = scene.site.path("gateway.toml");
+    let (code, shown, _) = tidegate(&["status", "--config", config.to_str().unwrap()]);
+    assert!(code == 0 && shown.contains("2 protected") && shown.contains("disk1"), "{code}: {shown}");
     let page = scene.site.admin("/metrics").unwrap();
     assert!(page.contains("tidegate_disk_rpo_seconds{disk=\"disk1\"}"), "{page}");
     assert!(metric(&page, "tidegate_disks_unvaulted_bytes") > 0.0, "{page}");
