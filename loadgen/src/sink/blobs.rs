@@ -38,7 +38,28 @@ pub(super) enum Refusal {
     ContainerExists,
     BlobExists,
     Condition,
+    /// A list names a block that was not sent, or is none.
+    BlockList,
+    /// More blocks than a blob may have.
+    TooManyBlocks,
     Full,
+}
+
+/// Blocks that a blob may have, as in the service.
+const BLOCKS_MAX: usize = 50_000;
+
+/// A block that was sent and is in no blob yet.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    /// The body, unless it was thrown away.
+    pub(super) body: Option<Bytes>,
+    pub(super) bytes: u64,
+}
+
+impl Block {
+    fn kept_bytes(&self) -> u64 {
+        self.body.as_ref().map_or(0, Bytes::len) as u64
+    }
 }
 
 impl Conditions {
@@ -69,6 +90,8 @@ type Names = BTreeMap<String, Blob>;
 #[derive(Default)]
 struct State {
     containers: BTreeMap<String, Names>,
+    /// Blocks by container and name of their blob to be, then by their own.
+    blocks: BTreeMap<(String, String), BTreeMap<String, Block>>,
     versions: u64,
     blobs: u64,
     stored_bytes: u64,
@@ -107,6 +130,9 @@ impl Blobs {
         let mut state = self.0.lock();
         let names = state.containers.remove(name).ok_or(Refusal::NoContainer)?;
         names.values().for_each(|blob| state.forget(blob));
+        let (gone, left) = std::mem::take(&mut state.blocks).into_iter().partition(|((of, _), _)| of == name);
+        state.blocks = left;
+        gone.values().for_each(|blocks: &BTreeMap<_, _>| state.forget_blocks(blocks));
         Ok(())
     }
 
@@ -142,6 +168,52 @@ impl Blobs {
             state.forget(&old);
         }
         Ok(blob)
+    }
+
+    /// Keeps a block of a blob that is not there before its list comes.
+    pub(super) fn put_block(
+        &self,
+        container: &str,
+        name: &str,
+        id: &str,
+        block: Block,
+        memory_bytes: u64,
+    ) -> Result<(), Refusal> {
+        let mut state = self.0.lock();
+        if !state.containers.contains_key(container) {
+            return Err(Refusal::NoContainer);
+        }
+        if state.kept_bytes + block.kept_bytes() > memory_bytes {
+            return Err(Refusal::Full);
+        }
+        let blocks = state.blocks.entry((container.to_owned(), name.to_owned())).or_default();
+        if blocks.len() == BLOCKS_MAX {
+            return Err(Refusal::TooManyBlocks);
+        }
+        let added_bytes = block.kept_bytes();
+        let freed_bytes = blocks.insert(id.to_owned(), block).map_or(0, |old| old.kept_bytes());
+        state.kept_bytes += added_bytes - freed_bytes;
+        Ok(())
+    }
+
+    /// Takes the blocks of a list, in its order: the body that they make, unless part of it was thrown away, and its
+    /// length. Blocks that are not in the list are forgotten.
+    pub(super) fn take_blocks(
+        &self,
+        container: &str,
+        name: &str,
+        ids: &[String],
+    ) -> Result<(Option<Bytes>, u64), Refusal> {
+        let mut state = self.0.lock();
+        let key = (container.to_owned(), name.to_owned());
+        let blocks = state.blocks.get(&key).ok_or(Refusal::BlockList)?;
+        let listed = ids.iter().map(|id| blocks.get(id)).collect::<Option<Vec<_>>>().ok_or(Refusal::BlockList)?;
+        let bytes = listed.iter().map(|block| block.bytes).sum();
+        let bodies: Option<Vec<&[u8]>> = listed.iter().map(|block| block.body.as_deref()).collect();
+        let body = bodies.map(|bodies| Bytes::from(bodies.concat()));
+        let blocks = state.blocks.remove(&key).unwrap_or_default();
+        state.forget_blocks(&blocks);
+        Ok((body, bytes))
     }
 
     pub(super) fn get(&self, container: &str, name: &str) -> Result<Blob, Refusal> {
@@ -210,6 +282,10 @@ impl State {
         self.stored_bytes -= blob.bytes;
         self.kept_bytes -= blob.body.as_ref().map_or(0, Bytes::len) as u64;
     }
+
+    fn forget_blocks(&mut self, blocks: &BTreeMap<String, Block>) {
+        self.kept_bytes -= blocks.values().map(Block::kept_bytes).sum::<u64>();
+    }
 }
 
 #[cfg(test)]
@@ -255,6 +331,32 @@ mod tests {
         blobs.delete("c", "b").expect("there");
         blobs.delete_container("c").expect("there");
         assert_eq!(blobs.size(), (0, 0));
+    }
+
+    #[test]
+    fn a_block_list_makes_a_body_of_blocks_in_its_order() {
+        let blobs = with(&[]);
+        let block = |text: &'static str| Block { bytes: 2, body: Some(Bytes::from_static(text.as_bytes())) };
+        let ids = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect::<Vec<_>>();
+        assert_eq!(blobs.put_block("other", "a", "1", block("ab"), 6), Err(Refusal::NoContainer));
+        for (id, text) in [("1", "xx"), ("2", "cd"), ("1", "ab"), ("3", "ef")] {
+            blobs.put_block("c", "a", id, block(text), 6).expect("stored");
+        }
+        assert_eq!(
+            blobs.put_block("c", "b", "1", block("gh"), 6),
+            Err(Refusal::Full),
+            "what is sent again takes its place"
+        );
+        assert_eq!(blobs.take_blocks("c", "a", &ids(&["2", "4"])), Err(Refusal::BlockList));
+        assert_eq!(blobs.take_blocks("c", "a", &ids(&["2", "1"])), Ok((Some(Bytes::from_static(b"cdab")), 4)));
+        assert_eq!(blobs.take_blocks("c", "a", &ids(&["3"])), Err(Refusal::BlockList), "what no list named is gone");
+        blobs.put_block("c", "b", "1", Block { body: None, bytes: 9 }, 6).expect("stored");
+        blobs.put_block("c", "b", "2", block("ab"), 6).expect("stored");
+        assert_eq!(blobs.take_blocks("c", "b", &ids(&["1", "2"])), Ok((None, 11)), "one was thrown away");
+        blobs.put_block("c", "b", "2", block("ab"), 2).expect("stored, as all room is free again");
+        blobs.delete_container("c").expect("there");
+        blobs.create_container("c").expect("new");
+        blobs.put_block("c", "b", "3", block("ab"), 2).expect("stored, as all room is free again");
     }
 
     #[test]

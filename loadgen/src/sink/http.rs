@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use percent_encoding::percent_decode_str;
 
 use super::Shared;
-use super::blobs::{Blob, Conditions, Refusal};
+use super::blobs::{Blob, Block, Conditions, Refusal};
 use super::gate::Gate;
 use super::listing::{self, Asked};
 use super::sign::Unsigned;
@@ -44,6 +44,12 @@ impl From<Refusal> for Failure {
             Refusal::BlobExists => Self(StatusCode::CONFLICT, "BlobAlreadyExists", "The blob exists already."),
             Refusal::Condition => {
                 Self(StatusCode::PRECONDITION_FAILED, "ConditionNotMet", "The condition of the request is not met.")
+            }
+            Refusal::BlockList => {
+                Self(StatusCode::BAD_REQUEST, "InvalidBlockList", "The list names a block that is not there.")
+            }
+            Refusal::TooManyBlocks => {
+                Self(StatusCode::CONFLICT, "BlockCountExceedsLimit", "The blob has too many blocks.")
             }
             Refusal::Full => {
                 Self(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "The sink's memory is full: see --memory.")
@@ -165,6 +171,18 @@ async fn carry_out(shared: &Shared, parts: &Parts, body: Option<Bytes>, bytes: u
     let name = percent_decode_str(name).decode_utf8_lossy();
     match (&parts.method, query.get("comp")) {
         (&Method::PUT, None) => put(shared, parts, container, &name, body, bytes),
+        (&Method::PUT, Some("block")) => {
+            shared.count(|counts| counts.puts += 1);
+            let id = query.get("blockid").ok_or(NOT_KNOWN)?;
+            shared.blobs.put_block(container, &name, id, Block { body, bytes }, shared.limits.memory_bytes)?;
+            Ok(answer(StatusCode::CREATED, Body::empty()))
+        }
+        (&Method::PUT, Some("blocklist")) => {
+            shared.count(|counts| counts.puts += 1);
+            let ids = listing::block_ids(&body.ok_or(THROWN_AWAY)?).ok_or(Refusal::BlockList)?;
+            let (body, bytes) = shared.blobs.take_blocks(container, &name, &ids)?;
+            store(shared, parts, container, &name, body, bytes)
+        }
         (&Method::GET, None) => get(shared, parts, container, &name).await,
         (&Method::HEAD, None) => {
             shared.count(|counts| counts.heads += 1);
@@ -239,6 +257,17 @@ fn put(
     if kind != Some("BlockBlob") {
         return Err(NOT_KNOWN);
     }
+    store(shared, parts, container, name, body, bytes)
+}
+
+fn store(
+    shared: &Shared,
+    parts: &Parts,
+    container: &str,
+    name: &str,
+    body: Option<Bytes>,
+    bytes: u64,
+) -> Result<Response, Failure> {
     let blob = Blob { body, bytes, version: 0, modified_seconds: shared.now_seconds() };
     let stored = shared.blobs.put(container, name, &conditions(&parts.headers), blob, shared.limits.memory_bytes)?;
     let mut response = answer(StatusCode::CREATED, Body::empty());

@@ -36,6 +36,25 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// The ids in the body of a Put Block List; none if it is no such list, or names blocks of the blob that is there, which
+/// are not kept apart from each other here.
+pub(super) fn block_ids(body: &[u8]) -> Option<Vec<String>> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (_, list) = text.split_once("<BlockList>")?;
+    let mut list = list.split_once("</BlockList>")?.0.trim_start();
+    let mut ids = Vec::new();
+    while !list.is_empty() {
+        let (kind, rest) = list.strip_prefix('<')?.split_once('>')?;
+        if kind != "Latest" && kind != "Uncommitted" {
+            return None;
+        }
+        let (id, rest) = rest.split_once("</")?;
+        ids.push(id.trim().to_owned());
+        list = rest.strip_prefix(kind)?.strip_prefix('>')?.trim_start();
+    }
+    Some(ids)
+}
+
 pub(super) fn xml(asked: &Asked<'_>, page: &Page) -> String {
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"utf-8\"?>");
     let mut line = |text: std::fmt::Arguments<'_>| {

@@ -8,7 +8,7 @@
 //!
 //! Figures of a gateway must not hold the cost of a store that was written to be correct and not to be quick, and a
 //! fault must come when it is asked for. So this speaks what a vault needs of the Blob service: create and delete a
-//! container, Put Blob with conditions, Get with ranges, Head, Delete, List with prefix, delimiter and marker. Requests
+//! container, Put Blob with conditions, Put Block and its list, Get with ranges, Head, Delete, List with prefix, delimiter and marker. Requests
 //! are signed with a shared key, which is checked: a gateway that signs nothing would be measured too cheap.
 //!
 //! What holds:
@@ -18,8 +18,8 @@
 //! - Bodies above [`Limits::discard_above_bytes`] are counted and thrown away; a Get of one is an error, never zeroes.
 //! - Weather changes at once, for requests that are under way too.
 //!
-//! It does not own durability (it has none), block lists, metadata, leases, snapshots or SAS tokens: requests for them are
-//! answered as not implemented. A date in the past is not refused.
+//! It does not own durability (it has none), blocks of a blob that is there already, metadata, leases, snapshots or SAS
+//! tokens: requests for them are answered as not implemented. A date in the past is not refused.
 //!
 //! One thread serves all: a gateway on two cores uploads less than a core can take.
 
@@ -76,7 +76,7 @@ impl Default for Limits {
 /// What a sink has seen so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SinkCounts {
-    /// Put Blob, whatever became of it.
+    /// Put Blob, Put Block and Put Block List, whatever became of them.
     pub puts: u64,
     /// Get Blob.
     pub gets: u64,

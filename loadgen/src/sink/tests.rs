@@ -64,7 +64,28 @@ fn a_blob_is_put_read_in_parts_described_and_deleted() {
     assert!(ask(&sink, &Method::DELETE, &blob, &[], b"").starts_with("HTTP/1.1 202"));
     assert!(ask(&sink, &Method::GET, &blob, &[], b"").contains("BlobNotFound"));
     assert!(put(&sink, "/devstoreaccount1/other/x", b"y").contains("ContainerNotFound"));
-    assert!(ask(&sink, &Method::PUT, &format!("{blob}?comp=block&blockid=1"), &[], b"x").starts_with("HTTP/1.1 501"));
+    assert!(ask(&sink, &Method::PUT, &format!("{blob}?comp=lease"), &[], b"x").starts_with("HTTP/1.1 501"));
+}
+
+#[test]
+fn a_blob_is_put_in_blocks() {
+    let sink = sink(Limits::default());
+    let blob = format!("{}/x", container(&sink));
+    for (id, body) in [("MQ%3D%3D", b"gate"), ("Mg%3D%3D", b"tide")] {
+        let put = ask(&sink, &Method::PUT, &format!("{blob}?comp=block&blockid={id}"), &[], body);
+        assert!(put.starts_with("HTTP/1.1 201"), "{put}");
+    }
+    assert!(ask(&sink, &Method::GET, &blob, &[], b"").contains("BlobNotFound"), "no list has come yet");
+    let list = |list: &str| ask(&sink, &Method::PUT, &format!("{blob}?comp=blocklist"), &[], list.as_bytes());
+    for wrong in
+        ["", "<BlockList><Latest>Mw==</Latest></BlockList>", "<BlockList><Committed>Mg==</Committed></BlockList>"]
+    {
+        assert!(list(wrong).contains("InvalidBlockList"), "{wrong}");
+    }
+    let right =
+        "<?xml version=\"1.0\"?>\n<BlockList>\n <Latest>Mg==</Latest>\n<Uncommitted>MQ==</Uncommitted></BlockList>";
+    assert!(list(right).starts_with("HTTP/1.1 201"));
+    assert!(ask(&sink, &Method::GET, &blob, &[], b"").ends_with("tidegate"));
 }
 
 #[test]
