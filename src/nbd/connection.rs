@@ -1,33 +1,33 @@
-//! One connection: handshake, then a reader that hands requests to the workers and a writer that sends their replies.
+//! One connection: handshake, then a reader that hands requests to the workers, which send the replies.
 //!
 //! A request takes a place of its connection and claims its bytes from two budgets, first the connection's, then the
-//! export's; both travel with it through the workers to the writer and are given back when the reply is sent. A client
+//! export's; both travel with it through the workers and are given back when the reply is sent. A client
 //! that does not read its replies therefore stops its own requests, not the memory of the server.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::Export;
 use super::execute::{self, Bounds, Failure, ReplyBytes};
 use super::handshake::{Agreed, Handshake, Step, greeting};
+use super::outlet::{Outlet, OutletOwner, Replies};
 use super::proto::{self, Command, ErrorCode, OptionHead, ProtoError, Request};
 use super::server::ServerLimits;
-use super::workers::WorkQueue;
+use super::workers::{Job, WorkQueue};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Budget, BudgetGuard, Drain};
 use crate::telemetry::names;
 
 /// Bytes that one read of the socket takes at most: some hundred small requests.
 const INPUT_BYTES: usize = 64 << 10;
-/// Replies that one write to the socket gathers at most.
-const REPLY_BATCH: usize = 64;
+/// Requests that are handed to the workers together at most.
+const REQUEST_BATCH: usize = 16;
 
 /// Why a connection ended before the client ended it.
 #[derive(Debug, thiserror::Error)]
@@ -63,14 +63,8 @@ pub(super) struct Shared {
     pub(super) limits: ServerLimits,
 }
 
-/// A finished request on its way to the writer, with what it holds until it is sent.
-struct Reply {
-    bytes: ReplyBytes,
-    _held: Held,
-}
-
 /// A request's place and bytes.
-struct Held {
+pub(super) struct Held {
     _place: OwnedSemaphorePermit,
     _connection: BudgetGuard,
     _export: BudgetGuard,
@@ -92,23 +86,25 @@ where
     };
     let Some(agreed) = agreed else { return Ok(write.shutdown().await?) };
     let places = shared.limits.requests_per_connection_max.max(1);
-    let (replies, done) = mpsc::channel(places);
-    // In a set, so that the writer ends with this task when the server aborts it.
-    let mut writer = JoinSet::new();
-    writer.spawn(write_replies(write, done));
-    let requests = Requests::new(shared, agreed, places, replies);
+    let owner = OutletOwner(Arc::new(Outlet::new(write)));
+    let outlet = &owner.0;
+    let requests = Requests::new(shared, agreed, places, Arc::clone(outlet) as Arc<dyn Replies>);
+    let all_places = Arc::clone(&requests.places);
     let ended = tokio::select! {
         biased;
         ended = requests.read(&mut input, &mut drain) => ended,
-        written = writer.join_next() => return written.map_or(Ok(()), flatten),
+        failed = outlet.drain() => return Err(failed.into()),
     };
-    // The reader has dropped its sender: the writer ends when the last request in flight is answered.
-    let written = timeout(shared.limits.stall_timeout, writer.join_next()).await;
-    ended.and(written.map_err(|_| ConnectionError::Stalled)?.map_or(Ok(()), flatten))
-}
-
-fn flatten(joined: Result<io::Result<()>, tokio::task::JoinError>) -> Result<(), ConnectionError> {
-    Ok(joined.map_err(io::Error::other)??)
+    let all_answered = async {
+        tokio::select! {
+            biased;
+            // A request keeps its place until its reply is sent.
+            _ = all_places.acquire_many(places as u32) => outlet.shutdown().await,
+            failed = outlet.drain() => Err(failed),
+        }
+    };
+    let written = timeout(shared.limits.stall_timeout, all_answered).await;
+    ended.and(written.map_err(|_| ConnectionError::Stalled)?.map_err(ConnectionError::Io))
 }
 
 /// The handshake; `None` if the client leaves without requests.
@@ -223,11 +219,13 @@ struct Requests<'a> {
     bounds: Bounds,
     places: Arc<Semaphore>,
     budget: Budget,
-    replies: mpsc::Sender<Reply>,
+    replies: Arc<dyn Replies>,
+    /// Read and not handed to the workers yet. Handed over before anything is waited for, so that nothing waits for them.
+    batch: Vec<Job>,
 }
 
 impl<'a> Requests<'a> {
-    fn new(shared: &'a Shared, agreed: Agreed, places: usize, replies: mpsc::Sender<Reply>) -> Self {
+    fn new(shared: &'a Shared, agreed: Agreed, places: usize, replies: Arc<dyn Replies>) -> Self {
         let index = agreed.export;
         let export = &shared.exports[index];
         let bounds = Bounds {
@@ -237,13 +235,21 @@ impl<'a> Requests<'a> {
             agreed,
         };
         let budget = Budget::new(shared.limits.payload_bytes_per_connection_max);
-        Self { shared, export, index, bounds, places: Arc::new(Semaphore::new(places)), budget, replies }
+        let (places, batch) = (Arc::new(Semaphore::new(places)), Vec::with_capacity(REQUEST_BATCH));
+        Self { shared, export, index, bounds, places, budget, replies, batch }
     }
 
     /// Reads requests until the client is done, breaks the protocol, or the server drains.
-    async fn read<R: AsyncRead + Unpin>(self, input: &mut Input<R>, drain: &mut Drain) -> Result<(), ConnectionError> {
+    async fn read<R: AsyncRead + Unpin>(
+        mut self,
+        input: &mut Input<R>,
+        drain: &mut Drain,
+    ) -> Result<(), ConnectionError> {
         let mut draining = std::pin::pin!(drain.wait());
         loop {
+            if input.buf.len() < proto::REQUEST_BYTES {
+                self.hand_over();
+            }
             let more = tokio::select! {
                 biased;
                 () = &mut draining => false,
@@ -260,7 +266,15 @@ impl<'a> Requests<'a> {
         }
     }
 
-    async fn take<R: AsyncRead + Unpin>(&self, input: &mut Input<R>, request: Request) -> Result<(), ConnectionError> {
+    fn hand_over(&mut self) {
+        self.shared.queues[self.index].push_all(&mut self.batch);
+    }
+
+    async fn take<R: AsyncRead + Unpin>(
+        &mut self,
+        input: &mut Input<R>,
+        request: Request,
+    ) -> Result<(), ConnectionError> {
         let started = Instant::now();
         let payload_bytes = if request.command == Command::Write { request.length } else { 0 };
         if payload_bytes > proto::PAYLOAD_BYTES_MAX {
@@ -270,25 +284,36 @@ impl<'a> Requests<'a> {
         }
         let limits = &self.shared.limits;
         if let Err(failure) = execute::check(&request, &self.bounds) {
+            self.hand_over();
             input.skip(payload_bytes as usize, limits).await?;
             let held = self.hold(0).await;
-            answer(self.export.name(), &request, Err(failure), self.bounds.agreed, started, held, &self.replies);
+            answer(self.export.name(), &request, Err(failure), self.bounds.agreed, started, held, &*self.replies);
             return Ok(());
         }
         let held = self.hold(execute::memory_bytes(&request)).await;
+        if input.buf.len() < payload_bytes as usize {
+            self.hand_over();
+        }
         let data = input.payload(payload_bytes as usize, limits).await?;
         let (export, agreed) = (Arc::clone(self.export), self.bounds.agreed);
-        let replies = self.replies.clone();
-        self.shared.queues[self.index].push(Box::new(move || {
+        let replies = Arc::clone(&self.replies);
+        self.batch.push(Box::new(move || {
             // A panic of an export must take neither the thread nor the client's request with it.
             let done = catch_unwind(AssertUnwindSafe(|| execute::execute(&*export, agreed, &request, data)));
             let done = done.unwrap_or_else(|_| Err(Failure::new(ErrorCode::Io, "the export failed internally")));
-            answer(export.name(), &request, done, agreed, started, held, &replies);
+            answer(export.name(), &request, done, agreed, started, held, &*replies);
         }));
+        if self.batch.len() == REQUEST_BATCH {
+            self.hand_over();
+        }
         Ok(())
     }
 
-    async fn hold(&self, bytes: u64) -> Held {
+    async fn hold(&mut self, bytes: u64) -> Held {
+        if let Some(held) = self.try_hold(bytes) {
+            return held;
+        }
+        self.hand_over();
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
             unreachable!("the semaphore is never closed")
         };
@@ -296,9 +321,24 @@ impl<'a> Requests<'a> {
         let export = self.shared.budgets[self.index].claim(bytes).await;
         Held { _place: place, _connection: connection, _export: export }
     }
+
+    fn try_hold(&self, bytes: u64) -> Option<Held> {
+        Some(Held {
+            _place: Arc::clone(&self.places).try_acquire_owned().ok()?,
+            _connection: self.budget.try_claim(bytes)?,
+            _export: self.shared.budgets[self.index].try_claim(bytes)?,
+        })
+    }
 }
 
-/// Counts a finished request and hands its reply to the writer.
+impl Drop for Requests<'_> {
+    fn drop(&mut self) {
+        // Whatever was read is answered.
+        self.hand_over();
+    }
+}
+
+/// Counts a finished request and sends its reply.
 fn answer(
     export: &str,
     request: &Request,
@@ -306,7 +346,7 @@ fn answer(
     agreed: Agreed,
     started: Instant,
     held: Held,
-    replies: &mpsc::Sender<Reply>,
+    replies: &dyn Replies,
 ) {
     let command = request.command.as_str();
     metrics::counter!(names::NBD_REQUESTS, "command" => command).increment(1);
@@ -322,32 +362,5 @@ fn answer(
         }
         failure.reply(request, agreed)
     });
-    // There is room: the queue has one entry per place, and this request holds a place. Without a writer nobody waits.
-    let _ = replies.try_send(Reply { bytes, _held: held });
-}
-
-/// Sends replies until every sender is gone.
-async fn write_replies<W: AsyncWrite + Unpin>(mut stream: W, mut replies: mpsc::Receiver<Reply>) -> io::Result<()> {
-    let mut batch = Vec::with_capacity(REPLY_BATCH);
-    while replies.recv_many(&mut batch, REPLY_BATCH).await > 0 {
-        let mut slices = Vec::with_capacity(batch.len());
-        for reply in &batch {
-            match &reply.bytes {
-                ReplyBytes::Simple(bytes) => slices.push(IoSlice::new(bytes)),
-                ReplyBytes::Whole(bytes) => slices.push(IoSlice::new(bytes)),
-                ReplyBytes::Pieces(pieces) => slices.extend(pieces.iter().map(|piece| IoSlice::new(piece))),
-            }
-        }
-        let mut left = &mut slices[..];
-        // Empty slices at the front would make a write of nothing look like a closed socket.
-        IoSlice::advance_slices(&mut left, 0);
-        while !left.is_empty() {
-            match stream.write_vectored(left).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                count => IoSlice::advance_slices(&mut left, count),
-            }
-        }
-        batch.clear();
-    }
-    stream.shutdown().await
+    replies.reply(bytes, held);
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
@@ -127,6 +128,8 @@ pub struct FileExport {
     no_punch: AtomicBool,
     /// The same for zeroing in place.
     no_zero_range: AtomicBool,
+    /// File systems let one writer at a time into a file, and those that wait for it spin meanwhile. Here they sleep.
+    turn: Mutex<()>,
 }
 
 impl FileExport {
@@ -175,6 +178,7 @@ impl FileExport {
             read_only,
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
+            turn: Mutex::new(()),
         })
     }
 
@@ -282,7 +286,11 @@ impl FileExport {
     /// As `read`. Part of the data may be written.
     pub fn write(&self, offset: u64, data: &[u8], fua: bool) -> io::Result<()> {
         self.check_range(offset, data.len() as u64)?;
-        self.file.write_all_at(data, offset).map_err(self.failed("write", offset))?;
+        {
+            // A device takes several.
+            let _turn = (!self.device).then(|| self.turn.lock());
+            self.file.write_all_at(data, offset).map_err(self.failed("write", offset))?;
+        }
         self.flush_if(fua)
     }
 

@@ -6,13 +6,13 @@
 //!
 //! ```text
 //!            one task per connection                       threads tg-nbd-N, some per export
-//!  socket ──► reader ──── request + claim of its bytes ────► queue ──► Export::read, write, …
+//!  socket ──► reader ──── requests + claims of their bytes ──► queue ──► Export::read, write, …
 //!                                                                            │
-//!  socket ◄── writer ◄── replies, in the order in which they are done ◄──────┘
+//!  socket ◄── outlet ◄── replies, in the order in which they are done ◄──────┘
 //! ```
 //!
 //! Read in this order: [`proto`] (the codec: bytes to values and back), [`handshake`] (what a server answers to options;
-//! no I/O), `execute` (one request against one export), `workers` (the threads), `connection` (reader and writer),
+//! no I/O), `execute` (one request against one export), `workers` (the threads), `connection` (the reader), `outlet` (replies),
 //! [`server`] (listening, limits, drain). [`mod@file`] makes an export of a raw image or block device; [`client`] is the other side.
 //!
 //! Invariants:
@@ -35,6 +35,7 @@ mod connection;
 pub(crate) mod execute;
 pub mod file;
 pub mod handshake;
+mod outlet;
 pub mod proto;
 pub mod server;
 mod workers;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::mpsc;
 
-type Job = Box<dyn FnOnce() + Send>;
+pub(super) type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queue {
@@ -35,13 +35,16 @@ pub(super) struct Workers {
 pub(super) struct WorkQueue(Arc<Queue>);
 
 impl WorkQueue {
-    /// Queues `job`; the first idle thread takes it.
-    pub(super) fn push(&self, job: Job) {
+    /// Queues `jobs`, which are taken out; idle threads take them.
+    pub(super) fn push_all(&self, jobs: &mut Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
         let mut state = self.0.state.lock();
-        state.jobs.push_back(job);
-        let wake = state.idle > 0;
+        let wake = state.idle.min(jobs.len());
+        state.jobs.extend(jobs.drain(..));
         drop(state);
-        if wake {
+        for _ in 0..wake {
             self.0.ready.notify_one();
         }
     }

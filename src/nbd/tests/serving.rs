@@ -105,6 +105,46 @@ fn a_slow_request_is_overtaken_by_a_later_one() {
 }
 
 #[test]
+fn a_request_is_answered_though_the_next_one_has_not_come_whole() {
+    let running = Running::start(vec![MemoryExport::new("m", 4096)], quick());
+    // One that would be done, and one that is refused; the payload of either is still on its way.
+    for (cookie, offset, error) in [(10, 0, 0), (20, 4096, 28)] {
+        let mut stream = running.raw_requests("m");
+        let first = request(Command::Flush, cookie, 0, 0);
+        let next = request(Command::Write, cookie + 1, offset, 512);
+        stream.write_all(&[first, next].concat()).unwrap();
+        assert_eq!(simple_reply(&mut stream), (cookie, 0));
+        stream.write_all(&[7; 512]).unwrap();
+        assert_eq!(simple_reply(&mut stream), (cookie + 1, error));
+    }
+}
+
+#[test]
+fn replies_that_the_socket_does_not_take_at_once_arrive_whole_and_one_after_the_other() {
+    let (count, length) = (12_u32, 256 << 10_u32);
+    let export = MemoryExport::new("m", (count * length) as usize);
+    for number in 0..count {
+        let at = (number * length) as usize;
+        export.data.lock()[at..at + length as usize].fill(number as u8 + 1);
+    }
+    let running = Running::start(vec![export], quick());
+    let mut stream = running.raw_requests("m");
+    for number in 0..count {
+        let offset = u64::from(number * length);
+        stream.write_all(&request(Command::Read, number.into(), offset, length)).unwrap();
+    }
+    let mut left: HashSet<u64> = (0..count.into()).collect();
+    while !left.is_empty() {
+        let (cookie, error) = simple_reply(&mut stream);
+        assert!(error == 0 && left.remove(&cookie), "{cookie} {error}");
+        let mut data = vec![0; length as usize];
+        stream.read_exact(&mut data).unwrap();
+        assert!(data.iter().all(|byte| u64::from(*byte) == cookie + 1), "{cookie}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
 fn a_flush_reaches_the_export_after_every_write_that_was_answered() {
     let export = MemoryExport::new("m", 1 << 20);
     let running = Running::start(vec![export.clone()], quick());
