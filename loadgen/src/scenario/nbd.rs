@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Both images have the same content on the same file system, and both servers write through the page cache, as
-//! they do by default. The agent replicates meanwhile, with gateway and sink on the same cores; before each job what the one
+//! they do by default, which knows nothing of either image when a job begins. The agent replicates meanwhile, with gateway and sink on the same cores; before each job what the one
 //! before left to be copied is vaulted, so that no job pays for another.
 
 use std::io::Write as _;
@@ -106,7 +106,7 @@ fn rounds(
     for path in [&image, &copy] {
         fill(path, plan.disk_bytes, pool).map_err(|error| because("no image")(&error))?;
     }
-    let mut stand = Stand::begin(plan, vec![(DISK.to_owned(), image)])?;
+    let mut stand = Stand::begin(plan, vec![(DISK.to_owned(), image.clone())])?;
     let mut agent = stand.site.start_agent().map_err(|error| because("no agent")(&error))?;
     let agent_socket = match stand.site.nbd(DISK) {
         tidegate::nbd::Listen::Unix(path) => path,
@@ -124,6 +124,9 @@ fn rounds(
                 // Nobody looks on who would not have it.
                 let _ = told.blocking_send(format!("round {number} of {}: {} at {name}", plan.rounds, job.options[0]));
                 wait_copied(&stand)?;
+                for path in [&image, &copy] {
+                    forget(path).map_err(|error| because("no image")(&error))?;
+                }
                 round[at][side] = fio(socket, job, duration)?;
             }
         }
@@ -147,6 +150,15 @@ fn fill(path: &Path, bytes: u64, pool: &Pool) -> std::io::Result<()> {
         left -= piece.len() as u64;
     }
     file.sync_all()
+}
+
+/// Lets the page cache forget an image, so that each job begins with the same: a write into a large page that an earlier
+/// one left there costs ten times of one into a small page, and which of them are large is luck.
+fn forget(path: &Path) -> std::io::Result<()> {
+    let file = std::fs::File::open(path)?;
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
 }
 
 fn wait_copied(stand: &Stand) -> Result<(), BenchError> {
