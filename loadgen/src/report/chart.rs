@@ -5,8 +5,10 @@ use std::fmt::Write as _;
 /// Size of a plot in its own units; the page scales it.
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 240.0;
-const LEFT: f64 = 72.0;
-const RIGHT: f64 = 12.0;
+/// Room for the longest value in the larger letters of a narrow page.
+const LEFT: f64 = 88.0;
+/// Half of the last moment's text stands here.
+const RIGHT: f64 = 24.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 28.0;
 /// More points than the plot has columns make the page long and nothing clearer.
@@ -148,7 +150,11 @@ impl Chart {
         }
         out.push_str("</svg><ul>");
         for (number, line) in &lines {
-            let _ = write!(out, "<li class=\"s{number}\">{}</li>", line.name);
+            // With a piece of the line: its dashes tell it apart where its colour does not.
+            let key = format!(
+                "<svg class=\"key\" viewBox=\"0 0 32 8\"><polyline class=\"s{number}\" points=\"0,4 32,4\"/></svg>"
+            );
+            let _ = write!(out, "<li class=\"s{number}\">{key}{}</li>", line.name);
         }
         out.push_str("</ul></figure>");
         Some(out)

@@ -23,15 +23,16 @@ impl std::fmt::Display for NotAnOutcomeError {
 impl std::error::Error for NotAnOutcomeError {}
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d8dde3;--s0:#1f5fbf;--s1:#c2610c;--s2:#4a7f2c;--s3:#8a3fa0}\
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--paper:#15181c;--faint:#343a41;--s0:#7fb0ff;--s1:#ffae66;--s2:#9fd67e;--s3:#d79bea}}\
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d8dde3;--s0:#1f5fbf;--s1:#c2610c;--s2:#4a7f2c;--s3:#8a3fa0;--bad:#b3261e}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--paper:#15181c;--faint:#343a41;--s0:#7fb0ff;--s1:#ffae66;--s2:#9fd67e;--s3:#d79bea;--bad:#ff8a80}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:76rem;margin:2rem auto;padding:0 1rem}\
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .9rem .2rem 0;text-align:left;border-bottom:1px solid var(--faint)}\
 td+td,th+th{text-align:right;font-variant-numeric:tabular-nums}.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:1.5rem}\
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}svg text{fill:var(--ink);font-size:12px}\
+@media(max-width:40rem){svg text{font-size:17px}}.key{width:2rem;height:.5rem;vertical-align:middle;margin-right:.4rem}\
 .grid{stroke:var(--faint)}polyline{fill:none;stroke-width:1.6;stroke:currentColor}.s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}\
 polyline.s1{stroke-dasharray:7 3}polyline.s2{stroke-dasharray:2 3}polyline.s3{stroke-dasharray:10 3 2 3}\
-ul{list-style:none;display:flex;gap:1.2rem;margin:.2rem 0;padding:0}li::before{content:'\\25A0  '}.failed{color:#c62828;font-weight:600}";
+ul{list-style:none;display:flex;flex-wrap:wrap;gap:0 1.2rem;margin:.2rem 0;padding:0}.failed{color:var(--bad);font-weight:600}";
 
 /// Makes the page.
 ///
@@ -80,7 +81,8 @@ fn bench(out: &mut String, outcome: &Value) {
     out.push_str("<table><tr><th>figure</th><th>median</th><th>least</th><th>most</th></tr>");
     for row in outcome.get("spread").and_then(Value::as_array).into_iter().flatten() {
         let name = row.get(0).and_then(Value::as_str).unwrap_or_default();
-        let cell = |key: &str| row.get(1).and_then(|spread| spread.get(key)?.as_f64()).map(number).unwrap_or_default();
+        let value = |key: &str| row.get(1).and_then(|spread| spread.get(key)?.as_f64());
+        let cell = |key: &str| value(key).map(|value| figure_text(name, value)).unwrap_or_default();
         let _ = write!(
             out,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
@@ -114,24 +116,36 @@ fn scenario(out: &mut String, outcome: &Value) {
         let Some(value) = value.as_f64() else { continue };
         let is_of = |target: &&Value| target.get("figure").and_then(Value::as_str) == Some(name);
         let target = targets.into_iter().flatten().find(is_of);
-        let bound = |key: &str| target.and_then(|target| target.get(key)?.as_f64()).map(number);
+        let bound =
+            |key: &str| target.and_then(|target| target.get(key)?.as_f64()).map(|value| figure_text(name, value));
         let most = bound("at-most").map(|most| format!("at most {most}"));
         let least = bound("at-least").map(|least| format!("at least {least}"));
         let met = target.and_then(|target| target.get("met")?.as_bool()).unwrap_or(true);
         let class = if met { "" } else { " class=\"failed\"" };
-        let (name, target) = (escape(name), most.or(least).unwrap_or_default());
-        let _ = write!(out, "<tr><td>{name}</td><td{class}>{}</td><td>{target}</td></tr>", number(value));
+        let (shown, target) = (figure_text(name, value), most.or(least).unwrap_or_default());
+        let _ = write!(out, "<tr><td>{}</td><td{class}>{shown}</td><td>{target}</td></tr>", escape(name));
     }
     out.push_str("</table>");
 }
 
-fn number(value: f64) -> String {
-    match value.abs() {
-        size if size < 1e6 && size.fract() == 0.0 => format!("{value:.0}"),
-        size if size >= 1e6 => format!("{:.1} M", value / 1e6),
-        size if size >= 100.0 => format!("{value:.0}"),
-        _ => format!("{value:.4}"),
+/// A figure in words; its name says its unit.
+#[must_use]
+pub fn figure_text(name: &str, value: f64) -> String {
+    match name {
+        name if name.ends_with("_bytes_per_second") => rate(value),
+        name if name.ends_with("_agent_bytes") => format!("{:.1} KiB", value / 1024.0),
+        name if name.starts_with("drift_") || name.ends_with("_share") => format!("{:.2} %", value * 100.0),
+        name if name.starts_with("memory_") => format!("{:.1} MiB", value / f64::from(1 << 20)),
+        name if name.contains("_ack_seconds") || name.contains("rpo_seconds") || name.ends_with("_seconds") => {
+            seconds(value)
+        }
+        name if name.ends_with("_per_gib") && !name.contains("cpu") => format!("{value:.0}"),
+        _ => number(value),
     }
+}
+
+fn number(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
 }
 
 fn section(out: &mut String, title: &str, run: &Value) -> Result<(), NotAnOutcomeError> {
@@ -164,7 +178,8 @@ fn size(value: f64) -> String {
 }
 
 fn rate(value: f64) -> String {
-    format!("{:.0} MB/s", value / 1e6)
+    let digits = if value < 100e6 { 1 } else { 0 };
+    format!("{:.digits$} MB/s", value / 1e6)
 }
 
 fn seconds(value: f64) -> String {
@@ -276,7 +291,7 @@ mod tests {
         let round = serde_json::json!({"full": run, "half": null, "seventy": run, "limits": limits});
         let spread = serde_json::json!([["cpu_ratio", {"median": 1.2, "least": 1.1, "most": 1.3}]]);
         let html = page(&serde_json::json!({"spread": spread, "rounds": [round, round]})).expect("a page");
-        assert!(html.contains("<td>cpu_ratio</td><td>1.2000</td>") && html.contains("<td>LZ4</td><td>1.2500</td>"));
+        assert!(html.contains("<td>cpu_ratio</td><td>1.200</td>") && html.contains("<td>LZ4</td><td>1.250</td>"));
         assert_eq!((html.matches("full load</h2>").count(), html.matches("half load</h2>").count()), (2, 0));
         assert_eq!(page(&serde_json::json!({"x": 1})), Err(NotAnOutcomeError));
     }
@@ -291,9 +306,9 @@ mod tests {
             ], "runs": [run]
         }));
         let html = html.expect("a page");
-        assert!(html.contains("<td>much</td><td class=\"failed\">2</td><td>at most 1.5000</td>"), "{html}");
+        assert!(html.contains("<td>much</td><td class=\"failed\">2</td><td>at most 1.500</td>"), "{html}");
         assert!(
-            html.contains("<td>little</td><td>-0.5000</td><td>at least 0.2500</td>") && html.contains("<td>10000</td>")
+            html.contains("<td>little</td><td>-0.500</td><td>at least 0.250</td>") && html.contains("<td>10000</td>")
         );
         assert!(html.contains("A &lt;trickle&gt;</h2>") && html.contains("<td>disks of each</td><td>1</td>"));
     }

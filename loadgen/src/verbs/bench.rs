@@ -6,12 +6,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use loadgen::bench::{Plan, Report, bench};
+use loadgen::report::figure_text;
 use loadgen::run::profile::Profile;
 use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Usual};
 use tidegate::fault::exit;
 use tidegate::wire::Transport;
 
-use super::run::{PayloadArgs, beside, need_open_files, runtime, seconds};
+use super::run::{PayloadArgs, beside, need_open_files, runtime};
 use super::{Outcome, limit, size, time};
 
 /// Options of `loadgen bench`.
@@ -134,11 +135,11 @@ fn print_scenario(report: &ScenarioReport) {
     for figure in &report.figures {
         let target = match figure.bound {
             None => String::new(),
-            Some(Bound::AtMost(most)) => format!("at most {}", shown(figure.name, most)),
-            Some(Bound::AtLeast(least)) => format!("at least {}", shown(figure.name, least)),
+            Some(Bound::AtMost(most)) => format!("at most {}", figure_text(figure.name, most)),
+            Some(Bound::AtLeast(least)) => format!("at least {}", figure_text(figure.name, least)),
         };
         let missed = if figure.is_met() { "" } else { ", missed" };
-        println!("{:<36} {:>12}   {target}{missed}", figure.name, shown(figure.name, figure.value));
+        println!("{:<36} {:>12}   {target}{missed}", figure.name, figure_text(figure.name, figure.value));
     }
     println!("{}", if report.failures().next().is_none() { "ok" } else { "FAILED" });
 }
@@ -146,7 +147,7 @@ fn print_scenario(report: &ScenarioReport) {
 fn print_text(report: &Report) {
     println!("median of {} rounds           median        least         most", report.rounds.len());
     for (name, spread) in &report.spread {
-        let shown = |value: f64| shown(name, value);
+        let shown = |value: f64| figure_text(name, value);
         println!("{name:<32} {:>12} {:>12} {:>12}", shown(spread.median), shown(spread.least), shown(spread.most));
     }
     if let Some(round) = report.rounds.last() {
@@ -154,18 +155,4 @@ fn print_text(report: &Report) {
         limit::print_text(&round.limits);
     }
     println!("{}", if report.failures.is_empty() { "ok" } else { "FAILED" });
-}
-
-fn shown(name: &str, value: f64) -> String {
-    match name {
-        name if name.ends_with("_bytes_per_second") => format!("{:.1} MB/s", value / 1e6),
-        name if name.ends_with("_agent_bytes") => format!("{:.1} KiB", value / 1024.0),
-        name if name.starts_with("drift_") || name.ends_with("_share") => format!("{:.2} %", value * 100.0),
-        name if name.starts_with("memory_") => format!("{:.1} MiB", value / f64::from(1 << 20)),
-        name if name.contains("_ack_seconds") || name.contains("rpo_seconds") || name.ends_with("_seconds") => {
-            seconds(value)
-        }
-        name if name.ends_with("_per_gib") && !name.contains("cpu") => format!("{value:.0}"),
-        _ => format!("{value:.3}"),
-    }
 }
