@@ -9,6 +9,7 @@ use crate::journal::{BackendChoice, JournalConfig};
 use crate::limits;
 use crate::pipeline::CodecChoice;
 use crate::types::check_name;
+use crate::wire::endpoint::MTU_BYTES_DEFAULT;
 use crate::wire::{REDIRECT_GATEWAYS_MAX, TlsFiles};
 
 /// The commented default file, as `tidegate gateway --print-config` shows it.
@@ -25,6 +26,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// TCP address for agents that UDP does not reach, if there is one.
     pub listen_tcp: Option<SocketAddr>,
+    /// Largest UDP payload that agents and this gateway may find out to fit the path.
+    pub datagram_max_bytes: u16,
     /// TCP address for metrics and health.
     pub admin_listen: SocketAddr,
     /// Disks that have metrics of their own.
@@ -91,6 +94,8 @@ impl GatewayConfig {
         });
         // Off until agents that fall back have been seen to do so end to end.
         let listen_tcp = listen_tcp.flatten();
+        let datagram_bytes = u64::from(MTU_BYTES_DEFAULT);
+        let datagram_max_bytes = reader.number("datagram_max_bytes", datagram_bytes, 1200..=65_000) as u16;
         let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
         let disk_lines_max = reader.number("disk_lines", 100, 0..=10_000) as u32;
         let memory_bytes = reader.size("memory", 512 * MIB, 128 * MIB..=1 << 40);
@@ -126,6 +131,7 @@ impl GatewayConfig {
             id: id.ok_or_else(missing)?,
             listen,
             listen_tcp,
+            datagram_max_bytes,
             admin_listen,
             disk_lines_max,
             memory_bytes,
@@ -233,6 +239,7 @@ mod tests {
         assert_eq!(config.listen, bare.listen);
         assert_eq!(config.listen_tcp, None);
         assert_eq!(config.listen_tcp, bare.listen_tcp);
+        assert_eq!(config.datagram_max_bytes, bare.datagram_max_bytes);
         assert_eq!(config.memory_bytes, bare.memory_bytes);
         assert_eq!(config.drain_grace, bare.drain_grace);
         assert_eq!(config.batch_age, bare.batch_age);
@@ -259,12 +266,13 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_file_is_named_in_one_go() {
-        let text = "id='Bad Name'\nlisten='nowhere'\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[pipeline]\ncodec='zstd:20'\n\
+        let text = "id='Bad Name'\nlisten='nowhere'\ndatagram_max_bytes=900\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[pipeline]\ncodec='zstd:20'\n\
                     [journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
         let error = read(text).expect_err("many mistakes").to_string();
         for part in [
             "id:",
             "listen:",
+            "datagram_max_bytes: expected a whole number from 1200 to 65000",
             "memory:",
             "\"gw3\" is no host:port",
             "tls.ca",

@@ -1,0 +1,114 @@
+//! The last word of a QUIC connection.
+//!
+//! QUIC's library holds a close frame back while the congestion window is full, together with whatever else waits. But a
+//! closed connection takes no acknowledgements any more, so nothing empties the window, the frame never goes out, and the
+//! other side hears of the end by a reset or by silence. A probe for large datagrams and one other datagram suffice for it
+//! on a young connection. So the window opens once this side parts: what still leaves is a close frame.
+
+use std::any::Any;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
+use quinn_proto::RttEstimator;
+
+use crate::wire::code::Code;
+
+/// Congestion control of a connection that may part.
+#[derive(Debug, Default)]
+pub(in crate::wire) struct PartingConfig(Arc<CubicConfig>);
+
+impl ControllerFactory for PartingConfig {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let inner = Arc::clone(&self.0).build(now, current_mtu);
+        Box::new(Parting { inner, parts: Arc::default() })
+    }
+}
+
+struct Parting {
+    inner: Box<dyn Controller>,
+    /// Common to all copies: one is in the connection, others are taken of it.
+    parts: Arc<AtomicBool>,
+}
+
+/// A handle to a connection. A clone is another handle to the same one; the last handle's drop closes it.
+#[derive(Clone)]
+pub(in crate::wire) struct Connection(Arc<Handle>);
+
+struct Handle(quinn::Connection);
+
+impl Connection {
+    pub(in crate::wire) fn new(connection: quinn::Connection) -> Self {
+        Self(Arc::new(Handle(connection)))
+    }
+
+    pub(super) fn close(&self, code: Code, text: &str) {
+        self.0.close(code, text);
+    }
+}
+
+impl Deref for Connection {
+    type Target = quinn::Connection;
+    fn deref(&self) -> &quinn::Connection {
+        &self.0.0
+    }
+}
+
+impl Handle {
+    fn close(&self, code: Code, text: &str) {
+        if let Ok(controller) = self.0.congestion_state().into_any().downcast::<Parting>() {
+            controller.parts.store(true, Ordering::Relaxed);
+        }
+        self.0.close(code.var_int(), text.as_bytes());
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close(Code::Done, "");
+    }
+}
+
+impl Controller for Parting {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
+        self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        if self.parts.load(Ordering::Relaxed) { u64::MAX } else { self.inner.window() }
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.inner.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self { inner: self.inner.clone_box(), parts: Arc::clone(&self.parts) })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
