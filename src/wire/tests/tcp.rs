@@ -390,6 +390,29 @@ fn start_quic_only(gateway: &TlsFiles, host: &Arc<MemoryHost>) -> TestServer {
 }
 
 #[tokio::test]
+async fn a_gateway_that_starts_again_is_reached_over_quic_although_tcp_answers_first() {
+    let (pki, host) = (Pki::new(), host());
+    let (gateway, agent) = (pki.gateway(), pki.agent("a1", &["d1"]));
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
+    let addr = free.local_addr().expect("address");
+    drop(free);
+    // QUIC's first datagram finds nobody, and the next one follows after a second only.
+    let either = Tuning { other_after: Some(Duration::from_millis(300)), ..Tuning::default() };
+    let (net, remote) = (Net::system(), addr.to_string());
+    let connecting = Client::connect_with(&remote, &agent, &either, clock(0), &net);
+    let starting = async {
+        sleep(Duration::from_millis(150)).await;
+        let listener = Listener::bind(addr, &gateway, &Tuning::default(), &clock(0), &net).expect("listening");
+        let listener = listener.with_tcp_at_same(&net).expect("listening");
+        let (drain, signal) = crate::flow::DrainTrigger::new();
+        tokio::spawn(serve(listener, host, ServerLimits::default(), clock(0), signal));
+        drain
+    };
+    let (client, _drain) = tokio::join!(connecting, starting);
+    assert_eq!(client.expect("connected").transport(), Transport::Quic);
+}
+
+#[tokio::test]
 async fn where_both_are_silent_both_are_named_and_a_refusal_is_an_answer() {
     let (pki, host) = (Pki::new(), host());
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
