@@ -34,6 +34,7 @@ pub mod admin;
 pub mod board;
 pub mod config;
 mod feeder;
+mod files;
 mod host;
 mod lookout;
 mod outlook;
@@ -344,8 +345,14 @@ impl Parts {
         let memory_bytes = config.memory_quarter_bytes();
         // One agent may have a quarter of it on its way: it is not all the others.
         let agent_memory_bytes = memory_bytes / 4;
-        let limits =
-            ServerLimits { connections_max, drain_grace, memory_bytes, agent_memory_bytes, ..ServerLimits::default() };
+        let limits = ServerLimits {
+            connections_max,
+            tcp_connections_max: files::connections_max(listener.tcp_addr().is_some(), config.agents_max),
+            drain_grace,
+            memory_bytes,
+            agent_memory_bytes,
+            ..ServerLimits::default()
+        };
         let (books, time) = (Arc::clone(&disks), Arc::clone(&clock));
         tokio::spawn(overload.run(config.streams_target, journal.clone(), books, time, drain.clone()));
         // Beside everything else: it only saves uploads that nobody needs.

@@ -11,6 +11,7 @@
 //! - A network that lets no UDP through, or some of it, shows as silence. A refusal is an answer, and changes nothing.
 //! - TCP is kept until QUIC has answered several times in a row, so a network that flutters moves nobody. A return costs
 //!   a new connection, and a disk's records in flight are sent again.
+//! - One silence may be chance: QUIC is tried again soon after it, and less and less often only from then on.
 //! - Who returned and had to fall back again tries later each time; a long stay with QUIC forgets that.
 
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub enum Choice {
 
 /// Probes in a row that QUIC must answer before it is returned to.
 const ANSWERS_TO_RETURN: u32 = 3;
-/// Pause between those probes, if the pause between tries is not shorter.
+/// Pause between those probes, and before the first one, if the pause between tries is not shorter.
 const CONFIRM_PAUSE: Duration = Duration::from_secs(10);
 /// The pause between tries doubles up to so many times its first.
 const PAUSE_GROWTH_MAX: u32 = 16;
@@ -56,6 +57,8 @@ pub struct Carrier {
     fallback: Option<Fallback>,
     /// Since when QUIC carries the connection, or since when it last did.
     quic_since: Option<Duration>,
+    /// When the connection last returned to QUIC from TCP.
+    returned: Option<Duration>,
     short_stays: u32,
 }
 
@@ -63,7 +66,7 @@ impl Carrier {
     /// Nothing is known of the network yet. `retry` is the first pause before QUIC is tried again.
     #[must_use]
     pub const fn new(choice: Choice, retry: Duration) -> Self {
-        Self { choice, retry, growth: 1, fallback: None, quic_since: None, short_stays: 0 }
+        Self { choice, retry, growth: 1, fallback: None, quic_since: None, returned: None, short_stays: 0 }
     }
 
     /// What is to be tried first, and whether the other may be tried after it.
@@ -98,7 +101,9 @@ impl Carrier {
         }
         match transport {
             Transport::Quic => {
-                self.fallback = None;
+                if self.fallback.take().is_some() {
+                    self.returned = Some(now);
+                }
                 self.quic_since = Some(now);
                 false
             }
@@ -129,13 +134,16 @@ impl Carrier {
     }
 
     fn fall_back(&mut self, now: Duration) {
-        match self.quic_since.take() {
-            Some(since) if now.saturating_sub(since) < PROVEN_STAY => self.grow(),
-            Some(_) => self.growth = 1,
-            None => {}
-        }
+        let relapsed = self.returned.take().is_some_and(|returned| now.saturating_sub(returned) < PROVEN_STAY);
         self.short_stays = 0;
-        self.fallback = Some(Fallback { probe_at: now + self.pause(), answers: 0 });
+        let pause = if relapsed {
+            self.grow();
+            self.pause()
+        } else {
+            self.growth = 1;
+            self.confirm_pause()
+        };
+        self.fallback = Some(Fallback { probe_at: now + pause, answers: 0 });
     }
 
     fn grow(&mut self) {
@@ -146,9 +154,13 @@ impl Carrier {
         self.retry * self.growth
     }
 
+    fn confirm_pause(&self) -> Duration {
+        CONFIRM_PAUSE.min(self.retry)
+    }
+
     /// QUIC was tried beside a connection over TCP. Whether to return to it now.
     pub fn probed(&mut self, answered: bool, now: Duration) -> bool {
-        let confirm = CONFIRM_PAUSE.min(self.retry);
+        let confirm = self.confirm_pause();
         let Some(fallback) = &mut self.fallback else { return false };
         if answered {
             fallback.answers += 1;
@@ -156,16 +168,17 @@ impl Carrier {
             let back = fallback.answers >= ANSWERS_TO_RETURN;
             if back {
                 self.fallback = None;
+                self.returned = Some(now);
             }
             return back;
         }
         // Pauses grow only while QUIC has not answered at all: one that flutters is not one that is blocked.
         let fluttered = fallback.answers > 0;
         fallback.answers = 0;
+        let at = now + self.pause();
         if !fluttered {
             self.grow();
         }
-        let at = now + self.pause();
         if let Some(fallback) = &mut self.fallback {
             fallback.probe_at = at;
         }
@@ -204,12 +217,12 @@ mod tests {
         let mut carrier = auto();
         assert!(carrier.connected(Transport::Tcp, at(5)), "that is worth a line");
         assert!(!carrier.connected(Transport::Tcp, at(6)), "and only one");
-        assert_eq!((carrier.wanted(), carrier.probe_at()), ((Transport::Tcp, true), Some(at(65))));
-        assert!(!carrier.probed(true, at(65)) && !carrier.probed(true, at(75)));
-        assert!(!carrier.probed(false, at(85)), "it flutters");
-        assert_eq!(carrier.probe_at(), Some(at(145)));
-        assert!(!carrier.probed(true, at(145)) && !carrier.probed(true, at(155)));
-        assert!(carrier.probed(true, at(165)));
+        assert_eq!((carrier.wanted(), carrier.probe_at()), ((Transport::Tcp, true), Some(at(15))));
+        assert!(!carrier.probed(true, at(15)) && !carrier.probed(true, at(25)));
+        assert!(!carrier.probed(false, at(35)), "it flutters");
+        assert_eq!(carrier.probe_at(), Some(at(95)));
+        assert!(!carrier.probed(true, at(95)) && !carrier.probed(true, at(105)));
+        assert!(carrier.probed(true, at(115)));
         assert_eq!((carrier.wanted(), carrier.probe_at()), ((Transport::Quic, true), None));
     }
 
@@ -217,13 +230,14 @@ mod tests {
     fn a_network_that_blocks_udp_is_asked_less_and_less_often() {
         let mut carrier = auto();
         carrier.connected(Transport::Tcp, at(0));
+        assert_eq!(carrier.probe_at(), Some(at(10)), "one silence may be chance");
         let mut pauses = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..8 {
             let now = carrier.probe_at().expect("later");
             carrier.probed(false, now);
             pauses.push((carrier.probe_at().expect("later") - now).as_secs() / 60);
         }
-        assert_eq!(pauses, [2, 4, 8, 16, 16, 16, 16]);
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 16, 16, 16]);
     }
 
     #[test]
@@ -231,10 +245,13 @@ mod tests {
         let mut carrier = auto();
         carrier.connected(Transport::Quic, at(0));
         assert!(carrier.connected(Transport::Tcp, at(100)));
-        assert_eq!(carrier.probe_at(), Some(at(100 + 120)));
+        assert_eq!(carrier.probe_at(), Some(at(100 + 10)));
         carrier.connected(Transport::Quic, at(300));
-        assert!(carrier.connected(Transport::Tcp, at(300 + 601)));
-        assert_eq!(carrier.probe_at(), Some(at(901 + 60)));
+        assert!(carrier.connected(Transport::Tcp, at(400)));
+        assert_eq!(carrier.probe_at(), Some(at(400 + 120)));
+        carrier.connected(Transport::Quic, at(600));
+        assert!(carrier.connected(Transport::Tcp, at(600 + 601)));
+        assert_eq!(carrier.probe_at(), Some(at(1201 + 10)));
     }
 
     #[test]

@@ -157,8 +157,7 @@ impl Config {
                 gateways,
                 lost_after,
                 return_after,
-                // Only that until falling back was seen end to end.
-                transport: transport.unwrap_or(Choice::Only(Transport::Quic)),
+                transport: transport.unwrap_or(Choice::Auto),
                 quic_retry,
                 tls,
                 barrier_interval,
@@ -264,6 +263,7 @@ mod tests {
         assert_eq!(config.barrier_interval, Duration::from_secs(5));
         assert_eq!(config.disks[0].queue_bytes, 64 << 20);
         assert_eq!(config.copy_rate_bytes, 0);
+        assert_eq!((config.transport, config.quic_retry), (Choice::Auto, Duration::from_secs(60)));
         assert_eq!(config.gateways, [Gateway::new("localhost:9443")]);
         assert_eq!((config.lost_after, config.return_after), (LOST_AFTER_ONE, Duration::from_secs(60)));
         let several = text.replace("['localhost:9443']", "['a:1', { address = 'b:2', weight = 3 }]");

@@ -92,8 +92,7 @@ impl GatewayConfig {
                 format!("{text:?} is no address: write host:port, \"same\" for that of `listen`, or \"off\"")
             }),
         });
-        // Off until agents that fall back have been seen to do so end to end.
-        let listen_tcp = listen_tcp.flatten();
+        let listen_tcp = listen_tcp.unwrap_or(Some(listen));
         let datagram_bytes = u64::from(MTU_BYTES_DEFAULT);
         let datagram_max_bytes = reader.number("datagram_max_bytes", datagram_bytes, 1200..=65_000) as u16;
         let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
@@ -237,7 +236,7 @@ mod tests {
         short.push_str("catalog_key='k'\n[journal]\ndir='/j'\n");
         let bare = read(&short).expect("short file is valid");
         assert_eq!(config.listen, bare.listen);
-        assert_eq!(config.listen_tcp, None);
+        assert_eq!(config.listen_tcp, Some(config.listen));
         assert_eq!(config.listen_tcp, bare.listen_tcp);
         assert_eq!(config.datagram_max_bytes, bare.datagram_max_bytes);
         assert_eq!(config.memory_bytes, bare.memory_bytes);
@@ -256,9 +255,8 @@ mod tests {
 
     #[test]
     fn tcp_is_off_or_elsewhere_if_the_file_says_so() {
-        let with = |line: &str| read(&format!("{line}\n{DEFAULT_FILE}").replace("\nlisten_tcp = \"off\"", ""));
-        let same = with("listen_tcp = 'same'").expect("valid");
-        assert_eq!(same.listen_tcp, Some(same.listen));
+        let with = |line: &str| read(&format!("{line}\n{DEFAULT_FILE}").replace("\nlisten_tcp = \"same\"", ""));
+        assert_eq!(with("listen_tcp = 'off'").expect("valid").listen_tcp, None);
         let elsewhere = with("listen_tcp = '127.0.0.1:443'").expect("valid").listen_tcp;
         assert_eq!(elsewhere, Some(SocketAddr::from(([127, 0, 0, 1], 443))));
         assert!(with("listen_tcp = 'yes'").expect_err("a mistake").to_string().contains("listen_tcp"));

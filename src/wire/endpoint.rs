@@ -98,7 +98,7 @@ pub enum EndpointError {
         source: io::Error,
     },
     /// The address cannot be listened on.
-    #[error("TCP {listen} cannot be listened on")]
+    #[error("TCP {listen} cannot be listened on; listen_tcp takes another address, or \"off\"")]
     Listen {
         /// The address.
         listen: SocketAddr,

@@ -16,6 +16,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Connections over TCP that the kernel finishes before they are accepted; it allows 4,096 by itself.
 const TCP_BACKLOG: i32 = 1024;
+/// Most that the kernel keeps unread of one connection over TCP: as much as a QUIC stream's window.
+pub(super) const TCP_UNREAD_BYTES_MAX: usize = 1 << 20;
+/// What the kernel keeps of a gateway's acks until they are acknowledged, per connection: they are small.
+const TCP_UNSENT_BYTES_MAX: usize = 64 << 10;
 
 /// Where sockets and addresses come from. The system's is [`Net::system`]; a simulation brings its own.
 pub trait Network: Send + Sync + 'static {
@@ -138,7 +142,8 @@ fn open_socket(listen: SocketAddr, socket_buffer_bytes: u32) -> io::Result<std::
     Ok(socket.into())
 }
 
-/// Listens with a queue for a moment in which all agents come at once.
+/// Listens with a queue for a moment in which all agents come at once, and bounds what the kernel keeps for each: left to
+/// itself it gives a quick connection many megabytes, which no budget counts.
 fn listen_tcp(listen: SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP))?;
@@ -148,6 +153,19 @@ fn listen_tcp(listen: SocketAddr) -> io::Result<TcpListener> {
     }
     // A gateway that starts again takes its port back from the connections of its former life.
     socket.set_reuse_address(true)?;
+    // Before listening, or the window could not grow beyond the kernel's first choice. It cuts a size above its limit
+    // silently, and reports twice the usable size.
+    let _ = socket.set_recv_buffer_size(TCP_UNREAD_BYTES_MAX);
+    let _ = socket.set_send_buffer_size(TCP_UNSENT_BYTES_MAX);
+    let receive_bytes = socket.recv_buffer_size()? / 2;
+    if receive_bytes < TCP_UNREAD_BYTES_MAX {
+        tracing::info!(
+            wanted_bytes = TCP_UNREAD_BYTES_MAX,
+            receive_bytes,
+            "TCP receive buffers are smaller than wanted, so a disk is slow over TCP on long lines; raise \
+             net.core.rmem_max"
+        );
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&listen.into())?;
     socket.listen(TCP_BACKLOG)?;

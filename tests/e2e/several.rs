@@ -234,9 +234,19 @@ fn a_gateway_destroyed_with_its_journal_is_replaced_within_seconds_and_only_what
 
 #[test]
 fn a_drained_gateway_hands_its_disks_over_without_a_fork_and_gets_them_back() {
+    hand_over_and_back("quic");
+}
+
+#[test]
+fn over_tcp_a_drained_gateway_hands_its_disks_over_without_a_fork_and_gets_them_back() {
+    hand_over_and_back("tcp");
+}
+
+fn hand_over_and_back(transport: &str) {
     let _turn = turn();
     // On a busy machine a short silence must not look like a loss, which would fork.
-    let patient = Setting { agent: vec![("", "lost_after = \"30 s\"".into())], ..Setting::default() };
+    let agent = vec![("", format!("lost_after = \"30 s\"\ntransport = \"{transport}\""))];
+    let patient = Setting { agent, ..Setting::default() };
     let mut fleet = Fleet::new(2, patient, &["disk1", "disk2"]);
     let load = fleet.scene.load("disk1", 32, 16);
     fleet.scene.wait_copied("disk1");
@@ -249,6 +259,7 @@ fn a_drained_gateway_hands_its_disks_over_without_a_fork_and_gets_them_back() {
     assert!(process.terminate(PATIENCE).unwrap().success(), "{}", process.log().display());
     let second = fleet.await_carrier("disk1", |at| at != first);
     fleet.await_carrier("disk2", |at| at == second);
+    assert_eq!(fleet.scene.site.agent_status().unwrap().transport.as_deref(), Some(transport));
     fleet.scene.write_more(&load, 8 << 20);
     fleet.scene.keep("disk1", "there", Some(&load));
     fleet.scene.keep("disk2", "there", None);

@@ -16,6 +16,8 @@ use crate::flow::{Clock, SystemClock};
 
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// Few ports of the loopback are taken, so the next is most often free for both.
+const PORT_TRIES_MAX: u32 = 20;
 
 /// A process did not start, or ended when it should not have.
 #[derive(Debug, thiserror::Error)]
@@ -226,16 +228,25 @@ pub fn wait_until(patience: Duration, mut reached: impl FnMut() -> bool) -> bool
     }
 }
 
-/// A TCP (or, where `udp`, UDP) port of the loopback that is free now.
+/// A TCP (or, where `udp`, a UDP and TCP) port of the loopback that is free now.
 ///
 /// # Errors
 /// If there is none.
 pub fn free_port(udp: bool) -> io::Result<u16> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    if udp {
-        return Ok(std::net::UdpSocket::bind(any)?.local_addr()?.port());
+    if !udp {
+        return Ok(TcpListener::bind(any)?.local_addr()?.port());
     }
-    Ok(TcpListener::bind(any)?.local_addr()?.port())
+    // A gateway listens on the same number for both.
+    let mut tries = 0;
+    loop {
+        let address = std::net::UdpSocket::bind(any)?.local_addr()?;
+        match TcpListener::bind(address) {
+            Err(error) if tries == PORT_TRIES_MAX => return Err(error),
+            Err(_) => tries += 1,
+            Ok(_) => return Ok(address.port()),
+        }
+    }
 }
 
 /// A plain HTTP GET: status and body.

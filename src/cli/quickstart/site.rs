@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::super::point::ask;
 use super::child::{self, Child, ChildError, Family};
-use crate::agent::control::{DiskStatus, Request, Response, socket_path};
+use crate::agent::control::{AgentStatus, DiskStatus, Request, Response, socket_path};
 use crate::nbd::Listen;
 
 /// Longest path of the directory: unix sockets below it must fit their address.
@@ -296,8 +296,14 @@ impl Site {
     /// What the agent says of a disk, if it answers.
     #[must_use]
     pub fn status(&self, disk: &str) -> Option<DiskStatus> {
+        self.agent_status()?.disks.into_iter().find(|status| status.disk.as_str() == disk)
+    }
+
+    /// The state of the agent, if it answers.
+    #[must_use]
+    pub fn agent_status(&self) -> Option<AgentStatus> {
         match ask(&socket_path(&self.path("agent")), &Request::Status, Duration::from_secs(5)) {
-            Ok(Response::Status(status)) => status.disks.into_iter().find(|status| status.disk.as_str() == disk),
+            Ok(Response::Status(status)) => Some(status),
             _ => None,
         }
     }

@@ -10,6 +10,7 @@ mod error;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 pub use clock_sync::ClockOffset;
 pub use disk::{DiskEvent, DiskEvents, DiskSender, OpenedInfo, SendError, WireRecord};
@@ -46,6 +47,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const FIRST_PINGS: usize = 3;
 /// How long a close may take to go out; a gateway that is gone takes none.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the wanted transport is tried once more when the other one has answered: twice as long as that took, within
+/// these bounds.
+const LAST_CHANCE_MIN: Duration = Duration::from_millis(200);
+const LAST_CHANCE_MAX: Duration = Duration::from_secs(1);
 /// What a gateway logs of an agent that only looked whether it is there.
 pub(in crate::wire) const PROBE_TEXT: &str = "it only asked whether this gateway answers";
 
@@ -287,35 +292,44 @@ async fn reach(addr: &str, material: &Material, tuning: &Tuning, net: &Net) -> R
     Err(failure)
 }
 
-/// Over the wanted transport, and over the other one if that does not answer in time: whichever comes through first.
-/// Neither says hello yet, so the one that loses leaves nothing behind.
+/// Over the wanted transport, and over the other one if that does not answer in time. Neither says hello yet, so the one
+/// that is not taken leaves nothing behind.
 async fn reach_by_either(target: &Target<'_>, remote: SocketAddr) -> Result<Session, ConnectError> {
     let transport = target.tuning.transport;
-    let wanted = reach_one(target, remote, transport);
+    let mut wanted = pin!(reach_one(target, remote, transport));
     let Some(other_after) = target.tuning.other_after else { return wanted.await };
-    tokio::pin!(wanted);
     let silent = match timeout(other_after, &mut wanted).await {
         Ok(Err(silent @ ConnectError::Unreachable { .. })) => Some(silent),
         Ok(answered) => return answered,
         Err(_) => None,
     };
-    let other = reach_one(target, remote, transport.other());
-    let Some(silent) = silent else {
-        tokio::pin!(other);
-        // What answers is taken; of what fails the other is awaited.
-        return tokio::select! {
+    let begun = Instant::now();
+    let mut other = pin!(reach_one(target, remote, transport.other()));
+    let reached = match silent {
+        Some(silent) => other.await.map_err(|error| both(silent, error)),
+        None => tokio::select! {
             biased;
             answered = &mut wanted => match answered {
                 Err(silent @ ConnectError::Unreachable { .. }) => other.await.map_err(|error| both(silent, error)),
-                answered => answered,
+                answered => return answered,
             },
             answered = &mut other => match answered {
-                Err(silent) => wanted.await.map_err(|error| both(error, silent)),
+                Err(error) => return wanted.await.map_err(|silent| both(silent, error)),
                 answered => answered,
             },
-        };
+        },
     };
-    other.await.map_err(|error| both(silent, error))
+    let other = reached?;
+    // What was sent before the gateway was there is sent again only after a while: one that has just started again gets a
+    // fresh first word, or all its agents would come over the other transport.
+    let patience = (begun.elapsed() * 2).clamp(LAST_CHANCE_MIN, LAST_CHANCE_MAX);
+    match timeout(patience, reach_one(target, remote, transport)).await {
+        Ok(Ok(wanted)) => {
+            other.close(Code::Done, PROBE_TEXT);
+            Ok(wanted)
+        }
+        _ => Ok(other),
+    }
 }
 
 /// Neither transport came through: what is to be told of both.

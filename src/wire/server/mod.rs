@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use self::admission::{HELLOS_PER_AGENT_MAX, Network, Pace, Places};
@@ -47,6 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServerLimits {
     /// Agents connected at the same time. A connection costs some 100 KiB before it carries anything.
     pub connections_max: usize,
+    /// Connections over TCP at the same time, finished or not: each is an open file of the process.
+    pub tcp_connections_max: usize,
     /// Handshakes at the same time; above it new ones must prove their address first (stateless retry), because a
     /// handshake costs signatures and its sender's address may be forged.
     pub handshakes_max: usize,
@@ -70,6 +73,7 @@ impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections_max: 1024,
+            tcp_connections_max: 8192,
             handshakes_max: 64,
             unfinished_max: 512,
             unfinished_per_network_max: 128,
@@ -184,6 +188,8 @@ async fn accept_quic<H: Host>(server: &Arc<Server<H>>, handshakes: &Arc<Places<N
 }
 
 async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, handshakes: &Arc<Places<Network>>) {
+    let places = Arc::new(Semaphore::new(server.limits.tcp_connections_max));
+    let (mut full, mut failing) = (Told::default(), Told::default());
     let mut drain = server.drain.clone();
     let mut tasks = JoinSet::new();
     loop {
@@ -194,13 +200,28 @@ async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, han
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, address)) => match handshakes.take(&Network::of(address.ip())) {
-                Some(handshake) => drop(tasks.spawn(session::run_tcp(Arc::clone(server), socket, address, handshake))),
-                // Whoever is honest and hears nothing but the end tries again, and finds a place.
-                None => count_refused(Code::Busy),
-            },
+            Ok((socket, address)) => {
+                failing.over();
+                let place = Arc::clone(&places).try_acquire_owned().ok();
+                let connections_max = server.limits.tcp_connections_max;
+                full.tell(place.is_none(), || {
+                    tracing::warn!(
+                        connections_max,
+                        "no further connection over TCP is taken: raise the limit of open files of this gateway"
+                    );
+                });
+                let arrived = place.zip(handshakes.take(&Network::of(address.ip())));
+                match arrived {
+                    Some((place, handshake)) => {
+                        let came = session::Came { socket, address, place };
+                        tasks.spawn(session::run_tcp(Arc::clone(server), came, handshake));
+                    }
+                    // Whoever is honest and hears nothing but the end tries again, and finds a place.
+                    None => count_refused(Code::Busy),
+                }
+            }
             Err(error) => {
-                tracing::warn!(%error, "no connection over TCP can be accepted");
+                failing.tell(true, || tracing::warn!(%error, "no connection over TCP can be accepted"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -208,6 +229,23 @@ async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, han
     // Who still waits to be accepted learns at once that nobody will.
     drop(listener);
     while tasks.join_next().await.is_some() {}
+}
+
+/// Whether a state was told already: one line when it begins, not one for each of its victims.
+#[derive(Default)]
+struct Told(bool);
+
+impl Told {
+    fn tell(&mut self, holds: bool, tell: impl FnOnce()) {
+        if holds && !self.0 {
+            tell();
+        }
+        self.0 = holds;
+    }
+
+    const fn over(&mut self) {
+        self.0 = false;
+    }
 }
 
 fn count_refused(code: Code) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -57,18 +58,22 @@ pub(super) async fn run_quic<H: Host>(server: Arc<Server<H>>, incoming: quinn::I
     }
 }
 
+/// A connection over TCP that nothing was heard of yet.
+pub(super) struct Came {
+    pub(super) socket: TcpStream,
+    pub(super) address: SocketAddr,
+    /// Held as long as the socket.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
 /// Runs one connection over TCP to its end, or hands it to the session that it belongs to.
-pub(super) async fn run_tcp<H: Host>(
-    server: Arc<Server<H>>,
-    socket: TcpStream,
-    address: SocketAddr,
-    handshake: Place<Network>,
-) {
+pub(super) async fn run_tcp<H: Host>(server: Arc<Server<H>>, came: Came, handshake: Place<Network>) {
+    let address = came.address;
     let mut drain = server.drain.clone();
     let connected = tokio::select! {
         biased;
         () = drain.wait() => return,
-        connected = Box::pin(tcp::connect(&server, socket, address, handshake)) => connected,
+        connected = Box::pin(tcp::connect(&server, came, handshake)) => connected,
     };
     if let Some(session) = connected {
         run(&server, address, session, None).await;

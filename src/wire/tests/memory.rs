@@ -53,7 +53,16 @@ async fn send(client: &Client, name: &str, count: u64, bytes: usize) {
     acked(&mut events, count).await;
 }
 
-#[tokio::test]
+over_both! {
+    an_agent_begins_no_more_records_than_its_memory_holds_and_another_goes_on,
+    a_disk_that_was_idle_while_nobody_else_wanted_memory_sends_large_records_again,
+    more_stalled_disks_than_an_agents_memory_holds_hold_up_none_of_its_others,
+    disks_that_all_send_their_largest_record_at_once_all_get_through,
+    a_single_disk_has_a_window_of_several_mebibytes_at_the_smallest_memory,
+    a_slow_record_gives_way_when_another_agent_needs_its_memory_and_comes_again,
+    memory_that_an_idle_disk_had_is_anothers_and_the_disk_goes_on_when_it_wants,
+}
+
 async fn an_agent_begins_no_more_records_than_its_memory_holds_and_another_goes_on() {
     let bad = names('e', 256);
     let site = site(smallest(), &[&bad[..], &["d1"]].concat(), &[]);
@@ -91,7 +100,6 @@ async fn an_agent_begins_no_more_records_than_its_memory_holds_and_another_goes_
     assert!((RECORDS_MAX..=2 * RECORDS_MAX).contains(&most), "{most} were begun at once");
 }
 
-#[tokio::test]
 async fn a_disk_that_was_idle_while_nobody_else_wanted_memory_sends_large_records_again() {
     let site = site(ServerLimits::default(), &["d1"], &[]);
     let client = connect(&site.server, &site.pki.agent("a1", &["d1"])).await;
@@ -104,7 +112,6 @@ async fn a_disk_that_was_idle_while_nobody_else_wanted_memory_sends_large_record
     }
 }
 
-#[tokio::test]
 async fn more_stalled_disks_than_an_agents_memory_holds_hold_up_none_of_its_others() {
     let (stalled, others) = (names('s', 64), names('d', 4));
     let site = site(smallest(), &others, &stalled);
@@ -140,7 +147,6 @@ async fn more_stalled_disks_than_an_agents_memory_holds_hold_up_none_of_its_othe
     stuffing.abort_all();
 }
 
-#[tokio::test]
 async fn disks_that_all_send_their_largest_record_at_once_all_get_through() {
     let all = names('d', 256);
     let site = site(smallest(), &all, &[]);
@@ -164,7 +170,6 @@ async fn disks_that_all_send_their_largest_record_at_once_all_get_through() {
     assert!(all.iter().all(|name| site.host.disk(name).records.lock().len() == 1));
 }
 
-#[tokio::test]
 async fn a_single_disk_has_a_window_of_several_mebibytes_at_the_smallest_memory() {
     let stalled = MemoryDisk { room: Semaphore::new(1), window: watch::Sender::new(4 << 20), ..MemoryDisk::new() };
     let (pki, host) = (Pki::new(), MemoryHost::with([("d1", stalled)]));
@@ -180,7 +185,6 @@ async fn a_single_disk_has_a_window_of_several_mebibytes_at_the_smallest_memory(
     assert!(ahead_bytes >= 2_400_000, "{ahead_bytes} bytes ahead of a sink that has taken one record");
 }
 
-#[tokio::test]
 async fn a_slow_record_gives_way_when_another_agent_needs_its_memory_and_comes_again() {
     // Both agents together have the memory of two records.
     let limits = ServerLimits { memory_bytes: 1, agent_memory_bytes: 1, ..ServerLimits::default() };
@@ -218,7 +222,6 @@ async fn a_slow_record_gives_way_when_another_agent_needs_its_memory_and_comes_a
     timeout(PATIENCE, asked(&mut again, &mut reader)).await.expect("in its turn").expect("granted");
 }
 
-#[tokio::test]
 async fn memory_that_an_idle_disk_had_is_anothers_and_the_disk_goes_on_when_it_wants() {
     let limits = ServerLimits { memory_bytes: 1, agent_memory_bytes: 1, ..ServerLimits::default() };
     let all = names('d', 6);

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
@@ -390,6 +391,29 @@ fn start_quic_only(gateway: &TlsFiles, host: &Arc<MemoryHost>) -> TestServer {
 }
 
 #[tokio::test]
+async fn a_gateway_that_starts_again_is_reached_over_quic_although_tcp_answers_first() {
+    let (pki, host) = (Pki::new(), host());
+    let (gateway, agent) = (pki.gateway(), pki.agent("a1", &["d1"]));
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
+    let addr = free.local_addr().expect("address");
+    drop(free);
+    // QUIC's first datagram finds nobody, and the next one follows after a second only.
+    let either = Tuning { other_after: Some(Duration::from_millis(300)), ..Tuning::default() };
+    let (net, remote) = (Net::system(), addr.to_string());
+    let connecting = Client::connect_with(&remote, &agent, &either, clock(0), &net);
+    let starting = async {
+        sleep(Duration::from_millis(150)).await;
+        let listener = Listener::bind(addr, &gateway, &Tuning::default(), &clock(0), &net).expect("listening");
+        let listener = listener.with_tcp_at_same(&net).expect("listening");
+        let (drain, signal) = crate::flow::DrainTrigger::new();
+        tokio::spawn(serve(listener, host, ServerLimits::default(), clock(0), signal));
+        drain
+    };
+    let (client, _drain) = tokio::join!(connecting, starting);
+    assert_eq!(client.expect("connected").transport(), Transport::Quic);
+}
+
+#[tokio::test]
 async fn where_both_are_silent_both_are_named_and_a_refusal_is_an_answer() {
     let (pki, host) = (Pki::new(), host());
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
@@ -450,4 +474,69 @@ async fn the_end_is_said_even_if_the_other_side_is_in_the_midst_of_a_flood() {
     assert_eq!(lost.code, Code::Superseded);
     timeout(PATIENCE, flood).await.expect("the flood ends").expect("no panic");
     assert_eq!(older.closed().await.code, Code::Superseded);
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_are_not_taken_and_a_freed_place_is() {
+    let (pki, host) = (Pki::new(), host());
+    let limits = ServerLimits { tcp_connections_max: 3, ..ServerLimits::default() };
+    let server = start_with(&pki.gateway(), &host, 0, &Tuning::default(), limits);
+    over_tcp();
+    // Silent ones count, too.
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(&server.addr).await.expect("connected"));
+    }
+    sleep(Duration::from_millis(100)).await;
+    let mut surplus = TcpStream::connect(&server.addr).await.expect("connected");
+    let mut byte = [0];
+    let read = timeout(PATIENCE, surplus.read(&mut byte)).await.expect("put out");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    drop(silent);
+    let agent = pki.agent("a1", &["d1"]);
+    let client = timeout(PATIENCE, connect(&server, &agent)).await.expect("in time");
+    goes_on(&client, "d1").await;
+}
+
+/// Bytes that the kernel has for connections at `port`, of each that has not been read, the most.
+#[cfg(target_os = "linux")]
+fn unread_bytes(port: u16) -> u64 {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
+    let suffix = format!(":{port:04X}");
+    let of_line = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let received = fields.get(4)?.split(':').nth(1)?;
+        (fields.get(1)?.ends_with(&suffix) && fields.get(3) == Some(&"01"))
+            .then(|| u64::from_str_radix(received, 16).ok())
+            .flatten()
+    };
+    table.lines().skip(1).filter_map(of_line).max().unwrap_or(0)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_stalled_disk_leaves_in_the_kernel_is_bounded_however_quick_it_was() {
+    const QUICK: usize = 96;
+    let disk = MemoryDisk { room: Semaphore::new(QUICK), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", disk)]));
+    let server = start(&pki.gateway(), &host, 0);
+    over_tcp();
+    let client = connect(&server, &pki.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    // The kernel gives a quick reader a large buffer.
+    for _ in 0..QUICK {
+        sender.send(source.record(1 << 20)).await.expect("sent");
+    }
+    acked(&mut events, QUICK as u64).await;
+    let port = server.addr.parse::<SocketAddr>().expect("an address").port();
+    let stuffing = tokio::spawn(async move { while sender.send(source.record(1 << 20)).await.is_ok() {} });
+    let mut most = 0;
+    for _ in 0..20 {
+        sleep(Duration::from_millis(50)).await;
+        most = most.max(unread_bytes(port));
+    }
+    stuffing.abort();
+    assert!(most > 0, "nothing was left unread: this shows nothing");
+    assert!(most <= 2 << 20, "the kernel keeps {most} bytes of a stalled disk");
 }

@@ -147,15 +147,15 @@ impl Session {
         }
     }
 
-    /// Gives a stranger's session what a known agent needs: so many streams, and the window of data, which over TCP is the
-    /// kernel's.
+    /// Gives a stranger's session what a known agent needs: so many streams, and the window of data, of which over TCP each
+    /// stream has its part.
     pub(super) fn widen(&self, streams_max: u32, window_bytes: u32) {
         match self {
             Self::Quic(connection, _) => {
                 connection.set_max_concurrent_bi_streams(streams_max.into());
                 connection.set_receive_window(window_bytes.into());
             }
-            Self::Tcp(session) => session.widen(streams_max),
+            Self::Tcp(session) => session.widen(streams_max, window_bytes),
         }
     }
 

@@ -4,12 +4,9 @@
 //! certificate, which has as many as it may have streams, until it has said what it is; so an agent's silent
 //! connections take nobody else's places.
 
-use std::net::SocketAddr;
-
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Close, check_identity, log_handshake_failure, log_late, log_refusal, streams_max};
+use super::{Came, Close, check_identity, log_handshake_failure, log_late, log_refusal, streams_max};
 use crate::wire::code::Code;
 use crate::wire::messages::{Join, JoinAs, Message, Refused};
 use crate::wire::server::Server;
@@ -32,13 +29,9 @@ impl From<JoinError> for Close {
 }
 
 /// Handshake and join. The session that it began; `None` if it joined one, or was refused.
-pub(super) async fn connect<H>(
-    server: &Server<H>,
-    socket: TcpStream,
-    address: SocketAddr,
-    handshake: Place<Network>,
-) -> Option<Session> {
-    let arrival = shake_hands(server, socket, address).await?;
+pub(super) async fn connect<H>(server: &Server<H>, came: Came, handshake: Place<Network>) -> Option<Session> {
+    let address = came.address;
+    let arrival = shake_hands(server, came).await?;
     match join(server, arrival, handshake).await {
         Ok(session) => session.map(Session::Tcp),
         Err((Close(code, text), arrival)) => {
@@ -49,7 +42,7 @@ pub(super) async fn connect<H>(
     }
 }
 
-async fn shake_hands<H>(server: &Server<H>, socket: TcpStream, address: SocketAddr) -> Option<Arrival> {
+async fn shake_hands<H>(server: &Server<H>, Came { socket, address, place }: Came) -> Option<Arrival> {
     let explanation = Explanation::default();
     let config = match server.listener.material().server_config(&explanation) {
         Ok(config) => config.into(),
@@ -58,7 +51,7 @@ async fn shake_hands<H>(server: &Server<H>, socket: TcpStream, address: SocketAd
             return None;
         }
     };
-    let shaking = Arrival::handshake(socket, config, server.listener.idle_timeout());
+    let shaking = Arrival::handshake(socket, config, server.listener.idle_timeout(), place);
     match timeout(server.limits.step_timeout, shaking).await {
         Ok(Ok(arrival)) => Some(arrival),
         Ok(Err(end)) => {

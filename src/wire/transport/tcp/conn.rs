@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop;
 
 use super::tls::{Phase, TAIL_BYTES_MAX, Tls};
@@ -76,6 +77,8 @@ enum Look {
 pub(super) struct Conn {
     socket: TcpStream,
     state: Mutex<State>,
+    /// A gateway's connections are counted.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 struct State {
@@ -98,13 +101,23 @@ pub(super) fn tune(socket: &TcpStream, idle_timeout: Duration) -> io::Result<()>
     Ok(())
 }
 
+/// Lets the kernel keep about so many bytes of `socket` that were not read here. To be bounded by it is no need, so that an
+/// error is none.
+pub(super) fn bound_unread(socket: &TcpStream, bytes_max: usize) {
+    let _ = SockRef::from(socket).set_recv_buffer_size(bytes_max);
+}
+
 impl Conn {
     /// Does the handshake on a new connection.
     ///
     /// # Errors
     /// [`SessionEnd::Busy`] if the other side hung up without a word, else what was wrong.
-    pub(super) async fn handshake(socket: TcpStream, tls: Tls) -> Result<Self, SessionEnd> {
-        let conn = Self { socket, state: Mutex::new(State { tls, plain: BytesMut::new() }) };
+    pub(super) async fn handshake(
+        socket: TcpStream,
+        tls: Tls,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<Self, SessionEnd> {
+        let conn = Self { socket, state: Mutex::new(State { tls, plain: BytesMut::new() }), _place: place };
         let mut heard = false;
         match conn.shake_hands(&mut heard).await {
             Ok(()) => Ok(conn),
@@ -134,6 +147,11 @@ impl Conn {
                 Look::End => return Err(Broken::Cut),
             }
         }
+    }
+
+    /// Lets the kernel keep about so many bytes that were not read here.
+    pub(super) fn bound_unread(&self, bytes_max: usize) {
+        bound_unread(&self.socket, bytes_max);
     }
 
     /// The verified chain of the other side.

@@ -69,7 +69,7 @@ impl Dialer {
         let socket = self.net.connect_tcp(self.remote).await.map_err(|error| lost(&error))?;
         tune(&socket, self.idle_timeout).map_err(|error| lost(&error))?;
         let connection = UnbufferedClientConnection::new(Arc::clone(&self.tls), self.name.clone());
-        let conn = Conn::handshake(socket, Tls::client(connection.map_err(|error| lost(&error))?)).await?;
+        let conn = Conn::handshake(socket, Tls::client(connection.map_err(|error| lost(&error))?), None).await?;
         // It goes out with the first frame of the stream.
         conn.write_later(Message::Join(Join { session: self.session, join_as }).encode())?;
         Ok(conn)

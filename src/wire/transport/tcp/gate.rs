@@ -11,18 +11,22 @@ use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
-use super::conn::{Broken, Conn, tune};
+use super::conn::{Broken, Conn, bound_unread, tune};
 use super::tls::Tls;
 use super::{Ending, Inner, Kind, LAST_FRAME_PATIENCE, Open, Session, SessionEnd, Side, Stream};
 use crate::types::Id128;
 use crate::wire::frame::{Decoder, FrameError, HEADER_BYTES};
 use crate::wire::messages::{Join, Message, MessageError};
+use crate::wire::net::TCP_UNREAD_BYTES_MAX;
 
 /// Connections that may wait to be accepted by their session, which accepts at once.
 const ARRIVALS_MAX: usize = 64;
+/// Bytes of a control connection, or of one that has not said what it is, that the kernel may keep unread: its frames are
+/// small.
+const UNREAD_BYTES_MIN: usize = 32 << 10;
 /// A join frame, whole.
 const JOIN_FRAME_BYTES: usize = HEADER_BYTES + 17;
 
@@ -71,6 +75,8 @@ pub(super) struct Gate {
     doorway: mpsc::Sender<Arc<Stream>>,
     /// Further connections that there may be.
     open_max: AtomicUsize,
+    /// Bytes of each of them that the kernel may keep unread.
+    unread_bytes_max: AtomicUsize,
     open: Arc<AtomicUsize>,
     sessions: Weak<Sessions>,
     key: Key,
@@ -85,7 +91,8 @@ impl Gate {
         }
     }
 
-    pub(super) fn widen(&self, streams_max: usize) {
+    pub(super) fn widen(&self, streams_max: usize, window_bytes: usize) {
+        self.unread_bytes_max.store(unread_bytes_max(streams_max, window_bytes), Ordering::Release);
         self.open_max.store(streams_max.saturating_sub(1), Ordering::Release);
     }
 
@@ -97,6 +104,11 @@ impl Gate {
         let permit = self.doorway.try_reserve().ok()?;
         (before < self.open_max.load(Ordering::Acquire)).then_some((open, permit))
     }
+}
+
+/// The part that one of an agent's connections has in what the agent may leave unread.
+fn unread_bytes_max(streams_max: usize, window_bytes: usize) -> usize {
+    (window_bytes / streams_max.max(1)).clamp(UNREAD_BYTES_MIN, TCP_UNREAD_BYTES_MAX)
 }
 
 impl Drop for Gate {
@@ -116,11 +128,13 @@ impl Arrival {
         socket: TcpStream,
         config: Arc<rustls::ServerConfig>,
         idle_timeout: Duration,
+        place: OwnedSemaphorePermit,
     ) -> Result<Self, SessionEnd> {
+        bound_unread(&socket, UNREAD_BYTES_MIN);
         tune(&socket, idle_timeout).map_err(|error| SessionEnd::Lost(error.to_string()))?;
         let connection = UnbufferedServerConnection::new(config);
         let connection = connection.map_err(|error| SessionEnd::Lost(error.to_string()))?;
-        Ok(Self(Conn::handshake(socket, Tls::server(connection)).await?))
+        Ok(Self(Conn::handshake(socket, Tls::server(connection), Some(place)).await?))
     }
 
     /// The verified chain of the other side.
@@ -176,6 +190,7 @@ impl Sessions {
             arrivals: tokio::sync::Mutex::new(arrivals),
             doorway,
             open_max: AtomicUsize::new(0),
+            unread_bytes_max: AtomicUsize::new(UNREAD_BYTES_MIN),
             open: Arc::default(),
             sessions: Arc::downgrade(self),
             key,
@@ -192,6 +207,7 @@ impl Sessions {
         let Some(session) = session else { return Err(Box::new((JoinError::Unknown, arrival))) };
         let Side::Gateway(gate) = &session.side else { return Err(Box::new((JoinError::Unknown, arrival))) };
         let Some((open, permit)) = gate.place() else { return Err(Box::new((JoinError::Full, arrival))) };
+        arrival.0.bound_unread(gate.unread_bytes_max.load(Ordering::Acquire));
         let ending = Arc::clone(&session.ending);
         permit.send(Arc::new(Stream { conn: arrival.0, ending, kind: Kind::OfGateway, _open: Some(open) }));
         Ok(())

@@ -139,10 +139,11 @@ impl Session {
         }
     }
 
-    /// Lets the agent open so many streams, the control stream among them.
-    pub(in crate::wire) fn widen(&self, streams_max: u32) {
+    /// Lets the agent open so many streams, the control stream among them, and leave about so many bytes unread on all of
+    /// them together.
+    pub(in crate::wire) fn widen(&self, streams_max: u32, window_bytes: u32) {
         if let Side::Gateway(gate) = &self.0.side {
-            gate.widen(streams_max as usize);
+            gate.widen(streams_max as usize, window_bytes as usize);
         }
     }
 
