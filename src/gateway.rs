@@ -70,6 +70,8 @@ use runs::{Mark, Span};
 const VAULT_RETRY: Duration = Duration::from_secs(2);
 /// Bytes that one disk stream may have on its way: carries 800 Mbit/s over 10 ms, and bounds what a stalled disk holds.
 const QUIC_STREAM_WINDOW_BYTES: u64 = 1 << 20;
+/// What the process needs beside its configured memory: code, stacks, receive buffers, what allocators keep.
+const MEMORY_BESIDES_BYTES: u64 = 64 << 20;
 /// How often somebody looks whether the journal failed.
 const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How often the drain looks whether everything is vaulted.
@@ -177,7 +179,10 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
             "{cert} is the certificate of gateway {named}, the configuration says id = {id:?}"
         )));
     }
-    tokio::spawn(listener.apart().watch(config.memory_bytes));
+    tokio::spawn(listener.apart().watch(config.memory_bytes + MEMORY_BESIDES_BYTES));
+    metrics::gauge!(names::MEMORY_LIMIT_BYTES).set((config.memory_bytes + MEMORY_BESIDES_BYTES) as f64);
+    metrics::gauge!(names::PROCESSORS)
+        .set(std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64));
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     metrics::gauge!(names::CERTIFICATE_ENDS_SECONDS).set(listener.certificate_ends().0 as f64 / 1e6);
     let (stop_admin, admin_stopped) = DrainTrigger::new();

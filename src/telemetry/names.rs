@@ -126,6 +126,10 @@ metric_names! {
     gauge DISKS_DIRTY_BYTES = "tidegate_disks_dirty_bytes";
     /// Bytes sent and not vaulted, of all disks.
     gauge DISKS_UNVAULTED_BYTES = "tidegate_disks_unvaulted_bytes";
+    /// Bytes of memory that the process should hold at the most: what is configured, and what it needs besides.
+    gauge MEMORY_LIMIT_BYTES = "tidegate_memory_limit_bytes";
+    /// Processors that the process may use.
+    gauge PROCESSORS = "tidegate_processors";
     /// 1, with the version in the label.
     gauge BUILD_INFO = "tidegate_build_info";
     /// When the gateway's certificate ends, in seconds since 1970.

@@ -1,10 +1,11 @@
 //! What a gateway says of itself while things go well and while they do not.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use loadgen::sink::{Account, Limits, Sink, Weather};
 use serde_json::Value;
-use tidegate::cli::quickstart::child::metric;
+use tidegate::cli::quickstart::child::{Child, Family, free_port, http_get, metric};
 
 use crate::common::{Scene, Setting, empty, tidegate, turn};
 
@@ -62,4 +63,90 @@ fn disks_that_fall_behind_show_how_far_and_that_they_have_caught_up() {
     scene.wait("the disks to count as away", |scene| {
         answer(scene, "/v1/disks").as_array().is_some_and(|all| all.iter().all(|disk| disk["condition"] == "away"))
     });
+}
+
+/// A real Prometheus with the rules as they are delivered, but for the objective and the times, which would take an hour.
+struct Prometheus {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Prometheus {
+    fn start(scene: &Scene) -> Self {
+        let dir = scene.dir().join("prometheus");
+        std::fs::create_dir(&dir).unwrap();
+        let rules =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/tidegate.rules.yml"));
+        let hurried: String = (rules.unwrap().lines())
+            .map(|line| match line.trim_start() {
+                wait if wait.starts_with("for: ") => "        for: 2s\n".to_owned(),
+                "expr: tidegate_disks_rpo_max_seconds > 60" => line.replace("60", "12") + "\n",
+                _ => line.to_owned() + "\n",
+            })
+            .collect();
+        std::fs::write(dir.join("rules.yml"), hurried).unwrap();
+        let gateway = scene.site.admin_address();
+        let config = format!(
+            "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [rules.yml]\nscrape_configs:\n  \
+             - job_name: tidegate\n    static_configs: [{{ targets: [\"{gateway}\"] }}]\n"
+        );
+        let file = dir.join("prometheus.yml");
+        std::fs::write(&file, config).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(false).unwrap()));
+        let arguments = [
+            format!("--config.file={}", file.display()),
+            format!("--storage.tsdb.path={}", dir.join("data").display()),
+            format!("--web.listen-address={address}"),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let log = dir.join("log");
+        let child = Child::start("prometheus", &Family::default(), &log, Path::new("prometheus"), &arguments).unwrap();
+        Self { child, address }
+    }
+
+    /// The alerts that fire.
+    fn firing(&self) -> Vec<String> {
+        let page = http_get(self.address, "/api/v1/alerts").map(|(_, body)| body).unwrap_or_default();
+        let answer: Value = serde_json::from_str(&page).unwrap_or_default();
+        let alerts = answer["data"]["alerts"].as_array().cloned().unwrap_or_default();
+        let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
+        firing.filter_map(|alert| Some(alert["labels"]["alertname"].as_str()?.to_owned())).collect()
+    }
+
+    fn fires(&self, name: &str) -> bool {
+        self.firing().iter().any(|alert| alert == name)
+    }
+
+    /// Whether it has scraped the gateway.
+    fn sees(&self) -> bool {
+        let query = "/api/v1/query?query=tidegate_build_info";
+        http_get(self.address, query).is_ok_and(|(_, body)| body.contains("\"version\""))
+    }
+}
+
+#[test]
+fn a_real_prometheus_fires_for_a_store_and_a_gateway_that_are_gone_and_clears_after() {
+    let _turn = turn();
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let sink = Sink::start(any, None, Account::default(), Limits::default(), Weather::default()).unwrap();
+    let vault = Some(sink.vault_url("alerted"));
+    let mut scene = Scene::new(Setting { vault, ..Setting::default() }, &["disk1"], empty(DISK_BYTES));
+    scene.wait_copied("disk1");
+    let mut prometheus = Prometheus::start(&scene);
+    scene.wait("Prometheus to scrape", |_| prometheus.sees());
+    let load = scene.load("disk1", 52, 4);
+    scene.write_more(&load, 4 << 20);
+    assert_eq!(prometheus.firing(), Vec::<String>::new(), "all is well");
+
+    sink.set(Weather { away: true, ..Weather::default() });
+    scene.wait("TidegateBehind to fire", |_| prometheus.fires("TidegateBehind"));
+    sink.set(Weather::default());
+    drop(load);
+    scene.wait("TidegateBehind to clear", |_| !prometheus.fires("TidegateBehind"));
+
+    scene.gateway.take().unwrap().kill().unwrap();
+    scene.wait("TidegateGatewayDown to fire", |_| prometheus.fires("TidegateGatewayDown"));
+    scene.gateway = Some(scene.site.start_gateway().unwrap());
+    scene.wait("TidegateGatewayDown to clear", |_| !prometheus.fires("TidegateGatewayDown"));
+    prometheus.child.kill().unwrap();
 }
