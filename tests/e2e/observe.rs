@@ -65,6 +65,18 @@ fn disks_that_fall_behind_show_how_far_and_that_they_have_caught_up() {
     });
 }
 
+/// Metrics that are there once something has happened, and states that this gateway is not in.
+const EVENTS: [&str; 8] = [
+    "tidegate_conflicts_total",
+    "tidegate_runs_retired_total",
+    "tidegate_refused_total",
+    "tidegate_redirects_total",
+    "tidegate_blob_retries_total",
+    "tidegate_pipeline_skipped_messages_total",
+    "tidegate_journal_full_in_seconds",
+    "tidegate_journal_drained_in_seconds",
+];
+
 /// A real Prometheus with the rules as they are delivered, but for the objective and the times, which would take an hour.
 struct Prometheus {
     child: Child,
@@ -117,6 +129,29 @@ impl Prometheus {
         self.firing().iter().any(|alert| alert == name)
     }
 
+    /// The queries of the boards that give nothing, but for those of events that have not happened.
+    fn without_data(&self, scene: &Scene) -> Vec<String> {
+        let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards/boards");
+        let texts = std::fs::read_dir(boards).unwrap().flatten().map(|file| std::fs::read_to_string(file.path()).unwrap());
+        let tables: Vec<toml::Table> = texts.map(|text| toml::from_str(&text).unwrap()).collect();
+        let rows = tables.iter().flat_map(|board| board["row"].as_array().unwrap());
+        let panels = rows.flat_map(|row| row["panel"].as_array().unwrap());
+        let queries = panels.flat_map(|panel| panel["query"].as_array().unwrap());
+        let expressions = queries.map(|query| query["expr"].as_str().unwrap());
+        let instance = scene.site.admin_address().to_string();
+        let wanted = expressions.filter(|expr| !EVENTS.iter().any(|event| expr.contains(event)));
+        let asked = wanted.map(|expr| expr.replace("$instance", &instance));
+        asked.filter(|expr| !self.has_data(expr)).collect()
+    }
+
+    fn has_data(&self, expr: &str) -> bool {
+        let encoded: String = expr.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let page = http_get(self.address, &format!("/api/v1/query?query={encoded}")).unwrap_or_default().1;
+        let answer: Value = serde_json::from_str(&page).unwrap_or_default();
+        assert_ne!(answer["status"], "error", "{expr}: {page}");
+        answer["data"]["result"].as_array().is_some_and(|result| !result.is_empty())
+    }
+
     /// Whether it has scraped the gateway.
     fn sees(&self) -> bool {
         let query = "/api/v1/query?query=tidegate_build_info";
@@ -137,6 +172,7 @@ fn a_real_prometheus_fires_for_a_store_and_a_gateway_that_are_gone_and_clears_af
     let load = scene.load("disk1", 52, 4);
     scene.write_more(&load, 4 << 20);
     assert_eq!(prometheus.firing(), Vec::<String>::new(), "all is well");
+    scene.wait("data for every query of the boards", |scene| prometheus.without_data(scene).is_empty());
 
     sink.set(Weather { away: true, ..Weather::default() });
     scene.wait("TidegateBehind to fire", |_| prometheus.fires("TidegateBehind"));
