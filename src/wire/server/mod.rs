@@ -42,6 +42,8 @@ use crate::telemetry::names;
 const JOINS_MAX: usize = 4096;
 /// Pause after a connection could not be accepted, for want of file descriptors most often.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two lines that say that connections over TCP are not taken.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Bounds of a server; the defaults have their reasons beside them.
 #[derive(Debug, Clone)]
@@ -201,17 +203,17 @@ async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, han
         };
         match accepted {
             Ok((socket, address)) => {
-                failing.over();
                 let place = Arc::clone(&places).try_acquire_owned().ok();
-                let connections_max = server.limits.tcp_connections_max;
-                full.tell(place.is_none(), || {
-                    tracing::warn!(
-                        connections_max,
-                        "no further connection over TCP is taken: raise the limit of open files of this gateway"
-                    );
-                });
-                let arrived = place.zip(handshakes.take(&Network::of(address.ip())));
-                match arrived {
+                if place.is_none() {
+                    full.tell(server.clock.monotonic(), || {
+                        let connections_max = server.limits.tcp_connections_max;
+                        tracing::warn!(
+                            connections_max,
+                            "no further connection over TCP is taken: raise the limit of open files of this gateway"
+                        );
+                    });
+                }
+                match place.zip(handshakes.take(&Network::of(address.ip()))) {
                     Some((place, handshake)) => {
                         let came = session::Came { socket, address, place };
                         tasks.spawn(session::run_tcp(Arc::clone(server), came, handshake));
@@ -221,7 +223,9 @@ async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, han
                 }
             }
             Err(error) => {
-                failing.tell(true, || tracing::warn!(%error, "no connection over TCP can be accepted"));
+                failing.tell(server.clock.monotonic(), || {
+                    tracing::warn!(%error, "no connection over TCP can be accepted");
+                });
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -231,20 +235,16 @@ async fn accept_tcp<H: Host>(server: &Arc<Server<H>>, listener: TcpListener, han
     while tasks.join_next().await.is_some() {}
 }
 
-/// Whether a state was told already: one line when it begins, not one for each of its victims.
+/// When something was told last: one line now and then, not one for each of its victims.
 #[derive(Default)]
-struct Told(bool);
+struct Told(Option<Duration>);
 
 impl Told {
-    fn tell(&mut self, holds: bool, tell: impl FnOnce()) {
-        if holds && !self.0 {
+    fn tell(&mut self, now: Duration, tell: impl FnOnce()) {
+        if self.0.is_none_or(|last| now.saturating_sub(last) >= TELL_EVERY) {
+            self.0 = Some(now);
             tell();
         }
-        self.0 = holds;
-    }
-
-    const fn over(&mut self) {
-        self.0 = false;
     }
 }
 
