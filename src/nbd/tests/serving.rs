@@ -121,7 +121,7 @@ fn a_request_is_answered_though_the_next_one_has_not_come_whole() {
 
 #[test]
 fn replies_that_the_socket_does_not_take_at_once_arrive_whole_and_one_after_the_other() {
-    let (count, length) = (12_u32, 256 << 10_u32);
+    let (count, length) = (12_u32, 256_u32 << 10);
     let export = MemoryExport::new("m", (count * length) as usize);
     for number in 0..count {
         let at = (number * length) as usize;
@@ -133,7 +133,7 @@ fn replies_that_the_socket_does_not_take_at_once_arrive_whole_and_one_after_the_
         let offset = u64::from(number * length);
         stream.write_all(&request(Command::Read, number.into(), offset, length)).unwrap();
     }
-    let mut left: HashSet<u64> = (0..count.into()).collect();
+    let mut left: HashSet<u64> = (0..u64::from(count)).collect();
     while !left.is_empty() {
         let (cookie, error) = simple_reply(&mut stream);
         assert!(error == 0 && left.remove(&cookie), "{cookie} {error}");
