@@ -190,8 +190,8 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
     let admin = start_admin(&config, &health, metrics, admin_stopped).await?;
     let (trigger, drain) = DrainTrigger::new();
     tokio::spawn(wait_for_signal(trigger.clone()));
-    let (seen, asked) = (Arc::clone(&health), drain.clone());
-    tokio::spawn(supervisor::tell(config.drain_grace, move || seen.condition(asked.started())));
+    let seen = Arc::clone(&health);
+    tokio::spawn(supervisor::tell(config.drain_grace, drain.clone(), move |stopping| seen.condition(stopping)));
 
     let gateway = Opening { config, clock, health, vault_runtime, listener, trigger, drain };
     let result = gateway.run(key).await;

@@ -23,7 +23,7 @@ use super::tracker::Mode;
 use crate::fault::{Classify, Fault, chain_text};
 use crate::limits::{CHUNK_BYTES, DISKS_PER_AGENT_MAX, POINT_NAME_BYTES_MAX};
 use crate::nbd::UNIX_PATH_BYTES_MAX;
-use crate::telemetry::supervisor::Condition;
+use crate::telemetry::supervisor;
 use crate::types::{BarrierKind, DiskId};
 use crate::wire::{Condition, Report};
 
@@ -330,7 +330,7 @@ impl Control {
     }
 
     /// As the service manager sees it: ready as soon as guests find their disks, whether there is a gateway or not.
-    pub(super) fn condition(&self, stopping: bool) -> Condition {
+    pub(super) fn condition(&self, stopping: bool) -> supervisor::Condition {
         let link = self.link.borrow();
         let mut words = match (stopping, &link.client, &link.error) {
             (true, ..) => "draining".to_owned(),
@@ -343,7 +343,7 @@ impl Control {
             words = format!("{words}; NOT protected: {}", refused.join(", "));
         }
         // The manager takes each line for a message of its own.
-        Condition { ready: true, stopping, alive: true, words: words.replace('\n', " ") }
+        supervisor::Condition { ready: true, stopping, alive: true, words: words.replace('\n', " ") }
     }
 
     /// The state of everything.

@@ -422,8 +422,9 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let mut agent = Agent::start(config, overrides, clock)?;
     tracing::info!(agent = config.id, disks = agent.disks().len(), "agent is up");
-    let (control, asked) = (Arc::clone(&agent.control), drain.clone());
-    let supervised = tokio::spawn(supervisor::tell(config.drain_grace, move || control.condition(asked.started())));
+    let control = Arc::clone(&agent.control);
+    let told = supervisor::tell(config.drain_grace, drain.clone(), move |stopping| control.condition(stopping));
+    let supervised = tokio::spawn(told);
     let failed = tokio::select! {
         biased;
         () = drain.wait() => None,

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::flow::Drain;
+
 /// How often the daemon's condition is looked at: what an operator who waits for `systemctl start` does not notice.
 const LOOK: Duration = Duration::from_millis(200);
 /// Signs of life within the manager's limit, so that two late ones are forgiven.
@@ -71,8 +73,8 @@ impl Book {
 }
 
 /// Tells the manager how the daemon is, for as long as the daemon's runtime lives. Returns at once if there is none.
-/// `drain_grace` is how long the daemon may drain.
-pub async fn tell(drain_grace: Duration, condition: impl Fn() -> Condition + Send) {
+/// `drain_grace` is how long the daemon may drain once `drain` has begun, which `condition` is told of.
+pub async fn tell(drain_grace: Duration, mut drain: Drain, condition: impl Fn(bool) -> Condition + Send) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -85,7 +87,7 @@ pub async fn tell(drain_grace: Duration, condition: impl Fn() -> Condition + Sen
         if due {
             alive_at = tokio::time::Instant::now();
         }
-        let now = condition();
+        let now = condition(drain.started());
         let messages = book.next(&now, due);
         if !messages.is_empty() {
             match sd_notify::notify(&messages) {
@@ -97,7 +99,13 @@ pub async fn tell(drain_grace: Duration, condition: impl Fn() -> Condition + Sen
                 Err(_) => {}
             }
         }
-        tokio::time::sleep(alive_every.map_or(LOOK, |every| every.min(LOOK))).await;
+        let look = alive_every.map_or(LOOK, |every| every.min(LOOK));
+        tokio::select! {
+            biased;
+            // At once, as a stop may be over before the next look.
+            () = drain.wait(), if !now.stopping => {}
+            () = tokio::time::sleep(look) => {}
+        }
     }
 }
 
