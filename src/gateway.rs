@@ -53,7 +53,7 @@ use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
 use crate::journal::{Journal, ReplayReport};
 use crate::keys::CatalogKey;
-use crate::telemetry::names;
+use crate::telemetry::{names, supervisor};
 use crate::types::Seq;
 use crate::vault::{self, Vault};
 use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
@@ -190,6 +190,8 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
     let admin = start_admin(&config, &health, metrics, admin_stopped).await?;
     let (trigger, drain) = DrainTrigger::new();
     tokio::spawn(wait_for_signal(trigger.clone()));
+    let seen = Arc::clone(&health);
+    tokio::spawn(supervisor::tell(config.drain_grace, drain.clone(), move |stopping| seen.condition(stopping)));
 
     let gateway = Opening { config, clock, health, vault_runtime, listener, trigger, drain };
     let result = gateway.run(key).await;

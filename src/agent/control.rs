@@ -23,6 +23,7 @@ use super::tracker::Mode;
 use crate::fault::{Classify, Fault, chain_text};
 use crate::limits::{CHUNK_BYTES, DISKS_PER_AGENT_MAX, POINT_NAME_BYTES_MAX};
 use crate::nbd::UNIX_PATH_BYTES_MAX;
+use crate::telemetry::supervisor;
 use crate::types::{BarrierKind, DiskId};
 use crate::wire::{Condition, Report};
 
@@ -326,6 +327,23 @@ impl Control {
         }
         let known: Vec<&str> = self.disks.iter().map(|disk| disk.id.as_str()).collect();
         Err(format!("this agent has no disk {id}; it has {}", known.join(", ")))
+    }
+
+    /// As the service manager sees it: ready as soon as guests find their disks, whether there is a gateway or not.
+    pub(super) fn condition(&self, stopping: bool) -> supervisor::Condition {
+        let link = self.link.borrow();
+        let mut words = match (stopping, &link.client, &link.error) {
+            (true, ..) => "draining".to_owned(),
+            (false, Some(client), _) => format!("connected to gateway {}", client.gateway().gateway),
+            (false, None, Some(error)) => format!("not connected: {error}"),
+            (false, None, None) => "not connected".to_owned(),
+        };
+        if !self.refused.is_empty() {
+            let refused: Vec<&str> = self.refused.keys().map(DiskId::as_str).collect();
+            words = format!("{words}; NOT protected: {}", refused.join(", "));
+        }
+        // The manager takes each line for a message of its own.
+        supervisor::Condition { ready: true, stopping, alive: true, words: words.replace('\n', " ") }
     }
 
     /// The state of everything.

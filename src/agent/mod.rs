@@ -84,6 +84,7 @@ use self::state::{StateDir, StateError};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Budget, Clock, Drain, DrainTrigger, blocking, watch};
 use crate::nbd::{Export, FileExport, Listen, Server, ServerLimits};
+use crate::telemetry::supervisor;
 use crate::types::DiskId;
 use crate::wire::Net;
 
@@ -421,6 +422,9 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let mut agent = Agent::start(config, overrides, clock)?;
     tracing::info!(agent = config.id, disks = agent.disks().len(), "agent is up");
+    let control = Arc::clone(&agent.control);
+    let told = supervisor::tell(config.drain_grace, drain.clone(), move |stopping| control.condition(stopping));
+    let supervised = tokio::spawn(told);
     let failed = tokio::select! {
         biased;
         () = drain.wait() => None,
@@ -428,6 +432,7 @@ pub async fn run(
     };
     tracing::info!("stopping");
     let clean = agent.stop().await;
+    supervised.abort();
     tracing::info!(clean, "stopped");
     match failed {
         None => Ok(()),

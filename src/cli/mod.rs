@@ -6,6 +6,7 @@
 mod agent;
 mod config;
 mod gateway;
+mod generate;
 mod journal;
 pub mod keyring;
 mod pki;
@@ -19,7 +20,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::fault::{self, Classify, Fault, exit};
 use crate::telemetry::log::{self, LogFormat};
@@ -100,6 +101,9 @@ enum Verb {
     Vault(vault::Args),
     /// Make a private certificate authority and certificates.
     Pki(pki::Args),
+    /// Make manual pages and shell completions, for packages.
+    #[command(hide = true)]
+    Generate(generate::Args),
 }
 
 /// Parses the command line, runs the verb, prints a failure; the whole of `main`.
@@ -120,6 +124,7 @@ pub fn main() -> ExitCode {
         Verb::Verify(args) => verify::run(args),
         Verb::Vault(args) => vault::run(args),
         Verb::Pki(args) => pki::run(args),
+        Verb::Generate(args) => generate::run(&args, Cli::command()),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use super::board::Board;
 use crate::flow::{Clock, Drain};
 use crate::telemetry::process;
+use crate::telemetry::supervisor::Condition;
 
 /// An event loop that has not turned for this long counts as hung. Far above any pause of a busy machine, far below
 /// what an operator would wait.
@@ -88,6 +89,20 @@ impl Health {
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
         *self.reason.lock() = "draining".into();
+    }
+
+    /// As the service manager sees it.
+    pub(super) fn condition(&self, stopping: bool) -> Condition {
+        let ready = self.ready() && !stopping;
+        let words = match (stopping, ready) {
+            (true, _) => "draining".to_owned(),
+            (false, true) if self.trouble.lock().is_empty() => "ready for agents".to_owned(),
+            (false, true) => self.trouble.lock().clone(),
+            (false, false) => self.reason.lock().clone(),
+        };
+        // The manager takes each line for a message of its own.
+        let words = words.replace('\n', " ");
+        Condition { ready, stopping, alive: self.alive(), words }
     }
 
     fn alive(&self) -> bool {

@@ -28,4 +28,5 @@ mod several;
 mod soak;
 mod stolen;
 mod store;
+mod supervised;
 mod surroundings;
