@@ -4,7 +4,6 @@
 //! other not at all, and an end of the session with a code and a text. Everything above this module is written against
 //! [`Session`], [`SendHalf`] and [`RecvHalf`] and is one code for every transport.
 
-pub(super) mod parting;
 mod quic;
 pub(super) mod tcp;
 
@@ -113,7 +112,7 @@ pub(super) enum StreamEnd {
 #[derive(Clone)]
 pub(super) enum Session {
     /// A QUIC connection; for the side that connected, with the endpoint that is its alone.
-    Quic(parting::Connection, Option<quinn::Endpoint>),
+    Quic(quinn::Connection, Option<quinn::Endpoint>),
     /// Connections over TCP.
     Tcp(tcp::Session),
 }
@@ -162,7 +161,7 @@ impl Session {
     /// Ends the session and every stream of it, at once.
     pub(super) fn close(&self, code: Code, text: &str) {
         match self {
-            Self::Quic(connection, _) => connection.close(code, text),
+            Self::Quic(connection, _) => connection.close(code.var_int(), text.as_bytes()),
             Self::Tcp(session) => session.close(code, text),
         }
     }
