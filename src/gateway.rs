@@ -161,7 +161,8 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
     // What is not read yet waits with the agent rather than here: windows of QUIC stay below those of credit.
     let stream_window_bytes = config.window_bytes.min(QUIC_STREAM_WINDOW_BYTES) as u32;
-    let tuning = Tuning { stream_window_bytes, ..Tuning::default() };
+    let mtu_max_bytes = config.datagram_max_bytes;
+    let tuning = Tuning { stream_window_bytes, mtu_max_bytes, ..Tuning::default() };
     let listener = Listener::bind(config.listen, &config.tls, &tuning, &clock, &Net::system())
         .map_err(|error| GatewayError::of(&error))?;
     let listener = match config.listen_tcp {

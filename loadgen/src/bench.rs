@@ -246,6 +246,7 @@ impl Stand {
             gateway: vec![
                 ("", format!("memory = \"{} B\"", plan.memory_bytes)),
                 ("", "listen_tcp = \"same\"".to_owned()),
+                ("", format!("datagram_max_bytes = {}", plan.mtu_max_bytes)),
             ],
             agent: Vec::new(),
         };

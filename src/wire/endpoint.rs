@@ -22,6 +22,7 @@ use super::net::{Net, TokioTime};
 use super::server::admission::STRANGER_WINDOW_BYTES;
 use super::tls::{Explanation, Material, TlsError, TlsFiles};
 use super::transport::Transport;
+use super::transport::congestion::CongestionConfig;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
 use crate::types::Micros;
@@ -35,11 +36,13 @@ pub(super) const KEEP_ALIVES_PER_IDLE_TIMEOUT: u32 = 6;
 const AGENT_SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// The same of a gateway, whose acks are small: a peer that acknowledges nothing must not collect megabytes of them.
 const GATEWAY_SEND_WINDOW_BYTES: u64 = 256 << 10;
-/// Default of [`Tuning::mtu_max_bytes`]: what Ethernet carries. Jumbo frames cost both sides half as much per byte, but with a
-/// limit of 8,952 the words with which a side closes a connection right after the handshake did not arrive.
-pub const MTU_BYTES_DEFAULT: u16 = 1452;
+/// Default of [`Tuning::mtu_max_bytes`]: what jumbo frames carry, which cost both sides half as much per byte. Where the path
+/// carries less, discovery settles there within some dozens of round trips.
+pub const MTU_BYTES_DEFAULT: u16 = 8952;
 /// Most bytes that the kernel takes in one transmit; more segments than fit it make it fail for all of them.
 const TRANSMIT_BYTES_MAX: usize = 65_000;
+/// Most bytes that the kernel hands over in one buffer, of however many datagrams.
+const RECEIVE_BYTES_MAX: usize = 1 << 16;
 /// Handshakes that may wait to be looked at, and the bytes that each and all of them may hold meanwhile.
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_EACH: u64 = 16 << 10;
@@ -130,7 +133,8 @@ pub fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
         .receive_window(VarInt::from_u32(tuning.connection_window_bytes))
         .send_window(AGENT_SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(VarInt::from_u32(tuning.idle_timeout.as_millis() as u32).into()))
-        .mtu_discovery_config(Some(mtu));
+        .mtu_discovery_config(Some(mtu))
+        .congestion_controller_factory(Arc::new(CongestionConfig::default()));
     config
 }
 
@@ -147,8 +151,15 @@ pub fn open_endpoint(
 ) -> Result<quinn::Endpoint, EndpointError> {
     let failed = |source| EndpointError::Bind { listen, source };
     let socket = net.open(listen, tuning.socket_buffer_bytes).map_err(failed)?;
-    let segments_max = (TRANSMIT_BYTES_MAX / usize::from(tuning.mtu_max_bytes.max(1200))).max(1);
-    let socket = Arc::new(LimitedSocket { inner: socket, segments_max });
+    // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
+    let payload_max = tuning.mtu_max_bytes.clamp(1472, 65_000);
+    // A gateway sends acks, one datagram at a time, and QUIC keeps room for as many as there may be in each connection.
+    let segments_max = match server {
+        Some(_) => 1,
+        None => (TRANSMIT_BYTES_MAX / usize::from(payload_max)).max(1),
+    };
+    let receive_max = RECEIVE_BYTES_MAX.div_ceil(usize::from(payload_max));
+    let socket = Arc::new(LimitedSocket { inner: socket, segments_max, receive_max });
     let (server, mut config) = match server {
         Some((server, reset_key)) => {
             // Connection ids too must look the same in every life: packets with unknown ids are dropped without a reset.
@@ -163,8 +174,6 @@ pub fn open_endpoint(
     };
     // Chance has one source here, which a simulation seeds; QUIC would use another one.
     config.rng_seed(Some(keys::random().map_err(io::Error::other).map_err(failed)?));
-    // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
-    let payload_max = tuning.mtu_max_bytes.clamp(1472, 65_000);
     if config.max_udp_payload_size(payload_max).is_err() {
         return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
     }
@@ -319,13 +328,15 @@ pub(super) fn client_endpoint(
     Ok((endpoint, config))
 }
 
-/// A UDP socket that never takes more segments at once than the kernel can send.
+/// A UDP socket that never takes more segments at once than the kernel can send, and asks for no more room than it can fill.
 ///
-/// QUIC hands over up to ten datagrams per system call; with jumbo frames they exceed 64 KiB and all are lost.
+/// QUIC hands over up to ten datagrams per system call; with jumbo frames they exceed 64 KiB and all are lost. It makes room
+/// for 64 datagrams of the largest size in each of 32 buffers, which are 18 MiB then.
 #[derive(Debug)]
 struct LimitedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     segments_max: usize,
+    receive_max: usize,
 }
 
 impl AsyncUdpSocket for LimitedSocket {
@@ -355,7 +366,7 @@ impl AsyncUdpSocket for LimitedSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
+        self.inner.max_receive_segments().min(self.receive_max)
     }
 
     fn may_fragment(&self) -> bool {

@@ -27,7 +27,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = ".")]
     dir: PathBuf,
     /// Largest UDP payload that path discovery may try.
-    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
+    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT,
+          value_parser = clap::value_parser!(u16).range(1200..=65_000))]
     mtu: u16,
     /// Print one JSON object instead of a table.
     #[arg(long)]

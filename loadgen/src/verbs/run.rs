@@ -105,7 +105,8 @@ pub struct Args {
     #[arg(long, default_value = "quic")]
     transport: Transport,
     /// Largest UDP payload that path discovery may try; the gateway must allow it too.
-    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT)]
+    #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT,
+          value_parser = clap::value_parser!(u16).range(1200..=65_000))]
     mtu: u16,
     /// How long everybody is connected before the first write.
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "0 s")]

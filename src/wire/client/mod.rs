@@ -33,7 +33,7 @@ use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles};
 use super::transport::tcp::Dialer;
-use super::transport::{SendHalf, Session, SessionEnd, StreamEnd, Transport};
+use super::transport::{SendHalf, Session, SessionEnd, StreamEnd, Transport, congestion};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 use crate::flow::{Clock, watch};
 use crate::keys;
@@ -354,7 +354,7 @@ async fn reach_one(target: &Target<'_>, remote: SocketAddr, transport: Transport
             let connecting =
                 endpoint.connect_with(config, remote, name).map_err(|error| unusable(error.to_string()))?;
             match timeout(STEP_TIMEOUT, connecting).await {
-                Ok(Ok(connection)) => Ok(Ok(Session::Quic(connection, Some(endpoint)))),
+                Ok(Ok(connection)) => Ok(Ok(Session::Quic(congestion::Connection::new(connection), Some(endpoint)))),
                 Ok(Err(error)) => {
                     // The other side learns why only if the close still goes out.
                     let _ = timeout(CLOSE_PATIENCE, endpoint.wait_idle()).await;

@@ -25,7 +25,7 @@ use crate::wire::identity::{AgentIdentity, Identity, IdentityError};
 use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refused, Report};
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::tls::{Explanation, HandshakeFailure};
-use crate::wire::transport::{SendHalf, Session, Transport};
+use crate::wire::transport::{SendHalf, Session, Transport, congestion};
 use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 
 /// How long the other side has to read a refusal before the connection is closed over it.
@@ -177,7 +177,7 @@ async fn connect_quic<H>(server: &Server<H>, incoming: quinn::Incoming) -> Optio
         Err(error) => Ok(Err(error)),
     };
     match finished {
-        Ok(Ok(connection)) => Some(Session::Quic(connection, None)),
+        Ok(Ok(connection)) => Some(Session::Quic(congestion::Connection::new(connection), None)),
         Ok(Err(error)) => {
             log_handshake_failure(address, server.listener.material().explain(error.into(), &explanation));
             None

@@ -196,6 +196,25 @@ async fn a_gateway_that_vanishes_is_noticed_as_one_clear_event() {
 }
 
 #[tokio::test]
+async fn an_agent_that_leaves_while_it_sends_is_heard() {
+    let log = Log::start();
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    for number in 0..5 {
+        let agent = format!("a{number}");
+        let client = connect(&server, &pki.agent(&agent, &["d1"])).await;
+        let (mut sender, _events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+        let mut source = Source::new(&opened);
+        let sending = tokio::spawn(async move { while sender.send(source.record(1 << 20)).await.is_ok() {} });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client.end();
+        let words = ["agent disconnected", &format!("agent=\"{agent}\""), "code=done"];
+        assert!(log.has_within(Duration::from_secs(3), &words).await, "{}", log.text());
+        sending.await.expect("ended");
+    }
+}
+
+#[tokio::test]
 async fn nobody_there_is_told_as_that() {
     let pki = Pki::new();
     let files = pki.agent("a1", &["d1"]);

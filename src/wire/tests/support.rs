@@ -23,7 +23,7 @@ use crate::wire::pki::{self, IssueOptions, Issued};
 use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::tls::{Explanation, Material};
 use crate::wire::transport::tcp::Dialer;
-use crate::wire::transport::{RecvHalf, SendHalf, Session, SessionEnd};
+use crate::wire::transport::{RecvHalf, SendHalf, Session, SessionEnd, congestion};
 use crate::wire::*;
 
 pub const VAULT: Id128 = Id128([0xa1; 16]);
@@ -416,7 +416,7 @@ impl Raw {
         let session = match tuning.transport {
             Transport::Quic => {
                 let (endpoint, connecting) = connecting(addr, files, tuning, net);
-                Session::Quic(connecting.await.expect("connected"), Some(endpoint))
+                Session::Quic(congestion::Connection::new(connecting.await.expect("connected")), Some(endpoint))
             }
             Transport::Tcp => Session::Tcp(dialer(addr, files, tuning, net).dial().await.expect("connected")),
         };

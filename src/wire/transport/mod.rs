@@ -4,6 +4,7 @@
 //! other not at all, and an end of the session with a code and a text. Everything above this module is written against
 //! [`Session`], [`SendHalf`] and [`RecvHalf`] and is one code for every transport.
 
+pub(super) mod congestion;
 mod quic;
 pub(super) mod tcp;
 
@@ -112,7 +113,7 @@ pub(super) enum StreamEnd {
 #[derive(Clone)]
 pub(super) enum Session {
     /// A QUIC connection; for the side that connected, with the endpoint that is its alone.
-    Quic(quinn::Connection, Option<quinn::Endpoint>),
+    Quic(congestion::Connection, Option<quinn::Endpoint>),
     /// Connections over TCP.
     Tcp(tcp::Session),
 }
@@ -161,7 +162,7 @@ impl Session {
     /// Ends the session and every stream of it, at once.
     pub(super) fn close(&self, code: Code, text: &str) {
         match self {
-            Self::Quic(connection, _) => connection.close(code.var_int(), text.as_bytes()),
+            Self::Quic(connection, _) => connection.close(code, text),
             Self::Tcp(session) => session.close(code, text),
         }
     }

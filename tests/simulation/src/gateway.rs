@@ -18,6 +18,7 @@ use tidegate::keys::CatalogKey;
 use tidegate::types::{DiskId, Epoch};
 use tidegate::vault::Vault;
 use tidegate::vault::store::VaultStore;
+use tidegate::wire::endpoint::MTU_BYTES_DEFAULT;
 use tidegate::wire::net::Net;
 use tidegate::wire::{Listener, TlsFiles, Tuning};
 
@@ -97,6 +98,7 @@ impl GatewayMachine {
             id: self.node.name.to_owned(),
             listen: SimNet::address(self.node.id),
             listen_tcp: None,
+            datagram_max_bytes: MTU_BYTES_DEFAULT,
             admin_listen: nowhere,
             memory_bytes: 64 << 20,
             drain_grace: Duration::from_secs(10),
