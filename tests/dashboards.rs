@@ -94,7 +94,8 @@ fn grafana(name: &str, board: &Board) -> Value {
         }
         y += row.panel.len().div_ceil(columns) * PANEL_HEIGHT;
     }
-    let mut choices = vec![json!({ "name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus" })];
+    let mut choices =
+        vec![json!({ "name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus" })];
     if board.instance {
         let query = "label_values(tidegate_build_info, instance)";
         choices.push(json!({
@@ -139,7 +140,13 @@ fn named(text: &str) -> BTreeSet<String> {
 fn every_metric_of_a_board_exists_and_every_metric_of_a_gateway_is_on_a_board() {
     let known: BTreeSet<String> = names::ALL.iter().map(|(name, ..)| (*name).to_owned()).collect();
     let queries = |board: &Board| -> Vec<String> {
-        board.row.iter().flat_map(|row| &row.panel).flat_map(|panel| &panel.query).map(|query| query.expr.clone()).collect()
+        board
+            .row
+            .iter()
+            .flat_map(|row| &row.panel)
+            .flat_map(|panel| &panel.query)
+            .map(|query| query.expr.clone())
+            .collect()
     };
     let text: String = boards().iter().flat_map(|(_, board)| queries(board)).map(|expr| expr + "\n").collect();
     let shown = named(&text);

@@ -132,7 +132,8 @@ impl Prometheus {
     /// The queries of the boards that give nothing, but for those of events that have not happened.
     fn without_data(&self, scene: &Scene) -> Vec<String> {
         let boards = Path::new(env!("CARGO_MANIFEST_DIR")).join("dashboards/boards");
-        let texts = std::fs::read_dir(boards).unwrap().flatten().map(|file| std::fs::read_to_string(file.path()).unwrap());
+        let texts =
+            std::fs::read_dir(boards).unwrap().flatten().map(|file| std::fs::read_to_string(file.path()).unwrap());
         let tables: Vec<toml::Table> = texts.map(|text| toml::from_str(&text).unwrap()).collect();
         let rows = tables.iter().flat_map(|board| board["row"].as_array().unwrap());
         let panels = rows.flat_map(|row| row["panel"].as_array().unwrap());

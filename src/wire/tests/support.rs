@@ -291,9 +291,12 @@ pub fn start_with(
 ) -> TestServer {
     let clock = clock(moved);
     let any = "127.0.0.1:0".parse().expect("address");
-    let listener = Listener::bind(any, files, tuning, &clock, &Net::system()).expect("listening");
-    // The same number, as agents expect it; nobody else on this address has it.
-    let listener = listener.with_tcp_at_same(&Net::system()).expect("listening");
+    // The same number over TCP, as agents expect it. Somebody else may have it there: then another one.
+    let both = || {
+        let listener = Listener::bind(any, files, tuning, &clock, &Net::system()).expect("listening");
+        listener.with_tcp_at_same(&Net::system()).ok()
+    };
+    let listener = (0..20).find_map(|_| both()).expect("a port that is free over UDP and TCP");
     let addr = listener.local_addr().to_string();
     let (drain, signal): (_, Drain) = DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), limits, clock, signal));

@@ -99,6 +99,7 @@ impl GatewayMachine {
             listen: SimNet::address(self.node.id),
             listen_tcp: None,
             datagram_max_bytes: MTU_BYTES_DEFAULT,
+            disk_lines_max: 0,
             admin_listen: nowhere,
             memory_bytes: 64 << 20,
             drain_grace: Duration::from_secs(10),
