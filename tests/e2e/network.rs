@@ -48,12 +48,13 @@ fn loss_delay_reordering_duplicates_a_black_hole_and_rebinding_each_leave_the_im
     let load = scene.load("disk1", 31, MIB_PER_SECOND);
     scene.wait_copied("disk1");
     let none = UdpFaults::default();
-    let tenth = Share::percent(10.0);
+    // Large datagrams are few.
+    let many = Share::percent(30.0);
     prove(&mut scene, &load, &proxy, "loss", UdpFaults { loss: Share::percent(3.0), ..none });
     let (delay, jitter) = (Duration::from_millis(20), Duration::from_millis(1));
     prove(&mut scene, &load, &proxy, "delay", UdpFaults { delay, jitter, ..none });
-    prove(&mut scene, &load, &proxy, "reorder", UdpFaults { reorder: tenth, ..none });
-    prove(&mut scene, &load, &proxy, "duplicate", UdpFaults { duplicate: tenth, ..none });
+    prove(&mut scene, &load, &proxy, "reorder", UdpFaults { reorder: many, ..none });
+    prove(&mut scene, &load, &proxy, "duplicate", UdpFaults { duplicate: many, ..none });
     prove(&mut scene, &load, &proxy, "black-hole", UdpFaults { datagram_bytes_max: QUIC_DATAGRAM_BYTES, ..none });
     for round in 0..3 {
         proxy.rebind();
@@ -61,9 +62,9 @@ fn loss_delay_reordering_duplicates_a_black_hole_and_rebinding_each_leave_the_im
     }
     let counts = proxy.counts();
     for (what, count, least) in [
-        ("lost", &counts.lost, 20),
-        ("duplicated", &counts.duplicated, 100),
-        ("reordered", &counts.reordered, 100),
+        ("lost", &counts.lost, 10),
+        ("duplicated", &counts.duplicated, 40),
+        ("reordered", &counts.reordered, 40),
         ("bound", &counts.bound, 4),
     ] {
         let count = count.load(Ordering::Relaxed);
