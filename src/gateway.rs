@@ -153,6 +153,19 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
         .map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
     let handle = builder.install_recorder().map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
     names::describe();
+    // What has not happened yet is there from the start, so that its absence says something.
+    for name in [
+        names::AGENT_SESSIONS,
+        names::AGENT_SESSIONS_TCP,
+        names::AGENTS_SKEWED,
+        names::DISK_STREAMS,
+        names::RECEIVE_APART,
+        names::RECORD_MEMORY_BYTES,
+        names::RECORD_MEMORY_WAITING,
+        names::UPLOAD_PARKED,
+    ] {
+        metrics::gauge!(name).set(0.0);
+    }
     Ok(handle)
 }
 

@@ -2,10 +2,11 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use loadgen::sink::{Account, Limits, Sink, Weather};
 use serde_json::Value;
-use tidegate::cli::quickstart::child::{Child, Family, free_port, http_get, metric};
+use tidegate::cli::quickstart::child::{Child, Family, free_port, http_get, metric, wait_until};
 
 use crate::common::{Scene, Setting, empty, tidegate, turn};
 
@@ -173,7 +174,8 @@ fn a_real_prometheus_fires_for_a_store_and_a_gateway_that_are_gone_and_clears_af
     let load = scene.load("disk1", 52, 4);
     scene.write_more(&load, 4 << 20);
     assert_eq!(prometheus.firing(), Vec::<String>::new(), "all is well");
-    scene.wait("data for every query of the boards", |scene| prometheus.without_data(scene).is_empty());
+    wait_until(Duration::from_secs(30), || prometheus.without_data(&scene).is_empty());
+    assert_eq!(prometheus.without_data(&scene), Vec::<String>::new(), "every query of the boards has data");
 
     sink.set(Weather { away: true, ..Weather::default() });
     scene.wait("TidegateBehind to fire", |_| prometheus.fires("TidegateBehind"));
