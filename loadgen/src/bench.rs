@@ -2,10 +2,13 @@
 //! rounds, medians.
 //!
 //! ```text
-//!  warm-up ─► round: full load ─► half load ─► 70 % load ─► primitives ─► round … ─► medians, spread
-//!             CPU, throughput,    journaled    vaulted      with the commits
-//!             requests, memory    ack          (RPO)        that were seen
+//!  warm-up ─► round: full load ─► half load ─► the same, ─► 70 % load ─► primitives ─► round … ─► medians, spread
+//!             CPU, throughput,    journaled    beside it    vaulted      with the commits
+//!             requests, memory    ack          the floor    (RPO)        that were seen
 //! ```
+//!
+//! The floor is [`crate::bare`] with a light load: its acks wait for the same processors and the same disk as the gateway's
+//! at half load, and for no queue of the gateway.
 //!
 //! A round's ratio is made of figures of the same minutes, because a machine's pace drifts by more than a change is worth.
 //! The gateway's processor time is the kernel's account of its process, from the first write until all is vaulted.
@@ -22,22 +25,30 @@ use tidegate::cli::quickstart::child::{Child, Family};
 use tidegate::cli::quickstart::site::{self, Site};
 use tidegate::wire::Transport;
 
+use crate::bare::Bare;
 use crate::chance::Share;
 use crate::limit::{self, COMMIT_BYTES_DEFAULT, Limits};
 use crate::payload::Pool;
 use crate::run::outcome::Outcome;
 use crate::run::profile::Profile;
+use crate::run::tally::Latency;
 use crate::run::{self, Plan as RunPlan};
+use crate::scenario::{Bound, Target};
 
 /// Everything that is longer is a batch, which nobody reads during a bench.
 const DISCARD_ABOVE: &str = "1 MiB";
 /// Before anything is measured, so that segments, connections and caches are there: this part of a round's bytes.
 const WARM_UP_PART: u64 = 8;
+/// Records below this are small: each costs something besides its bytes, in the primitives too.
+const SMALL_RECORD_BYTES: u64 = 64 << 10;
 /// How long connecting, and the vault at the end, may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A gateway has so long to vault what is left when it is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(60);
 const GIB: f64 = (1_u64 << 30) as f64;
+/// Disks of the floor's light load, and what each writes: enough for a percentile in some seconds, and next to no work.
+const FLOOR_DISKS: usize = 20;
+const FLOOR_WRITES_PER_SECOND: u64 = 10;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -118,6 +129,8 @@ pub struct Round {
     pub full: Outcome,
     /// At half of it.
     pub half: Option<Outcome>,
+    /// From a write at the floor until its reply, while the gateway is at half load.
+    pub floor: Option<Latency>,
     /// At 70 % of it.
     pub seventy: Option<Outcome>,
     /// The primitives.
@@ -164,10 +177,14 @@ pub struct Report {
     pub blob_requests_per_gib: f64,
     /// The 99th percentile of journaled acks over that of one bare write and sync of the mean commit's size.
     pub journaled_p99_over_commit_p99: f64,
+    /// The same of the floor beside the gateway at half load: what waiting for processors and disk alone makes of it.
+    pub floor_p99_over_commit_p99: f64,
     /// Times that a thread of the gateway gave up the processor, or had to.
     pub context_switches_per_gib: f64,
     /// System calls that read or write; the kernel counts no others.
     pub read_write_calls_per_gib: f64,
+    /// Figures that have a bound, and whether they keep to it.
+    pub targets: Vec<Target>,
     /// Least, median and most of each figure, by its name.
     pub spread: Vec<(&'static str, Spread)>,
     /// Round by round, second by second.
@@ -291,11 +308,12 @@ pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Resul
     say("warm-up");
     let full = stand.plan(plan);
     measured(&RunPlan { bytes: Some(plan.bytes / WARM_UP_PART), ..full.clone() }, pool).await?;
+    let bare = Bare::start(plan).await?;
     let mut rounds = Vec::with_capacity(plan.rounds);
     for number in 1..=plan.rounds {
         say(&format!("round {number} of {}: full load", plan.rounds));
         let at_full = measured(&full, pool).await?;
-        let (mut half, mut seventy) = (None, None);
+        let (mut half, mut floor, mut seventy) = (None, None, None);
         if !plan.steady.is_zero() {
             let steady = |percent: f64| RunPlan {
                 bytes_per_second: (at_full.throughput_bytes_per_second * percent / 100.0) as u64,
@@ -304,17 +322,38 @@ pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Resul
                 ..full.clone()
             };
             say(&format!("round {number} of {}: half load", plan.rounds));
-            half = Some(measured(&steady(50.0), pool).await?);
+            let half_load = steady(50.0);
+            half = Some(measured(&half_load, pool).await?);
+            say(&format!("round {number} of {}: half load, the floor beside it", plan.rounds));
+            let light = light(&full, plan.steady);
+            let (beside, at_floor) = tokio::join!(measured(&half_load, pool), bare.load(&light, pool));
+            beside?;
+            floor = Some(at_floor?.ack_seconds);
             say(&format!("round {number} of {}: 70 % load", plan.rounds));
             seventy = Some(measured(&steady(70.0), pool).await?);
         }
         say(&format!("round {number} of {}: primitives", plan.rounds));
         let limits = limits(plan, pool, &at_full).await?;
-        rounds.push(Round { full: at_full, half, seventy, limits });
+        rounds.push(Round { full: at_full, half, floor, seventy, limits });
     }
+    drop(bare);
     say("stopping");
     stand.stop().await?;
     Ok(report(plan, rounds))
+}
+
+/// The floor's load, as long as another one.
+fn light(full: &RunPlan, duration: Duration) -> RunPlan {
+    let profile = Profile::Oltp8;
+    RunPlan {
+        agents: FLOOR_DISKS,
+        disks: 1,
+        profile,
+        bytes_per_second: FLOOR_DISKS as u64 * FLOOR_WRITES_PER_SECOND * profile.typical_bytes(),
+        duration: Some(duration),
+        bytes: None,
+        ..full.clone()
+    }
 }
 
 pub(crate) async fn measured(plan: &RunPlan, pool: &Pool) -> Result<Outcome, BenchError> {
@@ -322,7 +361,7 @@ pub(crate) async fn measured(plan: &RunPlan, pool: &Pool) -> Result<Outcome, Ben
     Ok(done.outcome)
 }
 
-async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<Limits, BenchError> {
+pub(crate) async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<Limits, BenchError> {
     let counted = full.gateway.and_then(|gateway| gateway.counted);
     let commits = counted.filter(|counted| counted.commits > 0);
     let limit = limit::Plan {
@@ -363,6 +402,10 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
         ("journaled_ack_seconds.p99", spread(&|round| acks(round).p99)),
         ("journaled_ack_seconds.p999", spread(&|round| acks(round).p999)),
         ("journaled_p99_over_commit_p99", spread(&|round| acks(round).p99 / round.limits.commit_seconds_p99.max(1e-9))),
+        (
+            "floor_p99_over_commit_p99",
+            spread(&|round| round.floor.unwrap_or_default().p99 / round.limits.commit_seconds_p99.max(1e-9)),
+        ),
         ("rpo_seconds.p50", spread(&|round| rpo(round).p50)),
         ("rpo_seconds.p99", spread(&|round| rpo(round).p99)),
         ("rpo_seconds.p999", spread(&|round| rpo(round).p999)),
@@ -397,12 +440,33 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
         memory_over_budget_bytes: median("memory_over_budget_bytes"),
         blob_requests_per_gib: median("blob_requests_per_gib"),
         journaled_p99_over_commit_p99: median("journaled_p99_over_commit_p99"),
+        floor_p99_over_commit_p99: median("floor_p99_over_commit_p99"),
         context_switches_per_gib: median("context_switches_per_gib"),
         read_write_calls_per_gib: median("read_write_calls_per_gib"),
+        targets: targets(plan, &median),
         spread: all,
         rounds,
         failures,
     }
+}
+
+/// What the figures are held against: see docs/PERFORMANCE.md.
+fn targets(plan: &Plan, median: &dyn Fn(&str) -> f64) -> Vec<Target> {
+    let ratio = if plan.profile.typical_bytes() < SMALL_RECORD_BYTES { 1.5 } else { 1.25 };
+    let mut targets = vec![
+        ("cpu_ratio", Bound::AtMost(ratio)),
+        ("throughput_bytes_per_second", Bound::AtLeast(463e6)),
+        ("journaled_p99_over_commit_p99", Bound::AtMost(5.0)),
+        ("rpo_seconds.p99", Bound::AtMost(2.5)),
+        ("memory_over_budget_bytes", Bound::AtMost((64 << 20) as f64)),
+    ];
+    // The throughput is meant of files; acks and RPO are those of a steady load.
+    targets.retain(|(name, _)| match *name {
+        "throughput_bytes_per_second" => plan.profile == Profile::Files,
+        "journaled_p99_over_commit_p99" | "rpo_seconds.p99" => !plan.steady.is_zero(),
+        _ => true,
+    });
+    targets.into_iter().map(|(name, bound)| Target::new(name, median(name), bound)).collect()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! Each part is a value that a test starts, changes while it runs, and drops, and the same on a command line. Everything
 //! that is held on the way is bounded.
 
+mod bare;
 pub mod bench;
 pub mod blob;
 pub mod chance;

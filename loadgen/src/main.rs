@@ -30,6 +30,8 @@ enum Verb {
     Codecs(verbs::codecs::Args),
     /// Measure a gateway against its primitives: several rounds, medians, one table.
     Bench(verbs::bench::Args),
+    /// Measure everything that has a target, and print it as one Markdown table.
+    Table(verbs::table::Args),
     /// Draw what run or bench told, as one page.
     Report(verbs::report::Args),
 }
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Verb::Limit(args) => verbs::limit::run(&args),
         Verb::Codecs(args) => verbs::codecs::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
+        Verb::Table(args) => verbs::table::run(&args),
         Verb::Report(args) => verbs::report::run(&args),
     };
     outcome.unwrap_or_else(|error| {

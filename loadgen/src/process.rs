@@ -62,6 +62,25 @@ pub fn usage(pid: u32) -> io::Result<Usage> {
     Ok(usage)
 }
 
+/// Processor time so far of the threads of this process whose names begin with `name`; those that ended do not count.
+///
+/// # Errors
+/// If the kernel does not keep such accounts.
+pub fn threads_cpu_seconds(name: &str) -> io::Result<f64> {
+    let mut nanos = 0;
+    for thread in std::fs::read_dir("/proc/self/task")?.flatten() {
+        // A thread may end meanwhile.
+        let Ok(found) = std::fs::read_to_string(thread.path().join("comm")) else { continue };
+        if !found.starts_with(name) {
+            continue;
+        }
+        let Ok(accounts) = std::fs::read_to_string(thread.path().join("schedstat")) else { continue };
+        let used = accounts.split_whitespace().next().and_then(|text| text.parse::<u64>().ok());
+        nanos += used.ok_or_else(|| invalid(std::process::id(), "task/…/schedstat"))?;
+    }
+    Ok(nanos as f64 / 1e9)
+}
+
 /// From now on the peak of memory counts anew.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ const COMMITS_MIN: u64 = 200;
 const COMMITS_MAX: u64 = 4000;
 
 /// Removed when dropped.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -27,22 +27,26 @@ impl Drop for Scratch {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// A file as large as a segment, without the page cache. A journal's segments were written once before they are used:
+/// unwritten extents would cost twice as much.
+pub(crate) fn segment(folder: &Path) -> io::Result<(Scratch, File)> {
+    let scratch = Scratch(folder.join(format!("limit-{}.tmp", std::process::id())));
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
-    OpenOptions::new().create(true).truncate(false).read(true).write(true).custom_flags(direct).open(path)
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).read(true).write(true).custom_flags(direct).open(&scratch.0)?;
+    let zeroes = AlignedBuf::zeroed(COMMIT_BYTES_MAX);
+    for offset in (0..SEGMENT_BYTES_DEFAULT).step_by(COMMIT_BYTES_MAX) {
+        file.write_all_at(&zeroes, offset)?;
+    }
+    file.sync_all()?;
+    Ok((scratch, file))
 }
 
 /// The work, and the 50th and 99th percentile of one commit's seconds.
 pub(super) fn write_and_sync(plan: &Plan) -> io::Result<(Work, (f64, f64))> {
-    let scratch = Scratch(plan.folder.join(format!("limit-{}.tmp", std::process::id())));
-    let file = open(&scratch.0)?;
+    let (_scratch, file) = segment(&plan.folder)?;
     let size = (plan.commit_bytes as usize).next_multiple_of(BLOCK_BYTES).clamp(BLOCK_BYTES, COMMIT_BYTES_MAX);
-    let mut buf = AlignedBuf::zeroed(COMMIT_BYTES_MAX);
-    // A journal's segments were written once before they are used: unwritten extents would cost twice as much.
-    for offset in (0..SEGMENT_BYTES_DEFAULT).step_by(COMMIT_BYTES_MAX) {
-        file.write_all_at(&buf, offset)?;
-    }
-    file.sync_all()?;
+    let mut buf = AlignedBuf::zeroed(size);
     buf[..size].copy_from_slice(&plan.pool.bytes()[..size]);
     let commits = (plan.bytes / size as u64).clamp(COMMITS_MIN, COMMITS_MAX);
     let in_file = SEGMENT_BYTES_DEFAULT / size as u64;

@@ -13,9 +13,9 @@
 //! Left out, as they cost less than the sum is exact: the chain over record heads, the index, metrics.
 
 pub mod codecs;
-mod disk;
+pub(crate) mod disk;
 mod memory;
-mod network;
+pub(crate) mod network;
 mod upload;
 
 use std::path::PathBuf;

@@ -14,12 +14,13 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{Plan, Watch, Work, records};
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const NAME: &str = "localhost";
+/// The name in every certificate here.
+pub(crate) const NAME: &str = "localhost";
 const PROTOCOL: &[u8] = b"limit/1";
 /// Chunks taken from QUIC at once, as the gateway takes them.
-const CHUNKS_MAX: usize = 32;
+pub(crate) const CHUNKS_MAX: usize = 32;
 /// Bytes that TLS over TCP is read by.
 const READ_BYTES: usize = 256 << 10;
 /// The gateway's own: see its configuration of a stream.
@@ -27,7 +28,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// What the gateway allows a connection with its default memory.
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 
-fn certificates() -> Result<(rustls::ServerConfig, rustls::ClientConfig), Failure> {
+/// Both sides of a certificate that nobody keeps.
+pub(crate) fn certificates() -> Result<(rustls::ServerConfig, rustls::ClientConfig), Failure> {
     tidegate::vault::url::install_crypto();
     let made = rcgen::generate_simple_self_signed([NAME.to_owned()])?;
     let certificate: CertificateDer<'static> = made.cert.der().clone();
@@ -50,23 +52,37 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
+/// A server's QUIC with the settings of a gateway.
+pub(crate) fn server_config(tls: rustls::ServerConfig, mtu_max_bytes: u16) -> Result<quinn::ServerConfig, Failure> {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    config.transport_config(tuned(mtu_max_bytes));
+    Ok(config)
+}
+
+/// A client's QUIC with the settings of an agent.
+pub(crate) fn client_config(tls: rustls::ClientConfig, mtu_max_bytes: u16) -> Result<quinn::ClientConfig, Failure> {
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(tuned(mtu_max_bytes));
+    Ok(config)
+}
+
 /// As the wire opens them: large buffers, and no more datagrams at once than the kernel takes.
-fn endpoint(plan: &Plan, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, Failure> {
+pub(crate) fn endpoint(mtu_max_bytes: u16, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, Failure> {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let key = |server| (server, ring::hmac::Key::new(ring::hmac::HMAC_SHA256, PROTOCOL));
-    Ok(open_endpoint(any, &tuning(plan), server.map(key), &Net::system())?)
+    Ok(open_endpoint(any, &tuning(mtu_max_bytes), server.map(key), &Net::system())?)
 }
 
 /// The transport of both sides.
-fn tuned(plan: &Plan) -> Arc<quinn::TransportConfig> {
-    Arc::new(transport(&tuning(plan), 16))
+fn tuned(mtu_max_bytes: u16) -> Arc<quinn::TransportConfig> {
+    Arc::new(transport(&tuning(mtu_max_bytes), 16))
 }
 
-fn tuning(plan: &Plan) -> Tuning {
+fn tuning(mtu_max_bytes: u16) -> Tuning {
     Tuning {
         stream_window_bytes: STREAM_WINDOW_BYTES,
         connection_window_bytes: CONNECTION_WINDOW_BYTES,
-        mtu_max_bytes: plan.mtu_max_bytes,
+        mtu_max_bytes,
         ..Tuning::default()
     }
 }
@@ -75,12 +91,10 @@ fn tuning(plan: &Plan) -> Tuning {
 pub(super) fn quic(plan: &Plan) -> Result<Work, Failure> {
     let (server, client) = certificates()?;
     let receiving = runtime()?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-    config.transport_config(tuned(plan));
-    let listener = receiving.block_on(async { endpoint(plan, Some(config)) })?;
+    let config = server_config(server, plan.mtu_max_bytes)?;
+    let listener = receiving.block_on(async { endpoint(plan.mtu_max_bytes, Some(config)) })?;
     let address = listener.local_addr()?;
-    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?));
-    config.transport_config(tuned(plan));
+    let config = client_config(client, plan.mtu_max_bytes)?;
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| runtime()?.block_on(send_quic(plan, config, address)));
         let work = receiving.block_on(receive_quic(&listener));
@@ -90,7 +104,7 @@ pub(super) fn quic(plan: &Plan) -> Result<Work, Failure> {
 }
 
 async fn send_quic(plan: &Plan, config: quinn::ClientConfig, address: SocketAddr) -> Result<(), Failure> {
-    let endpoint = endpoint(plan, None)?;
+    let endpoint = endpoint(plan.mtu_max_bytes, None)?;
     let connection = endpoint.connect_with(config, address, NAME)?.await?;
     let (mut stream, _answer) = connection.open_bi().await?;
     for record in records(plan) {

@@ -88,7 +88,8 @@ async fn connect_agent(plan: &Plan, number: usize, agent: &Agent, common: &Arc<C
     Ok(disks)
 }
 
-fn orders(plan: &Plan, number: usize) -> Orders {
+/// What the disk of this number is to do.
+pub(crate) fn orders(plan: &Plan, number: usize) -> Orders {
     let mut numbers = Numbers::new(plan.seed ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let disks = (plan.agents * plan.disks) as f64;
     let bytes_per_second = plan.bytes_per_second as f64 / disks;

@@ -24,7 +24,7 @@
 
 pub mod book;
 mod certificates;
-mod connect;
+pub(crate) mod connect;
 pub mod disk;
 pub mod outcome;
 pub mod pace;

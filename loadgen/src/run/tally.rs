@@ -32,7 +32,8 @@ pub struct Latency {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    /// Of a histogram of microseconds.
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e6;
         let max = histogram.max() as f64 / 1e6;
         Self { count: histogram.len(), p50: at(0.5), p99: at(0.99), p999: at(0.999), max }

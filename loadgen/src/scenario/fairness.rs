@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::{Figure, Report, Scenario, median};
+use crate::bare::{self, Bare};
 use crate::bench::{BenchError, Plan, Stand, because, measured};
 use crate::payload::Pool;
 use crate::run::outcome::Outcome;
@@ -45,18 +46,25 @@ pub(super) async fn measure(
     };
     say("warm-up");
     beside(&light, &RunPlan { duration: Some(LEAD), ..flood.clone() }, pool).await?;
+    let bare = Bare::start(plan).await?;
+    bare.load(&RunPlan { duration: Some(LEAD), ..light.clone() }, pool).await?;
     let (mut alone_all, mut beside_all, mut floods) = (Vec::new(), Vec::new(), Vec::new());
+    let mut floors = Vec::new();
     for number in 1..=plan.rounds {
         say(&format!("round {number} of {}: light disks alone", plan.rounds));
         alone_all.push(measured(&light, pool).await?);
         say(&format!("round {number} of {}: beside a flood", plan.rounds));
-        let (light, flood) = beside(&light, &flood, pool).await?;
-        beside_all.push(light);
-        floods.push(flood);
+        let (beside_it, of_flood) = beside(&light, &flood, pool).await?;
+        beside_all.push(beside_it);
+        floods.push(of_flood);
+        say(&format!("round {number} of {}: the floor", plan.rounds));
+        let alone = bare.load(&light, pool).await?;
+        floors.push((alone, beside_while(bare.load(&light, pool), &flood, pool).await?.0));
     }
+    drop(bare);
     say("stopping");
     stand.stop().await?;
-    let figures = figures(&alone_all, &beside_all, &floods);
+    let figures = figures(&alone_all, &beside_all, &floods, &floors);
     let mut runs = Vec::new();
     for (number, ((alone, beside), flood)) in alone_all.into_iter().zip(beside_all).zip(floods).enumerate() {
         let number = number + 1;
@@ -67,12 +75,22 @@ pub(super) async fn measure(
     Ok(Report { scenario: Scenario::Fairness, figures, runs })
 }
 
-fn figures(alone: &[Outcome], beside: &[Outcome], floods: &[Outcome]) -> Vec<Figure> {
+fn figures(
+    alone: &[Outcome],
+    beside: &[Outcome],
+    floods: &[Outcome],
+    floors: &[(bare::Outcome, bare::Outcome)],
+) -> Vec<Figure> {
     let of = |runs: &[Outcome], value: fn(&Outcome) -> f64| median(runs.iter().map(value));
     let p99 = |run: &Outcome| run.journaled_ack_seconds.p99;
     let ratio = median(alone.iter().zip(beside).map(|(alone, beside)| p99(beside) / p99(alone).max(1e-9)));
+    let floor = |of: fn(&(bare::Outcome, bare::Outcome)) -> f64| median(floors.iter().map(of));
     vec![
         Figure::at_most("fairness_ratio", ratio, RATIO_AT_MOST),
+        Figure::new("floor_ratio", floor(|(alone, beside)| beside.ack_seconds.p99 / alone.ack_seconds.p99.max(1e-9))),
+        Figure::new("floor_alone_p99_seconds", floor(|(alone, _)| alone.ack_seconds.p99)),
+        Figure::new("floor_beside_p50_seconds", floor(|(_, beside)| beside.ack_seconds.p50)),
+        Figure::new("floor_beside_p99_seconds", floor(|(_, beside)| beside.ack_seconds.p99)),
         Figure::new("alone_journaled_p50_seconds", of(alone, |run| run.journaled_ack_seconds.p50)),
         Figure::new("alone_journaled_p99_seconds", of(alone, |run| run.journaled_ack_seconds.p99)),
         Figure::new("beside_journaled_p50_seconds", of(beside, |run| run.journaled_ack_seconds.p50)),
@@ -86,6 +104,15 @@ fn figures(alone: &[Outcome], beside: &[Outcome], floods: &[Outcome]) -> Vec<Fig
 
 /// The light disks while the flood runs; returns both.
 async fn beside(light: &RunPlan, flood: &RunPlan, pool: &Pool) -> Result<(Outcome, Outcome), BenchError> {
+    beside_while(measured(light, pool), flood, pool).await
+}
+
+/// Something while the flood runs; returns both.
+async fn beside_while<T>(
+    light: impl Future<Output = Result<T, BenchError>>,
+    flood: &RunPlan,
+    pool: &Pool,
+) -> Result<(T, Outcome), BenchError> {
     let (plan, of_flood) = (flood.clone(), pool.clone());
     let flood = tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("flood").build();
@@ -94,7 +121,7 @@ async fn beside(light: &RunPlan, flood: &RunPlan, pool: &Pool) -> Result<(Outcom
         done.map(|done| done.outcome).map_err(|error| because("the flood did not begin")(&error))
     });
     tokio::time::sleep(LEAD).await;
-    let light = measured(light, pool).await?;
+    let light = light.await?;
     let flood = flood.await.map_err(|error| because("the flood")(&error))??;
     Ok((light, flood))
 }

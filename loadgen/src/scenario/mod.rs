@@ -62,6 +62,8 @@ impl std::str::FromStr for Scenario {
 /// What a scenario is unless somebody asks for something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usual {
+    /// Its name.
+    pub name: &'static str,
     /// Agents.
     pub agents: u32,
     /// Disks of each.
@@ -78,14 +80,14 @@ impl Scenario {
     /// Its usual form.
     #[must_use]
     pub const fn usual(self) -> Usual {
-        let (agents, disks, profile, seconds, rounds) = match self {
-            Self::Idle => (10_000, 1, Profile::Idle, 600, 1),
-            Self::Fleet => (225, 2, Profile::Mixed, 30, 3),
-            Self::Fairness => (99, 1, Profile::Oltp8, 20, 3),
-            Self::Soak => (4, 2, Profile::Files, 3600, 1),
-            Self::Nbd => (1, 1, Profile::Files, 10, 5),
+        let (name, agents, disks, profile, seconds, rounds) = match self {
+            Self::Idle => ("idle", 10_000, 1, Profile::Idle, 600, 1),
+            Self::Fleet => ("fleet", 225, 2, Profile::Mixed, 30, 3),
+            Self::Fairness => ("fairness", 99, 1, Profile::Oltp8, 20, 3),
+            Self::Soak => ("soak", 4, 2, Profile::Files, 3600, 1),
+            Self::Nbd => ("nbd", 1, 1, Profile::Files, 10, 5),
         };
-        Usual { agents, disks, profile, duration: Duration::from_secs(seconds), rounds }
+        Usual { name, agents, disks, profile, duration: Duration::from_secs(seconds), rounds }
     }
 
     /// Measures.
@@ -109,14 +111,28 @@ impl Scenario {
     }
 }
 
-/// What a figure is meant to be, whatever its sign.
+/// What a figure is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bound {
     /// Not more.
     AtMost(f64),
+    /// Not more, whatever its sign.
+    Within(f64),
     /// Not less.
     AtLeast(f64),
+}
+
+impl Bound {
+    /// Whether a value keeps to it.
+    #[must_use]
+    pub fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::Within(most) => value.abs() <= most,
+            Self::AtLeast(least) => value >= least,
+        }
+    }
 }
 
 /// A figure, and what it is meant to be.
@@ -139,6 +155,10 @@ impl Figure {
         Self { name, value, bound: Some(Bound::AtMost(most)) }
     }
 
+    const fn within(name: &'static str, value: f64, most: f64) -> Self {
+        Self { name, value, bound: Some(Bound::Within(most)) }
+    }
+
     const fn at_least(name: &'static str, value: f64, least: f64) -> Self {
         Self { name, value, bound: Some(Bound::AtLeast(least)) }
     }
@@ -146,21 +166,28 @@ impl Figure {
     /// Whether it is what it is meant to be.
     #[must_use]
     pub fn is_met(&self) -> bool {
-        match self.bound {
-            None => true,
-            Some(Bound::AtMost(most)) => self.value.abs() <= most,
-            Some(Bound::AtLeast(least)) => self.value.abs() >= least,
-        }
+        self.bound.is_none_or(|bound| bound.is_met(self.value))
     }
 }
 
-/// A bound as it stands in the object.
-#[derive(Serialize)]
-struct Target {
-    figure: &'static str,
+/// A figure's bound, and whether it keeps to it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Target {
+    /// Name and unit.
+    pub figure: &'static str,
+    /// What it is meant to be.
     #[serde(flatten)]
-    bound: Bound,
-    met: bool,
+    pub bound: Bound,
+    /// Whether it is.
+    pub met: bool,
+}
+
+impl Target {
+    /// Of a figure that was measured.
+    #[must_use]
+    pub fn new(figure: &'static str, value: f64, bound: Bound) -> Self {
+        Self { figure, bound, met: bound.is_met(value) }
+    }
 }
 
 /// What came of a scenario.
@@ -196,7 +223,7 @@ impl Serialize for Report {
         for figure in &self.figures {
             map.serialize_entry(figure.name, &figure.value)?;
         }
-        let target = |figure: &Figure| Some(Target { figure: figure.name, bound: figure.bound?, met: figure.is_met() });
+        let target = |figure: &Figure| Some(Target::new(figure.name, figure.value, figure.bound?));
         let targets: Vec<_> = self.figures.iter().filter_map(target).collect();
         map.serialize_entry("targets", &targets)?;
         let runs: Vec<_> = self.runs.iter().map(|(title, run)| Named { title, run }).collect();
@@ -250,13 +277,13 @@ mod tests {
     #[test]
     fn figures_are_fields_and_bounds_are_told() {
         let figures =
-            vec![Figure::at_most("drift", -0.06, 0.05), Figure::new("count", 3.0), Figure::at_least("part", 0.9, 0.8)];
+            vec![Figure::within("drift", -0.06, 0.05), Figure::new("count", 3.0), Figure::at_least("part", 0.9, 0.8)];
         assert_eq!(figures.iter().map(Figure::is_met).collect::<Vec<_>>(), [false, true, true]);
         let report = Report { scenario: Scenario::Soak, figures, runs: Vec::new() };
         let json = serde_json::to_value(&report).expect("JSON");
         assert_eq!((&json["scenario"], &json["drift"], &json["count"]), (&"soak".into(), &(-0.06).into(), &3.0.into()));
         let targets = serde_json::json!([
-            {"figure": "drift", "at-most": 0.05, "met": false},
+            {"figure": "drift", "within": 0.05, "met": false},
             {"figure": "part", "at-least": 0.8, "met": true}
         ]);
         assert_eq!(json["targets"], targets);

@@ -41,7 +41,7 @@ pub(super) async fn measure(
 /// How much more the last quarter has than the first, as a part of the first.
 fn figures(samples: &[Sample], duration: Duration, rate: f64) -> Vec<Figure> {
     let (first, last) = quarters(samples, duration);
-    let drift = |name, of: &dyn Fn(&[Sample]) -> f64| Figure::at_most(name, of(last) / of(first) - 1.0, DRIFT_AT_MOST);
+    let drift = |name, of: &dyn Fn(&[Sample]) -> f64| Figure::within(name, of(last) / of(first) - 1.0, DRIFT_AT_MOST);
     let middle = |part: &[Sample], of: fn(&Sample) -> f64| median(part.iter().map(of));
     let memory = |part: &[Sample]| {
         median(part.iter().filter_map(|sample| sample.gateway_memory_bytes).map(|bytes| bytes as f64))

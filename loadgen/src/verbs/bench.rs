@@ -8,7 +8,7 @@ use std::time::Duration;
 use loadgen::bench::{Plan, Report, bench};
 use loadgen::report::figure_text;
 use loadgen::run::profile::Profile;
-use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Usual};
+use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Target, Usual};
 use tidegate::fault::exit;
 use tidegate::wire::Transport;
 
@@ -69,7 +69,8 @@ pub struct Args {
 }
 
 /// Without a scenario.
-const USUAL: Usual = Usual { agents: 4, disks: 2, profile: Profile::Files, duration: Duration::ZERO, rounds: 3 };
+const USUAL: Usual =
+    Usual { name: "", agents: 4, disks: 2, profile: Profile::Files, duration: Duration::ZERO, rounds: 3 };
 
 /// Measures and tells.
 pub fn run(args: &Args) -> Outcome {
@@ -134,22 +135,30 @@ fn tell<R: serde::Serialize>(args: &Args, report: &R, print: fn(&R)) -> serde_js
 fn print_scenario(report: &ScenarioReport) {
     println!("{:<36} {:>12}   target", "figure", "measured");
     for figure in &report.figures {
-        let target = match figure.bound {
-            None => String::new(),
-            Some(Bound::AtMost(most)) => format!("at most {}", figure_text(figure.name, most)),
-            Some(Bound::AtLeast(least)) => format!("at least {}", figure_text(figure.name, least)),
-        };
-        let missed = if figure.is_met() { "" } else { ", missed" };
-        println!("{:<36} {:>12}   {target}{missed}", figure.name, figure_text(figure.name, figure.value));
+        let target = figure.bound.map(|bound| target_text(&Target::new(figure.name, figure.value, bound)));
+        let target = target.unwrap_or_default();
+        println!("{:<36} {:>12}   {target}", figure.name, figure_text(figure.name, figure.value));
     }
     println!("{}", if report.failures().next().is_none() { "ok" } else { "FAILED" });
 }
 
+/// A bound in words, and whether it is kept to.
+pub(super) fn target_text(target: &Target) -> String {
+    let bound = match target.bound {
+        Bound::AtMost(most) => format!("at most {}", figure_text(target.figure, most)),
+        Bound::Within(most) => format!("within {}", figure_text(target.figure, most)),
+        Bound::AtLeast(least) => format!("at least {}", figure_text(target.figure, least)),
+    };
+    format!("{bound}{}", if target.met { "" } else { ", missed" })
+}
+
 fn print_text(report: &Report) {
-    println!("median of {} rounds           median        least         most", report.rounds.len());
+    println!("median of {} rounds           median        least         most   target", report.rounds.len());
     for (name, spread) in &report.spread {
         let shown = |value: f64| figure_text(name, value);
-        println!("{name:<32} {:>12} {:>12} {:>12}", shown(spread.median), shown(spread.least), shown(spread.most));
+        let target = report.targets.iter().find(|target| target.figure == *name).map(target_text).unwrap_or_default();
+        let (median, least, most) = (shown(spread.median), shown(spread.least), shown(spread.most));
+        println!("{name:<32} {median:>12} {least:>12} {most:>12}   {target}");
     }
     if let Some(round) = report.rounds.last() {
         println!("\nprimitives of the last round");

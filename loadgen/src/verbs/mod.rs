@@ -7,6 +7,7 @@ pub mod proxy;
 pub mod report;
 pub mod run;
 pub mod sink;
+pub mod table;
 
 use std::process::ExitCode;
 use std::time::Duration;
