@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tidegate::cli::quickstart::child::{Child, Family};
 use tidegate::cli::quickstart::site::{self, Site};
+use tidegate::pipeline::CodecChoice;
 use tidegate::wire::Transport;
 
 use crate::bare::Bare;
@@ -81,6 +82,10 @@ pub struct Plan {
     pub seed: u64,
     /// Memory that the gateway is given, without what threads, connections and the program itself take.
     pub memory_bytes: u64,
+    /// How the gateway packs.
+    pub codec: CodecChoice,
+    /// What the store takes per second; 0 for no bound.
+    pub uplink_bytes_per_second: u64,
 }
 
 /// The bench could not be done.
@@ -202,7 +207,8 @@ struct SinkProcess {
 impl SinkProcess {
     fn start(plan: &Plan) -> Result<Self, BenchError> {
         let mut process = Command::new(&plan.loadgen)
-            .args(["sink", "--listen", "127.0.0.1:0", "--json", "--discard-above", DISCARD_ABOVE])
+            .args(["sink", "--listen", "127.0.0.1:0", "--json", "--discard-above", DISCARD_ABOVE, "--bandwidth"])
+            .arg(format!("{} B", plan.uplink_bytes_per_second))
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| because("the sink does not start")(&error))?;
@@ -264,6 +270,7 @@ impl Stand {
                 ("", format!("memory = \"{} B\"", plan.memory_bytes)),
                 ("", "listen_tcp = \"same\"".to_owned()),
                 ("", format!("datagram_max_bytes = {}", plan.mtu_max_bytes)),
+                ("pipeline", format!("codec = \"{}\"", plan.codec)),
             ],
             agent: Vec::new(),
         };

@@ -66,3 +66,40 @@ fn a_page_is_written_of_an_outcome_and_of_nothing_else() {
     assert!(loadgen(&["report", &from, "--to", &to]).status.success());
     assert!(std::fs::read_to_string(&page).expect("a page").contains("<h2>Run</h2>"));
 }
+
+/// What `arguments` measured, in a folder of its own.
+fn measured(arguments: &[&str]) -> serde_json::Value {
+    let tidegate = std::path::Path::new(env!("CARGO_BIN_EXE_loadgen")).with_file_name("tidegate");
+    assert!(tidegate.exists(), "{} is missing: test the whole workspace", tidegate.display());
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("bench");
+    let (dir, tidegate) = (dir.to_str().expect("a name"), tidegate.to_str().expect("a name"));
+    let usual =
+        ["bench", "--dir", dir, "--tidegate", tidegate, "--json", "--ratio", "2", "--pool", "8 MiB", "--rounds", "1"];
+    let done = loadgen(&[&usual, arguments].concat());
+    assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    serde_json::from_slice(&done.stdout).expect("JSON")
+}
+
+#[test]
+fn a_bench_holds_a_gateway_against_its_primitives_its_floor_and_its_targets() {
+    let told = measured(&["--bytes", "32 MiB", "--steady", "2 s", "--codec", "auto", "--uplink", "64 MiB"]);
+    let positive = |name: &str| assert!(told[name].as_f64().is_some_and(|value| value > 0.0), "{name}: {}", told[name]);
+    ["cpu_ratio", "throughput_bytes_per_second", "journaled_p99_over_commit_p99", "floor_p99_over_commit_p99"]
+        .into_iter()
+        .for_each(positive);
+    let targets: Vec<&str> =
+        told["targets"].as_array().expect("a list").iter().filter_map(|target| target["figure"].as_str()).collect();
+    assert_eq!(targets.len(), 5, "{targets:?}");
+    assert!(told["targets"][4]["met"].as_bool().is_some_and(|met| met), "memory: {}", told["targets"][4]);
+}
+
+#[test]
+fn a_fleet_and_a_flood_are_held_against_the_floor() {
+    let fleet = measured(&["--scenario", "fleet", "--agents", "5", "--duration", "3 s"]);
+    let share = |name: &str| fleet[name].as_f64().expect("a figure");
+    assert!(share("floor_cpu_share") > share("floor_receive_store_reply_cpu_share"), "{fleet}");
+    assert!(share("gateway_cpu_share") > 0.0 && share("gateway_over_floor") > 0.0, "{fleet}");
+    let flood = measured(&["--scenario", "fairness", "--agents", "5", "--duration", "3 s"]);
+    assert!(flood["floor_beside_p99_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{flood}");
+}

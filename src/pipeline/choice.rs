@@ -55,6 +55,15 @@ impl fmt::Display for Packing {
     }
 }
 
+impl fmt::Display for CodecChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(packing) => packing.fmt(f),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
 /// What all threads of a pipeline know of the choice.
 pub(super) struct Chooser {
     fixed: Packing,

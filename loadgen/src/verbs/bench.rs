@@ -10,6 +10,7 @@ use loadgen::report::figure_text;
 use loadgen::run::profile::Profile;
 use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Target, Usual};
 use tidegate::fault::exit;
+use tidegate::pipeline::CodecChoice;
 use tidegate::wire::Transport;
 
 use super::run::{PayloadArgs, beside, need_open_files, runtime};
@@ -60,6 +61,12 @@ pub struct Args {
     /// Memory of the gateway.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "512 MiB")]
     memory: u64,
+    /// How the gateway packs: lz4, zstd:N, none or auto.
+    #[arg(long, default_value = "lz4")]
+    codec: CodecChoice,
+    /// What the store takes per second, for example "20 MiB": a narrow line to it. 0 for no bound.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "0")]
+    uplink: u64,
     /// The tidegate program [default: the one beside this program].
     #[arg(long, value_name = "PATH")]
     tidegate: Option<PathBuf>,
@@ -95,6 +102,8 @@ pub fn run(args: &Args) -> Outcome {
         mtu_max_bytes: args.mtu,
         seed: args.payload.seed,
         memory_bytes: args.memory,
+        codec: args.codec,
+        uplink_bytes_per_second: args.uplink,
     };
     let pool = args.payload.pool()?;
     // What is being done is for somebody who looks on.

@@ -12,6 +12,7 @@ use loadgen::run::profile::Profile;
 use loadgen::scenario::{Report as ScenarioReport, Scenario, Target};
 use tidegate::fault::exit;
 use tidegate::flow::{Clock as _, SystemClock};
+use tidegate::pipeline::CodecChoice;
 use tidegate::wire::Transport;
 use tokio::runtime::Runtime;
 
@@ -123,6 +124,8 @@ fn plan(args: &Args, name: &str) -> Result<Plan, Box<dyn std::error::Error>> {
         mtu_max_bytes: tidegate::wire::endpoint::MTU_BYTES_DEFAULT,
         seed: args.payload.seed,
         memory_bytes: 512 << 20,
+        codec: CodecChoice::default(),
+        uplink_bytes_per_second: 0,
     })
 }
 
