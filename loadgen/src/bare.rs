@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,7 +168,7 @@ impl Bare {
         started.map_err(|error| because("the floor")(&error))?.map_err(|error| because("the floor")(&*error))
     }
 
-    fn begin(folder: &PathBuf, mtu_max_bytes: u16) -> Result<Self, Failure> {
+    fn begin(folder: &Path, mtu_max_bytes: u16) -> Result<Self, Failure> {
         let (server, client) = network::certificates()?;
         let (scratch, file) = segment(folder)?;
         let journal = Arc::new(Journal {
@@ -384,10 +384,12 @@ mod tests {
     async fn every_write_is_stored_and_answered() {
         let folder = tempfile::tempdir().expect("a folder");
         let pool = Pool::fill(&Source::Ratio(2.0), 4 << 20, 1).expect("made");
-        let bare = tokio::task::block_in_place(|| Bare::begin(&folder.path().to_owned(), 8952)).expect("started");
+        let path = folder.path().to_owned();
+        let begun = tokio::task::spawn_blocking(move || Bare::begin(&path, 8952)).await;
+        let bare = begun.expect("no panic").expect("started");
         let plan = RunPlan {
             gateway: String::new(),
-            authority: PathBuf::new(),
+            authority: std::path::PathBuf::new(),
             agents: 2,
             disks: 2,
             disk_bytes: 16 << 20,

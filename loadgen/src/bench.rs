@@ -10,6 +10,9 @@
 //! The floor is [`crate::bare`] with a light load: its acks wait for the same processors and the same disk as the gateway's
 //! at half load, and for no queue of the gateway.
 //!
+//! The primitives are measured alone, and once more beside half load: then their memory is as cold, and their core as shared, as it
+//! is for the gateway.
+//!
 //! A round's ratio is made of figures of the same minutes, because a machine's pace drifts by more than a change is worth.
 //! The gateway's processor time is the kernel's account of its process, from the first write until all is vaulted.
 
@@ -40,6 +43,8 @@ use crate::scenario::{Bound, Target};
 const DISCARD_ABOVE: &str = "1 MiB";
 /// Before anything is measured, so that segments, connections and caches are there: this part of a round's bytes.
 const WARM_UP_PART: u64 = 8;
+/// As long as the primitives take beside a load, or longer.
+const BESIDE: Duration = Duration::from_secs(12);
 /// Records below this are small: each costs something besides its bytes, in the primitives too.
 const SMALL_RECORD_BYTES: u64 = 64 << 10;
 /// How long connecting, and the vault at the end, may take.
@@ -140,6 +145,8 @@ pub struct Round {
     pub seventy: Option<Outcome>,
     /// The primitives.
     pub limits: Limits,
+    /// The primitives while the gateway is at half load.
+    pub limits_beside: Option<Limits>,
 }
 
 /// Percentiles of one kind of latency, in seconds: medians over the rounds.
@@ -168,6 +175,8 @@ pub struct Report {
     pub primitives_cpu_seconds_per_gib: f64,
     /// One over the other, in the same round.
     pub cpu_ratio: f64,
+    /// That of the gateway over its primitives beside half load; none without a steady load.
+    pub cpu_ratio_beside: f64,
     /// Payload over time at full load, all of it vaulted.
     pub throughput_bytes_per_second: f64,
     /// At half load; at full load if no steady load was asked for.
@@ -341,7 +350,16 @@ pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Resul
         }
         say(&format!("round {number} of {}: primitives", plan.rounds));
         let limits = limits(plan, pool, &at_full).await?;
-        rounds.push(Round { full: at_full, half, floor, seventy, limits });
+        let mut limits_beside = None;
+        if !plan.steady.is_zero() {
+            say(&format!("round {number} of {}: half load, primitives beside it", plan.rounds));
+            let rate = (at_full.throughput_bytes_per_second / 2.0) as u64;
+            let long = RunPlan { bytes_per_second: rate, duration: Some(BESIDE), bytes: None, ..full.clone() };
+            let (load, beside) = tokio::join!(measured(&long, pool), self::limits(plan, pool, &at_full));
+            load?;
+            limits_beside = Some(beside?);
+        }
+        rounds.push(Round { full: at_full, half, floor, seventy, limits, limits_beside });
     }
     drop(bare);
     say("stopping");
@@ -384,10 +402,12 @@ pub(crate) async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<L
 }
 
 fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
-    let sum = |round: &Round| match plan.transport {
-        Transport::Quic => round.limits.sum_quic,
-        Transport::Tcp => round.limits.sum_tcp,
+    let sum_of = |limits: &Limits| match plan.transport {
+        Transport::Quic => limits.sum_quic,
+        Transport::Tcp => limits.sum_tcp,
     };
+    let sum = |round: &Round| sum_of(&round.limits);
+    let sum_beside = |round: &Round| round.limits_beside.as_ref().map_or(f64::INFINITY, sum_of);
     let per_gib = |round: &Round, value: f64| value * GIB / (round.full.sent_bytes as f64).max(1.0);
     let used = |round: &Round| round.full.gateway.and_then(|gateway| gateway.used).unwrap_or_default();
     let counted = |round: &Round| round.full.gateway.and_then(|gateway| gateway.counted).unwrap_or_default();
@@ -404,6 +424,7 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
         ("gateway_cpu_seconds_per_gib", spread(&cpu)),
         ("primitives_cpu_seconds_per_gib", spread(&sum)),
         ("cpu_ratio", spread(&|round| cpu(round) / sum(round))),
+        ("cpu_ratio_beside", spread(&|round| cpu(round) / sum_beside(round))),
         ("throughput_bytes_per_second", spread(&|round| round.full.throughput_bytes_per_second)),
         ("journaled_ack_seconds.p50", spread(&|round| acks(round).p50)),
         ("journaled_ack_seconds.p99", spread(&|round| acks(round).p99)),
@@ -440,6 +461,7 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
         gateway_cpu_seconds_per_gib: median("gateway_cpu_seconds_per_gib"),
         primitives_cpu_seconds_per_gib: median("primitives_cpu_seconds_per_gib"),
         cpu_ratio: median("cpu_ratio"),
+        cpu_ratio_beside: median("cpu_ratio_beside"),
         throughput_bytes_per_second: median("throughput_bytes_per_second"),
         journaled_ack_seconds: percentiles("journaled_ack_seconds"),
         rpo_seconds: percentiles("rpo_seconds"),
