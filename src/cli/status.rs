@@ -14,7 +14,7 @@ use crate::fault::{chain_text, exit};
 use crate::gateway::config::GatewayConfig;
 
 /// How long the admin port may take: it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks with `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Disks that the text shows unless all are asked for: those furthest behind.
@@ -87,7 +87,7 @@ async fn look(client: &reqwest::Client, admin: SocketAddr, args: &Args) -> Outco
     })
 }
 
-async fn get(client: &reqwest::Client, admin: SocketAddr, what: &str) -> Result<Value, Failure> {
+pub(super) async fn get(client: &reqwest::Client, admin: SocketAddr, what: &str) -> Result<Value, Failure> {
     let url = format!("http://{admin}/v1/{what}");
     let body = async { client.get(&url).send().await?.bytes().await };
     let body = body.await.map_err(|error| {
@@ -136,7 +136,7 @@ struct SeenDisk {
 }
 
 /// A length of time as people say it.
-fn time(seconds: f64) -> String {
+pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
