@@ -21,6 +21,7 @@ mod namespaces;
 mod network;
 mod observe;
 mod outage;
+mod page;
 mod pauses;
 mod quickstart;
 mod refusals;
