@@ -186,7 +186,13 @@ pub async fn serve(
         .merge(page::routes());
     let sampled = stop.clone();
     let served = async { axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await };
-    tokio::join!(served, admin.sample(sampled)).0
+    tokio::pin!(served);
+    tokio::select! {
+        biased;
+        result = &mut served => return result,
+        () = admin.sample(sampled) => {}
+    }
+    served.await
 }
 
 async fn healthz(State(admin): State<Admin>) -> Response {

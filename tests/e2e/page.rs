@@ -170,7 +170,7 @@ fn the_status_page_tells_in_a_browser_what_is_so_and_what_to_do() {
     names_are_never_markup_and_tables_are_bounded(&mut browser);
 
     scene.gateway.take().unwrap().kill().unwrap();
-    browser.wait("the silence to be told", "document.querySelector('#stale').innerText.includes('does not answer')");
+    browser.wait("the silence to be told", "!document.querySelector('#stale').hidden && document.querySelector('#stale').innerText.includes('does not answer')");
     assert_eq!(browser.text("#state"), "no answer");
     take_pictures(&mut browser, "no-answer", true);
     scene.gateway = Some(scene.site.start_gateway().unwrap());

@@ -212,8 +212,10 @@ fn graph(values: &VecDeque<u64>) -> String {
     format!("{drawn:>30}")
 }
 
-/// The stages of the path with what passes, what waits, and how each stands.
-fn path_lines(status: &SeenStatus, history: &[VecDeque<u64>; 4], width: u16) -> Vec<Line<'static>> {
+/// A stage's name, its figure, what flows, and what else is to be known of it.
+type StageRow = (&'static str, String, f64, String);
+
+fn stage_rows(status: &SeenStatus) -> [StageRow; 5] {
     let Stages { wire, journal, pipeline, vault, process, .. } = status.stages.unwrap_or_default();
     let rate = |bytes_per_second: f64| format!("{}/s", show_size(bytes_per_second as u64));
     let packed = 100.0 * pipeline.sealed_bytes_per_second / pipeline.bytes_per_second.max(1.0);
@@ -221,7 +223,7 @@ fn path_lines(status: &SeenStatus, history: &[VecDeque<u64>; 4], width: u16) -> 
     let failed =
         if vault.failed_per_second > 0.0 { format!(", {:.1} fail", vault.failed_per_second) } else { String::new() };
     let busy = 100.0 * process.processors_busy;
-    let rows: [(&str, String, f64, String); 5] = [
+    [
         (
             "agents",
             format!("{} here", status.agents),
@@ -260,8 +262,12 @@ fn path_lines(status: &SeenStatus, history: &[VecDeque<u64>; 4], width: u16) -> 
                 vault.requests_per_second
             ),
         ),
-    ];
-    let lines = rows.into_iter().enumerate().map(|(at, (stage, big, flow, detail))| {
+    ]
+}
+
+/// The stages of the path with what passes, what waits, and how each stands.
+fn path_lines(status: &SeenStatus, history: &[VecDeque<u64>; 4], width: u16) -> Vec<Line<'static>> {
+    let lines = stage_rows(status).into_iter().enumerate().map(|(at, (stage, big, flow, detail))| {
         let grave = status.findings.iter().find(|finding| finding.stage == stage).map(|finding| finding.severity);
         let (word, color) = match (grave, flow >= 1.0) {
             (Some(severity), _) => (name(severity), tone(severity)),
