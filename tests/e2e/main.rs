@@ -31,3 +31,4 @@ mod stolen;
 mod store;
 mod supervised;
 mod surroundings;
+mod top;

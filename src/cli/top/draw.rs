@@ -27,6 +27,8 @@ const PATH_FROM_HEIGHT: u16 = 16;
 const GRAPH_FROM_WIDTH: u16 = 100;
 /// An answer older than this is not "now" any more.
 const STALE: Duration = Duration::from_secs(7);
+/// Bytes per second: points of disks that stand still are less.
+const IDLE_BELOW: f64 = 1024.0;
 const BAR_CELLS: usize = 16;
 
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
@@ -269,7 +271,7 @@ fn stage_rows(status: &SeenStatus) -> [StageRow; 5] {
 fn path_lines(status: &SeenStatus, history: &[VecDeque<u64>; 4], width: u16) -> Vec<Line<'static>> {
     let lines = stage_rows(status).into_iter().enumerate().map(|(at, (stage, big, flow, detail))| {
         let grave = status.findings.iter().find(|finding| finding.stage == stage).map(|finding| finding.severity);
-        let (word, color) = match (grave, flow >= 1.0) {
+        let (word, color) = match (grave, flow >= if at == 0 { 1.0 } else { IDLE_BELOW }) {
             (Some(severity), _) => (name(severity), tone(severity)),
             (None, true) => (if at == 0 { "here" } else { "flows" }, Color::Green),
             (None, false) => (if at == 0 { "none" } else { "idle" }, Color::Reset),
