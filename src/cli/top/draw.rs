@@ -220,7 +220,10 @@ type StageRow = (&'static str, String, f64, String);
 fn stage_rows(status: &SeenStatus) -> [StageRow; 5] {
     let Stages { wire, journal, pipeline, vault, process, .. } = status.stages.unwrap_or_default();
     let rate = |bytes_per_second: f64| format!("{}/s", show_size(bytes_per_second as u64));
-    let packed = 100.0 * pipeline.sealed_bytes_per_second / pipeline.bytes_per_second.max(1.0);
+    let packed = match 100.0 * pipeline.sealed_bytes_per_second / pipeline.bytes_per_second {
+        percent if percent.is_finite() => format!("packed to {percent:.0} %"),
+        _ => "nothing to pack".to_owned(),
+    };
     let commit = journal.commit_seconds.map_or(String::new(), |seconds| format!(", commit {:.1} ms", 1000.0 * seconds));
     let failed =
         if vault.failed_per_second > 0.0 { format!(", {:.1} fail", vault.failed_per_second) } else { String::new() };
@@ -251,7 +254,7 @@ fn stage_rows(status: &SeenStatus) -> [StageRow; 5] {
             "pipeline",
             rate(pipeline.bytes_per_second),
             pipeline.bytes_per_second,
-            format!("packed to {packed:.0} %, {} wait, processors {busy:.0} %", show_size(pipeline.queue_bytes as u64)),
+            format!("{packed}, {} wait, processors {busy:.0} %", show_size(pipeline.queue_bytes as u64)),
         ),
         (
             "vault",
@@ -316,7 +319,12 @@ fn tab_line(view: &View) -> Line<'static> {
     Line::from(spans)
 }
 
-fn header(cells: Vec<String>) -> Row<'static> {
+/// A table's head; the columns of numbers stand to the right, as these do.
+fn header(cells: Vec<String>, numbers: &[usize]) -> Row<'static> {
+    let cells = cells.into_iter().enumerate().map(|(at, text)| {
+        let line = Line::from(text);
+        Cell::from(if numbers.contains(&at) { line.right_aligned() } else { line })
+    });
     Row::new(cells).style(BOLD)
 }
 
@@ -369,7 +377,7 @@ fn disk_table(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let widths = [24, 11, 10, 11, 11, 20, 24];
     let shown = fitting(&widths, area.width);
     let table = Table::new(rows, widths.into_iter().take(shown).map(Constraint::Length));
-    frame.render_widget(table.header(header(head)).column_spacing(1), area);
+    frame.render_widget(table.header(header(head, &[2, 3, 4])).column_spacing(1), area);
     if view.rows() == 0 && area.height > 1 {
         let text = if view.search.is_empty() { "no disk has passed here yet" } else { "no disk matches" };
         frame.render_widget(Paragraph::new(Line::styled(text, DIM)), Rect { y: area.y + 1, height: 1, ..area });
@@ -401,7 +409,7 @@ fn agent_table(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let widths = [28, 7, 10, 10, 10, 46];
     let shown = fitting(&widths, area.width);
     let table = Table::new(rows, widths.into_iter().take(shown).map(Constraint::Length));
-    frame.render_widget(table.header(header(head)).column_spacing(1), area);
+    frame.render_widget(table.header(header(head, &[1, 2, 4])).column_spacing(1), area);
     if view.rows() == 0 && area.height > 1 {
         let text = if view.search.is_empty() { "no agent is connected" } else { "no agent matches" };
         frame.render_widget(Paragraph::new(Line::styled(text, DIM)), Rect { y: area.y + 1, height: 1, ..area });

@@ -125,6 +125,7 @@ async fn signalled() {
         return std::future::pending().await;
     };
     tokio::select! {
+        biased;
         _ = terminate.recv() => {}
         _ = hangup.recv() => {}
         _ = interrupt.recv() => {}

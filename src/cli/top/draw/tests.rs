@@ -67,8 +67,8 @@ fn a_frame_says_first_what_is_wrong_and_what_to_do() {
         &text,
         &[
             "agents   here",
-            "wire     flows           3 MiB/s",
-            "journal  warning         2 MiB/s",
+            "wire     flows          3 MiB/s",
+            "journal  warning        2 MiB/s",
             "vault    critical",
             "commit 2.0 ms",
         ],
