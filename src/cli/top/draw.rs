@@ -29,6 +29,8 @@ const GRAPH_FROM_WIDTH: u16 = 100;
 const STALE: Duration = Duration::from_secs(7);
 /// Bytes per second: points of disks that stand still are less.
 const IDLE_BELOW: f64 = 1024.0;
+/// Rows for what is to be known first.
+const WORD_ROWS_MAX: usize = 4;
 const BAR_CELLS: usize = 16;
 
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
@@ -41,9 +43,11 @@ pub fn draw(frame: &mut Frame<'_>, view: &mut View, now: Duration) {
         return frame.render_widget(Paragraph::new("window too small").wrap(Wrap { trim: true }), area);
     }
     let path_rows = if area.height >= PATH_FROM_HEIGHT { 7 } else { 0 };
+    let words = word_lines(view, now);
+    let word_rows = if area.height >= PATH_FROM_HEIGHT { wrapped_rows(&words, area.width) } else { 1 };
     let [head, word, figures, path, tabs, table, foot] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(if area.height >= PATH_FROM_HEIGHT { 2 } else { 1 }),
+        Constraint::Length(word_rows),
         Constraint::Length(1),
         Constraint::Length(path_rows),
         Constraint::Length(1),
@@ -53,7 +57,7 @@ pub fn draw(frame: &mut Frame<'_>, view: &mut View, now: Duration) {
     .areas(area);
     view.page_rows = usize::from(table.height.saturating_sub(1)).max(1);
     frame.render_widget(Paragraph::new(head_line(view, now)), head);
-    frame.render_widget(Paragraph::new(word_lines(view, now)), word);
+    frame.render_widget(Paragraph::new(words).wrap(Wrap { trim: false }), word);
     if let Some(seen) = &view.seen {
         frame.render_widget(Paragraph::new(figure_line(&seen.status)), figures);
         let lines = path_lines(&seen.status, &view.history, area.width);
@@ -69,6 +73,12 @@ pub fn draw(frame: &mut Frame<'_>, view: &mut View, now: Duration) {
     if view.help {
         help(frame, area);
     }
+}
+
+/// Rows that lines need in a window of this width, within what leaves room for the rest.
+fn wrapped_rows(lines: &[Line<'_>], width: u16) -> u16 {
+    let rows: usize = lines.iter().map(|line| line.width().div_ceil(usize::from(width)).max(1)).sum();
+    rows.clamp(2, WORD_ROWS_MAX) as u16
 }
 
 /// Without what a terminal would obey.
@@ -376,7 +386,7 @@ fn disk_table(frame: &mut Frame<'_>, view: &View, area: Rect) {
     // Columns that have no room are left out from the right.
     let widths = [24, 11, 10, 11, 11, 20, 24];
     let shown = fitting(&widths, area.width);
-    let table = Table::new(rows, widths.into_iter().take(shown).map(Constraint::Length));
+    let table = Table::new(rows, columns(&widths[..shown]));
     frame.render_widget(table.header(header(head, &[2, 3, 4])).column_spacing(1), area);
     if view.rows() == 0 && area.height > 1 {
         let text = if view.search.is_empty() { "no disk has passed here yet" } else { "no disk matches" };
@@ -391,6 +401,13 @@ fn fitting(widths: &[u16], width: u16) -> usize {
         Some(*end - 1)
     });
     ends.filter(|end| *end <= width).count().max(3)
+}
+
+/// Columns of these widths; the first one, of names, has what is left.
+fn columns(widths: &[u16]) -> impl Iterator<Item = Constraint> {
+    let as_constraint =
+        |(at, width): (usize, &u16)| if at == 0 { Constraint::Min(*width) } else { Constraint::Length(*width) };
+    widths.iter().enumerate().map(as_constraint)
 }
 
 fn agent_table(frame: &mut Frame<'_>, view: &View, area: Rect) {
@@ -408,7 +425,7 @@ fn agent_table(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let head = ["AGENT", "DISKS", "BEHIND", "TRANSPORT", "HERE FOR", "ADDRESS"].map(str::to_owned).to_vec();
     let widths = [28, 7, 10, 10, 10, 46];
     let shown = fitting(&widths, area.width);
-    let table = Table::new(rows, widths.into_iter().take(shown).map(Constraint::Length));
+    let table = Table::new(rows, columns(&widths[..shown]));
     frame.render_widget(table.header(header(head, &[1, 2, 4])).column_spacing(1), area);
     if view.rows() == 0 && area.height > 1 {
         let text = if view.search.is_empty() { "no agent is connected" } else { "no agent matches" };

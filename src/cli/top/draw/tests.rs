@@ -128,6 +128,8 @@ fn every_size_of_window_is_drawn_with_what_matters_most() {
             }
         }
     }
+    let narrow = frame(&mut view(), (40, 30), 11);
+    assert_shows(&narrow, &["Nothing reached the vault in", "TidegateStoreFails"]);
     let text = frame(&mut view(), (60, 12), 11);
     assert_shows(&text, &["critical  Nothing reached the vault", "ledger", "95 s"]);
     assert!(!text.contains("AGENT") && !text.contains("pipeline"), "no room for these: {text}");
