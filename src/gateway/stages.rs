@@ -70,7 +70,7 @@ impl Figures {
             let value = rest.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0);
             figures.values[place] += value;
             let answered = |outcome: &&str| rest.contains(&format!("outcome=\"{outcome}\""));
-            if name == names::BLOB_REQUESTS && !ANSWERED.iter().any(|outcome| answered(&outcome)) {
+            if name == names::BLOB_REQUESTS && !ANSWERED.iter().any(answered) {
                 figures.failed_requests += value;
             }
         }

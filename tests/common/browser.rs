@@ -54,17 +54,17 @@ impl Browser {
         });
         let (session, complaints) = (String::new(), Vec::new());
         let mut browser = Self { commands, answers, session, sent: 0, complaints, process, _folder: folder };
-        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
-        let attached = browser.call("Target.attachToTarget", json!({ "targetId": target, "flatten": true }));
+        let target = browser.call("Target.createTarget", &json!({ "url": "about:blank" }))["targetId"].clone();
+        let attached = browser.call("Target.attachToTarget", &json!({ "targetId": target, "flatten": true }));
         browser.session = attached["sessionId"].as_str().unwrap().to_owned();
         for domain in ["Page", "Runtime", "Log"] {
-            browser.call(&format!("{domain}.enable"), json!({}));
+            browser.call(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
 
     /// Asks for one thing and waits for its answer.
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub fn call(&mut self, method: &str, params: &Value) -> Value {
         self.sent += 1;
         let mut command = json!({ "id": self.sent, "method": method, "params": params });
         if !self.session.is_empty() {
@@ -98,14 +98,14 @@ impl Browser {
 
     /// Opens a page.
     pub fn open(&mut self, url: &str) {
-        let answer = self.call("Page.navigate", json!({ "url": url }));
+        let answer = self.call("Page.navigate", &json!({ "url": url }));
         assert!(answer.get("errorText").is_none(), "{url}: {answer}");
     }
 
     /// What an expression gives; a promise is waited for.
     pub fn value(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        let answer = self.call("Runtime.evaluate", params);
+        let answer = self.call("Runtime.evaluate", &params);
         assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
         answer["result"]["value"].clone()
     }
@@ -129,11 +129,11 @@ impl Browser {
         let (height, mobile) = (900, width < 600);
         self.call(
             "Emulation.setDeviceMetricsOverride",
-            json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile }),
+            &json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile }),
         );
         let value = if dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": value }, { "name": "prefers-reduced-motion", "value": "reduce" }]);
-        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
+        self.call("Emulation.setEmulatedMedia", &json!({ "features": features }));
     }
 
     /// A picture of the whole page.
@@ -141,7 +141,7 @@ impl Browser {
         let size =
             self.value("({ x: 0, y: 0, scale: 1, width: innerWidth, height: document.documentElement.scrollHeight })");
         let params = json!({ "format": "png", "captureBeyondViewport": true, "clip": size });
-        let answer = self.call("Page.captureScreenshot", params);
+        let answer = self.call("Page.captureScreenshot", &params);
         let png = base64::engine::general_purpose::STANDARD.decode(answer["data"].as_str().unwrap()).unwrap();
         std::fs::write(file, png).unwrap();
     }

@@ -284,7 +284,8 @@ fn stage_rows(status: &SeenStatus) -> [StageRow; 5] {
 fn path_lines(status: &SeenStatus, history: &[VecDeque<u64>; 4], width: u16) -> Vec<Line<'static>> {
     let lines = stage_rows(status).into_iter().enumerate().map(|(at, (stage, big, flow, detail))| {
         let grave = status.findings.iter().find(|finding| finding.stage == stage).map(|finding| finding.severity);
-        let (word, color) = match (grave, flow >= if at == 0 { 1.0 } else { IDLE_BELOW }) {
+        let idle_below = if at == 0 { 1.0 } else { IDLE_BELOW };
+        let (word, color) = match (grave, flow >= idle_below) {
             (Some(severity), _) => (name(severity), tone(severity)),
             (None, true) => (if at == 0 { "here" } else { "flows" }, Color::Green),
             (None, false) => (if at == 0 { "none" } else { "idle" }, Color::Reset),
