@@ -35,12 +35,15 @@ pub mod board;
 pub mod config;
 mod feeder;
 mod files;
+pub mod findings;
 mod host;
 mod lookout;
-mod outlook;
+pub mod outlook;
 mod overload;
+mod page;
 mod runs;
 mod sink;
+pub mod stages;
 mod window;
 
 use std::sync::Arc;

@@ -15,6 +15,7 @@ mod points;
 pub mod quickstart;
 mod restore;
 mod status;
+mod top;
 mod vault;
 mod verify;
 
@@ -87,6 +88,8 @@ enum Verb {
     Config(config::Args),
     /// Show how a gateway and its disks stand.
     Status(status::Args),
+    /// Watch a gateway full screen: its path, what holds it up, disks and agents.
+    Top(top::Args),
     /// Run the agent on a protected machine.
     Agent(agent::Args),
     /// Make a recovery point now.
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
         Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Top(args) => top::run(&args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
         Verb::Points(args) => points::run(args),

@@ -12,9 +12,10 @@ use super::{Failure, Outcome};
 use crate::config::show_size;
 use crate::fault::{chain_text, exit};
 use crate::gateway::config::GatewayConfig;
+use crate::gateway::findings::Severity;
 
 /// How long the admin port may take: it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks with `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Disks that the text shows unless all are asked for: those furthest behind.
@@ -87,7 +88,7 @@ async fn look(client: &reqwest::Client, admin: SocketAddr, args: &Args) -> Outco
     })
 }
 
-async fn get(client: &reqwest::Client, admin: SocketAddr, what: &str) -> Result<Value, Failure> {
+pub(super) async fn get(client: &reqwest::Client, admin: SocketAddr, what: &str) -> Result<Value, Failure> {
     let url = format!("http://{admin}/v1/{what}");
     let body = async { client.get(&url).send().await?.bytes().await };
     let body = body.await.map_err(|error| {
@@ -116,6 +117,17 @@ struct Seen {
     journal_capacity_bytes: u64,
     journal_level: String,
     journal_heading: Option<SeenHeading>,
+    /// A gateway of an older version has none.
+    #[serde(default)]
+    findings: Vec<SeenFinding>,
+}
+
+#[derive(Deserialize)]
+struct SeenFinding {
+    severity: Severity,
+    text: String,
+    next: String,
+    runbook: String,
 }
 
 #[derive(Deserialize)]
@@ -136,7 +148,7 @@ struct SeenDisk {
 }
 
 /// A length of time as people say it.
-fn time(seconds: f64) -> String {
+pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
@@ -152,6 +164,18 @@ fn text(seen: &Seen, mut disks: Vec<SeenDisk>, shown: usize) -> String {
     let _ = writeln!(out, "gateway {} {} of vault {}: {state}", seen.gateway, seen.version, seen.vault);
     if !seen.trouble.is_empty() {
         let _ = writeln!(out, "TROUBLE {}", seen.trouble);
+    }
+    for finding in &seen.findings {
+        let word = match finding.severity {
+            // Said above.
+            _ if finding.runbook == "TidegateUploadsParked" => continue,
+            Severity::Critical => "CRITICAL",
+            Severity::Warning => "WARNING",
+            Severity::Note => "note",
+            Severity::Ok => continue,
+        };
+        let SeenFinding { text, next, runbook, .. } = finding;
+        let _ = writeln!(out, "{word} {text} {next} (docs/RUNBOOK.md, {runbook})");
     }
     let percent = 100.0 * seen.journal_used_bytes as f64 / seen.journal_capacity_bytes.max(1) as f64;
     let heading = match &seen.journal_heading {
@@ -209,6 +233,7 @@ mod tests {
             journal_capacity_bytes: 4 << 30,
             journal_level: "low".into(),
             journal_heading: Some(SeenHeading { full_seconds: Some(600.0), drained_seconds: None }),
+            findings: Vec::new(),
         }
     }
 
@@ -221,6 +246,26 @@ mod tests {
             dirty_bytes: 0,
             unvaulted_bytes: 0,
         }
+    }
+
+    #[test]
+    fn what_holds_the_gateway_up_is_named_once_with_what_to_do() {
+        let finding = |severity, text: &str, runbook: &str| SeenFinding {
+            severity,
+            text: text.into(),
+            next: "Do this.".into(),
+            runbook: runbook.into(),
+        };
+        let findings = vec![
+            finding(Severity::Critical, "Uploads wait.", "TidegateUploadsParked"),
+            finding(Severity::Warning, "The journal is 72 % full.", "TidegateJournalFills"),
+            finding(Severity::Ok, "All well.", ""),
+        ];
+        let text = text(&Seen { findings, ..seen() }, Vec::new(), 2);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "TROUBLE the credential is refused");
+        assert_eq!(lines[2], "WARNING The journal is 72 % full. Do this. (docs/RUNBOOK.md, TidegateJournalFills)");
+        assert!(lines[3].starts_with("journal 25 %"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The admin port: health, readiness, status and metrics over HTTP. It reads shared state and changes nothing.
+//! The admin port: the status page, health, readiness, status and metrics over HTTP. It reads shared state and changes
+//! nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +12,10 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use super::board::Board;
+use super::board::{Board, Status};
+use super::findings::{self, Finding, Scene};
+use super::page;
+use super::stages::{Figures, Meter, SAMPLE_EVERY, Stages};
 use crate::flow::{Clock, Drain};
 use crate::telemetry::process;
 use crate::telemetry::supervisor::Condition;
@@ -34,6 +38,8 @@ pub struct Health {
     /// Which disk backend the journal uses and why.
     backend: parking_lot::Mutex<String>,
     board: OnceLock<Arc<Board>>,
+    /// What passed of late.
+    meter: parking_lot::Mutex<Meter>,
 }
 
 impl Health {
@@ -50,6 +56,7 @@ impl Health {
             trouble: parking_lot::Mutex::default(),
             backend: parking_lot::Mutex::default(),
             board: OnceLock::new(),
+            meter: parking_lot::Mutex::default(),
         }
     }
 
@@ -122,6 +129,41 @@ struct Admin {
     metrics: PrometheusHandle,
 }
 
+impl Admin {
+    fn metrics_text(&self) -> String {
+        let mut text = self.metrics.render();
+        text.push_str(&process::lines());
+        text
+    }
+
+    /// Reads the metrics now and then, until `stop`.
+    async fn sample(&self, mut stop: Drain) {
+        loop {
+            let figures = Figures::read(&self.metrics_text());
+            let backlog_bytes = self.health.board.get().map(|board| board.backlog_bytes());
+            self.health.meter.lock().take(self.health.clock.monotonic(), figures, backlog_bytes);
+            tokio::select! {
+                biased;
+                () = stop.wait() => return,
+                () = tokio::time::sleep(SAMPLE_EVERY) => {}
+            }
+        }
+    }
+}
+
+/// `/v1/status`: what the board says of disks and journal, what passes each stage, and what is to be known of both.
+#[derive(serde::Serialize)]
+struct Whole {
+    #[serde(flatten)]
+    status: Status,
+    /// Which disk backend the journal uses and why.
+    journal_backend: String,
+    /// What passes each stage; none in the first seconds.
+    stages: Option<Stages>,
+    /// The gravest first, never empty.
+    findings: Vec<Finding>,
+}
+
 /// Serves the admin port until the drain is over.
 ///
 /// # Errors
@@ -132,6 +174,7 @@ pub async fn serve(
     metrics: PrometheusHandle,
     mut stop: Drain,
 ) -> std::io::Result<()> {
+    let admin = Admin { health, metrics };
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -139,8 +182,17 @@ pub async fn serve(
         .route("/v1/status", get(status))
         .route("/v1/disks", get(disks))
         .route("/v1/agents", get(agents))
-        .with_state(Admin { health, metrics });
-    axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await
+        .with_state(admin.clone())
+        .merge(page::routes());
+    let sampled = stop.clone();
+    let served = async { axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await };
+    tokio::pin!(served);
+    tokio::select! {
+        biased;
+        result = &mut served => return result,
+        () = admin.sample(sampled) => {}
+    }
+    served.await
 }
 
 async fn healthz(State(admin): State<Admin>) -> Response {
@@ -161,8 +213,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics_text(State(admin): State<Admin>) -> Response {
-    let mut text = admin.metrics.render();
-    text.push_str(&process::lines());
+    let mut text = admin.metrics_text();
     if let Some(board) = admin.health.board.get() {
         text.push_str(&board.lines());
     }
@@ -173,7 +224,13 @@ async fn status(State(admin): State<Admin>) -> Response {
     let health = &admin.health;
     let (ready, reason) = (health.ready(), health.reason.lock().clone());
     let trouble = health.trouble.lock().clone();
-    from_board(health, |board| board.status(ready, &reason, &trouble))
+    let stages = health.meter.lock().stages();
+    from_board(health, |board| {
+        let status = board.status(ready, &reason, &trouble);
+        let scene = Scene { status: &status, stages: stages.as_ref(), now: health.clock.wall() };
+        let findings = findings::find(&scene);
+        Whole { journal_backend: health.backend.lock().clone(), stages, findings, status }
+    })
 }
 
 async fn disks(State(admin): State<Admin>) -> Response {
@@ -189,7 +246,8 @@ fn from_board<T: serde::Serialize>(health: &Health, of: impl FnOnce(&Board) -> T
     match health.board.get() {
         Some(board) => Json(of(board)).into_response(),
         None => {
-            let body = serde_json::json!({ "ready": false, "reason": *health.reason.lock() });
+            let version = env!("CARGO_PKG_VERSION");
+            let body = serde_json::json!({ "ready": false, "reason": *health.reason.lock(), "version": version });
             (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
         }
     }

@@ -209,6 +209,14 @@ impl Board {
         views
     }
 
+    /// What agents have still to copy, and what they have sent and is not vaulted.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        let of =
+            |seat: &Seat| seat.told.iter().map(|(_, report)| report.dirty_bytes + report.unvaulted_bytes).sum::<u64>();
+        self.roll.agents.iter().map(|seat| of(&seat)).sum()
+    }
+
     /// Every agent that is here, by name.
     #[must_use]
     pub fn agents(&self) -> Vec<AgentView> {

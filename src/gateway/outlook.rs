@@ -21,7 +21,7 @@ pub struct Outlook {
 }
 
 /// What is to be expected.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Heading {
     /// How much the journal grew per second of late; negative while it drains.
     pub growth_bytes_per_second: f64,

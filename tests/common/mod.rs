@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "not every test uses every part")]
 
 pub mod azurite;
+pub mod browser;
 pub mod proxy;
 
 use std::fs::File;
