@@ -25,6 +25,8 @@ pub mod restore;
 
 pub mod gateway;
 
+pub mod doctor;
+
 pub mod cli;
 pub mod config;
 pub mod fault;

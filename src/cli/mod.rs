@@ -5,6 +5,7 @@
 
 mod agent;
 mod config;
+mod doctor;
 mod gateway;
 mod generate;
 mod journal;
@@ -85,6 +86,15 @@ enum Verb {
     Journal(journal::Args),
     /// Check configuration files.
     Config(config::Args),
+    /// Look whether a host can do what its configuration asks for, and say what to do.
+    ///
+    /// Looks at kernel, io_uring, limits, memory, UDP, clock, the disk of the journal or the agent's state, certificates, keys, the
+    /// vault (for an agent: the gateways), ports, and the daemon if it runs. Writes a probe file of up to 16 MiB in the journal's
+    /// directory and removes it; leaves nothing in the vault. Limits are those of this very process.
+    ///
+    /// Exit code 0 if nothing failed (there may be warnings), 1 if a check failed, 2 for a wrong configuration, 75 if all that
+    /// failed is a vault or gateway that could not be reached for now.
+    Doctor(doctor::Args),
     /// Show how a gateway and its disks stand.
     Status(status::Args),
     /// Run the agent on a protected machine.
@@ -116,6 +126,7 @@ pub fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(args),
         Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
