@@ -26,6 +26,7 @@ pub mod restore;
 pub mod gateway;
 
 pub mod doctor;
+pub mod sizing;
 
 pub mod cli;
 pub mod config;

@@ -11,6 +11,7 @@ mod generate;
 mod journal;
 pub mod keyring;
 mod pki;
+mod plan;
 mod point;
 mod points;
 pub mod quickstart;
@@ -86,6 +87,14 @@ enum Verb {
     Journal(journal::Args),
     /// Check configuration files.
     Config(config::Args),
+    /// Size gateways, journals, uplink and price by what machines write.
+    ///
+    /// What is written comes from figures (--churn), from this machine (--observe) or from a trace (--trace); --machines and --disks
+    /// multiply it. Costs of a gateway are those measured with this build (docs/PERFORMANCE.md), or of a `loadgen bench --json`
+    /// report (--bench). --explain shows the formula of every figure. Without --prices no price is told.
+    ///
+    /// Exit code 0, 1 if what is given (such as --uplink) cannot carry what is written, 2 for a wrong call.
+    Plan(plan::Args),
     /// Look whether a host can do what its configuration asks for, and say what to do.
     ///
     /// Looks at kernel, io_uring, limits, memory, UDP, clock, the disk of the journal or the agent's state, certificates, keys, the
@@ -126,6 +135,7 @@ pub fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(args),
         Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Plan(args) => plan::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Agent(args) => agent::run(args),
