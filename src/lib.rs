@@ -25,6 +25,7 @@ pub mod restore;
 
 pub mod gateway;
 
+pub mod bundle;
 pub mod doctor;
 pub mod sizing;
 

@@ -4,6 +4,7 @@
 //! those of [`crate::fault::exit`].
 
 mod agent;
+mod bundle;
 mod config;
 mod doctor;
 mod gateway;
@@ -104,6 +105,12 @@ enum Verb {
     /// Exit code 0 if nothing failed (there may be warnings), 1 if a check failed, 2 for a wrong configuration, 75 if all that
     /// failed is a vault or gateway that could not be reached for now.
     Doctor(doctor::Args),
+    /// Pack what somebody who helps wants to see into one file, without secrets.
+    ///
+    /// Version, configuration, the doctor's findings, what the admin port says, a look at the journal, facts of the host and the end
+    /// of the logs. Account keys, SAS signatures, private keys, catalog keys, recovery identities and passwords are blotted out;
+    /// names of machines, disks, files and addresses stay. Look at it before you give it away: tar -xzf FILE.
+    Bundle(bundle::Args),
     /// Show how a gateway and its disks stand.
     Status(status::Args),
     /// Run the agent on a protected machine.
@@ -137,6 +144,7 @@ pub fn main() -> ExitCode {
         Verb::Config(args) => config::run(args),
         Verb::Plan(args) => plan::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
+        Verb::Bundle(args) => bundle::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
