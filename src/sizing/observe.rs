@@ -50,7 +50,7 @@ impl Seen {
     #[must_use]
     pub fn of(seconds: &BTreeMap<u64, u64>, length_seconds: f64, writes: u64) -> Self {
         let mut peak_bytes = 0;
-        for (&second, _) in seconds {
+        for &second in seconds.keys() {
             let window = seconds.range(second..second + PEAK_SECONDS).map(|(_, bytes)| bytes).sum::<u64>();
             peak_bytes = peak_bytes.max(window);
         }

@@ -119,7 +119,7 @@ fn the_doctor_passes_a_sound_gateway_and_names_each_thing_that_is_broken() {
     let (code, checks) = doctor(&agent);
     assert_eq!((code, failed(&checks)), (0, Vec::new()), "{checks:?}");
     assert!(checks["gateway"].len() == 2 && checks["gateway"].iter().all(|way| way["grade"] == "ok"), "{checks:?}");
-    scene.kill_gateway();
+    scene.gateway.take().unwrap().kill().unwrap();
     let (code, checks) = doctor(&agent);
     assert!(code == 75 && failed(&checks).iter().all(|(check, _)| check == "gateway"), "{checks:?}");
 }
