@@ -150,6 +150,18 @@ impl Reader {
         })
     }
 
+    /// A number with or without decimals, if the key is there.
+    pub fn decimal(&mut self, key: &str) -> Option<f64> {
+        match self.take(key)? {
+            toml::Value::Float(value) => Some(value),
+            toml::Value::Integer(value) => Some(value as f64),
+            _ => {
+                self.mistake(key, "expected a number");
+                None
+            }
+        }
+    }
+
     /// True or false.
     pub fn flag(&mut self, key: &str, default: bool) -> bool {
         match self.take(key) {

@@ -34,7 +34,7 @@ pub mod admin;
 pub mod board;
 pub mod config;
 mod feeder;
-mod files;
+pub(crate) mod files;
 pub mod findings;
 mod host;
 mod lookout;
@@ -74,7 +74,7 @@ const VAULT_RETRY: Duration = Duration::from_secs(2);
 /// Bytes that one disk stream may have on its way: carries 800 Mbit/s over 10 ms, and bounds what a stalled disk holds.
 const QUIC_STREAM_WINDOW_BYTES: u64 = 1 << 20;
 /// What the process needs beside its configured memory: code, stacks, receive buffers, what allocators keep.
-const MEMORY_BESIDES_BYTES: u64 = 64 << 20;
+pub(crate) const MEMORY_BESIDES_BYTES: u64 = 64 << 20;
 /// How often somebody looks whether the journal failed.
 const FAILURE_LOOK: Duration = Duration::from_millis(500);
 /// How often the drain looks whether everything is vaulted.

@@ -25,6 +25,10 @@ pub mod restore;
 
 pub mod gateway;
 
+pub mod bundle;
+pub mod doctor;
+pub mod sizing;
+
 pub mod cli;
 pub mod config;
 pub mod fault;

@@ -300,7 +300,7 @@ fn run_json(run: &RunFigures) -> Value {
     })
 }
 
-fn look_json(look: &Look) -> Value {
+pub(super) fn look_json(look: &Look) -> Value {
     json!({
         "dir": look.dir,
         "journal": look.whose.journal.to_string(),

@@ -4,12 +4,15 @@
 //! those of [`crate::fault::exit`].
 
 mod agent;
+mod bundle;
 mod config;
+mod doctor;
 mod gateway;
 mod generate;
 mod journal;
 pub mod keyring;
 mod pki;
+mod plan;
 mod point;
 mod points;
 pub mod quickstart;
@@ -86,6 +89,29 @@ enum Verb {
     Journal(journal::Args),
     /// Check configuration files.
     Config(config::Args),
+    /// Size gateways, journals, uplink and price by what machines write.
+    ///
+    /// What is written comes from figures (--churn), from this machine (--observe) or from a trace (--trace); --machines and --disks
+    /// multiply it. Costs of a gateway are those measured with this build (docs/PERFORMANCE.md), or of a `loadgen bench --json`
+    /// report (--bench). --explain shows the formula of every figure. Without --prices no price is told.
+    ///
+    /// Exit code 0, 1 if what is given (such as --uplink) cannot carry what is written, 2 for a wrong call.
+    Plan(plan::Args),
+    /// Look whether a host can do what its configuration asks for, and say what to do.
+    ///
+    /// Looks at kernel, io_uring, limits, memory, UDP, clock, the disk of the journal or the agent's state, certificates, keys, the
+    /// vault (for an agent: the gateways), ports, and the daemon if it runs. Writes a probe file of up to 16 MiB in the journal's
+    /// directory and removes it; leaves nothing in the vault. Limits are those of this very process.
+    ///
+    /// Exit code 0 if nothing failed (there may be warnings), 1 if a check failed, 2 for a wrong configuration, 75 if all that
+    /// failed is a vault or gateway that could not be reached for now.
+    Doctor(doctor::Args),
+    /// Pack what somebody who helps wants to see into one file, without secrets.
+    ///
+    /// Version, configuration, the doctor's findings, what the admin port says, a look at the journal, facts of the host and the end
+    /// of the logs. Account keys, SAS signatures, private keys, catalog keys, recovery identities and passwords are blotted out;
+    /// names of machines, disks, files and addresses stay. Look at it before you give it away: tar -xzf FILE.
+    Bundle(bundle::Args),
     /// Show how a gateway and its disks stand.
     Status(status::Args),
     /// Watch a gateway full screen: its path, what holds it up, disks and agents.
@@ -119,6 +145,9 @@ pub fn main() -> ExitCode {
         Verb::Gateway(args) => gateway::run(args),
         Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
+        Verb::Plan(args) => plan::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Bundle(args) => bundle::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Top(args) => top::run(&args),
         Verb::Agent(args) => agent::run(args),

@@ -27,6 +27,11 @@ pub fn connections_max(tcp: bool, agents_max: u32) -> usize {
     usize::try_from(connections_max).unwrap_or(usize::MAX).min(tokio::sync::Semaphore::MAX_PERMITS)
 }
 
+/// The limit of open files at which all agents may come, also over TCP if there is `tcp`.
+pub const fn wanted(tcp: bool, agents_max: u32) -> u64 {
+    if tcp { OTHERS + agents_max as u64 * CONNECTIONS_PER_AGENT } else { OTHERS }
+}
+
 /// The limit that holds from here on.
 fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

@@ -59,6 +59,7 @@ use self::objects::{ControlObject, DiskObject, EpochObject, LaneObject, ObjectEr
 use self::put::{Created, PutError, create_only};
 use self::rng::Rng;
 use self::store::{GetError, Listed, VaultStore};
+pub(crate) use self::store_clock::store_ahead;
 use crate::fault::{Classify, Fault};
 use crate::keys::{self, CatalogKey, Identity, KeyId, LaneKey, Recipient};
 use crate::limits;

@@ -54,7 +54,7 @@ impl HttpService for Dated {
 }
 
 /// The store's clock minus this machine's, in microseconds: zero while the date's second has not ended.
-fn store_ahead(date: &str, wall: Micros) -> Option<i64> {
+pub(crate) fn store_ahead(date: &str, wall: Micros) -> Option<i64> {
     let start = rfc2822::parse(date).ok()?.timestamp().as_microsecond();
     let wall = i64::try_from(wall.0).ok()?;
     let behind = wall.saturating_sub(start);

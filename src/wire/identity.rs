@@ -11,6 +11,7 @@
 //! among several. Names in other schemes are left alone.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -165,6 +166,8 @@ impl Classify for IdentityError {
 pub struct CertificateFacts {
     /// Who it says its holder is.
     pub identity: Result<Identity, IdentityError>,
+    /// Names and addresses by which others may connect.
+    pub names: Vec<String>,
     /// Distinguished name of the issuer.
     pub issuer: String,
     /// Start of its validity.
@@ -186,8 +189,15 @@ impl CertificateFacts {
             _ => None,
         });
         let micros = |seconds: i64| Micros(u64::try_from(seconds).unwrap_or(0).saturating_mul(1_000_000));
+        let general = names.iter().flat_map(|names| &names.value.general_names);
+        let names = general.filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            _ => None,
+        });
         Ok(Self {
             identity: Identity::from_uris(uris),
+            names: names.collect(),
             issuer: certificate.issuer().to_string(),
             not_before: micros(certificate.validity().not_before.timestamp()),
             not_after: micros(certificate.validity().not_after.timestamp()),
@@ -199,6 +209,12 @@ impl CertificateFacts {
     pub fn shown(&self) -> String {
         self.identity.as_ref().map_or_else(|_| "without an identity".to_owned(), |identity| format!("of {identity}"))
     }
+}
+
+/// An address as certificates have it: four bytes, or sixteen.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 #[cfg(test)]

@@ -172,6 +172,42 @@ fn listen_tcp(listen: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What a UDP socket of this machine gets.
+#[derive(Debug, Clone, Copy)]
+pub struct SocketFacts {
+    /// Receive buffer that the kernel gave.
+    pub receive_bytes: u64,
+    /// Send buffer that the kernel gave.
+    pub send_bytes: u64,
+    /// Datagrams that one call can send.
+    pub send_segments: usize,
+    /// Datagrams that one call can receive.
+    pub receive_segments: usize,
+}
+
+/// Opens a UDP socket on loopback as endpoints do, and tells what it got. Wants a tokio runtime around it.
+///
+/// # Errors
+/// What the system answers.
+pub fn look_at_udp(socket_buffer_bytes: u32) -> io::Result<SocketFacts> {
+    let socket = std::net::UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let (receive, send) = {
+        let socket = socket2::SockRef::from(&socket);
+        let _ = socket.set_recv_buffer_size(socket_buffer_bytes as usize);
+        let _ = socket.set_send_buffer_size(socket_buffer_bytes as usize);
+        (socket.recv_buffer_size()?, socket.send_buffer_size()?)
+    };
+    socket.set_nonblocking(true)?;
+    let socket = TokioTime.wrap_udp_socket(socket)?;
+    Ok(SocketFacts {
+        // Linux reports twice the usable size.
+        receive_bytes: receive as u64 / 2,
+        send_bytes: send as u64 / 2,
+        send_segments: socket.max_transmit_segments(),
+        receive_segments: socket.max_receive_segments(),
+    })
+}
+
 /// QUIC on tokio, with tokio's clock: quinn's own runtime reads the machine's.
 #[derive(Debug)]
 pub(super) struct TokioTime;

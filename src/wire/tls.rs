@@ -270,6 +270,65 @@ impl Material {
     }
 }
 
+/// What can be said of one side's TLS files without another side.
+#[derive(Debug, Clone)]
+pub struct Examined {
+    /// Whose certificate it is.
+    pub identity: Identity,
+    /// End of its validity.
+    pub not_after: Micros,
+    /// End of the authority's validity: of the first to end, if there are several.
+    pub authority_not_after: Micros,
+    /// Names and addresses by which others may connect.
+    pub names: Vec<String>,
+    /// Whether the other side, with the same authority and at this moment, would believe it; else why not.
+    pub chain: Result<(), String>,
+}
+
+/// Reads the files and judges them as the other side would.
+///
+/// # Errors
+/// [`TlsError`] if a file cannot be read or understood, or the key does not fit.
+pub fn examine(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Examined, TlsError> {
+    let material = Material::load(files, clock)?;
+    let ends = read_certificates("authority", &files.ca)?;
+    let ends =
+        ends.iter().filter_map(|certificate| CertificateFacts::read(certificate).ok()).map(|facts| facts.not_after);
+    Ok(Examined {
+        authority_not_after: ends.min().unwrap_or(material.facts.not_after),
+        chain: material.check_chain(),
+        not_after: material.facts.not_after,
+        names: material.facts.names.clone(),
+        identity: material.identity,
+    })
+}
+
+impl Material {
+    /// Judges this side's own certificate by the authority that this side trusts.
+    fn check_chain(&self) -> Result<(), String> {
+        let explanation = Explanation::default();
+        let explain = self.explainer(&explanation);
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
+        let Some((own, above)) = self.key.cert.split_first() else { return Err("there is no certificate".to_owned()) };
+        let now = UnixTime::since_unix_epoch(Duration::from_micros(self.time.0.wall().0));
+        let judged = match &self.identity {
+            Identity::Agent(_) => {
+                let built = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+                let inner = built.map_err(|error| error.to_string())?;
+                ExplainedClient { inner, explain }.verify_client_cert(own, above, now).map(|_| ())
+            }
+            _ => {
+                let name = self.facts.names.first().and_then(|name| ServerName::try_from(name.clone()).ok());
+                let name = name.ok_or_else(|| format!("the certificate names no host; {RENEW} with --host"))?;
+                let built = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+                let inner = built.map_err(|error| error.to_string())?;
+                ExplainedServer { inner, explain }.verify_server_cert(own, above, &name, &[], now).map(|_| ())
+            }
+        };
+        judged.map_err(|error| explanation.lock().take().unwrap_or_else(|| error.to_string()))
+    }
+}
+
 const RENEW: &str = "issue a new one with `tidegate pki issue`";
 const SAME_AUTHORITY: &str = "both sides need certificates of the same `tidegate pki init`";
 

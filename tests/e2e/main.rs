@@ -12,6 +12,7 @@ mod backpressure;
 mod clients;
 mod damage;
 mod disks;
+mod doctor;
 mod hostile;
 mod image;
 mod kills;

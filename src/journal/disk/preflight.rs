@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{AlignedBuf, BackendChoice, Disk, DiskFile, Files, ring, std as plain};
 use crate::flow::{Clock, SystemClock};
@@ -65,6 +66,12 @@ pub enum PreflightError {
 
 const PROBE_NAME: &str = "preflight.tmp";
 const PROBE_ROUNDS: usize = 9;
+/// Writes that are timed at most: enough for a 99th percentile.
+pub const TIMED_WRITES_MAX: usize = 100;
+/// On a slow disk fewer are, so that a look at a host stays short.
+pub const TIMED_WRITES_FOR: Duration = Duration::from_secs(5);
+/// Places in the probe file that are written in turn.
+const TIMED_PLACES: usize = 16;
 
 /// Tries the backends on `dir`.
 ///
@@ -143,6 +150,50 @@ async fn measure<D: Disk>(disk: D, path: &Path) -> io::Result<u64> {
     }
     times.sort_unstable();
     Ok(times[times.len() / 2])
+}
+
+/// Times of writes of `bytes` with their sync in `dir`, in microseconds, the shortest first: by the backend that `found` names.
+/// Ends after [`TIMED_WRITES_MAX`] or [`TIMED_WRITES_FOR`], whichever is first.
+///
+/// # Errors
+/// What the operating system answers.
+pub fn commit_times(dir: &Path, found: &Preflight, bytes: usize) -> io::Result<Vec<u64>> {
+    let path = dir.join(PROBE_NAME);
+    let files = plain::StdFiles { direct: found.direct };
+    files.remove(&path)?;
+    files.create_zeroed(&path, (bytes * TIMED_PLACES) as u64)?;
+    let direct = found.direct;
+    let on_thread = || match found.backend {
+        Backend::Ring => ring::run(timed(ring::RingDisk { direct }, &path, bytes))?,
+        Backend::Std => plain::run(timed(plain::StdDisk { direct }, &path, bytes))?,
+    };
+    let times = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("tg-preflight".into()).spawn_scoped(scope, on_thread)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the timing of writes panicked")))
+    });
+    files.remove(&path)?;
+    times
+}
+
+async fn timed<D: Disk>(disk: D, path: &Path, bytes: usize) -> io::Result<Vec<u64>> {
+    let clock = SystemClock::new();
+    let file = disk.open(path)?;
+    let (mut times, begun) = (Vec::new(), clock.monotonic());
+    let mut buf = AlignedBuf::zeroed(bytes);
+    while times.len() < TIMED_WRITES_MAX && clock.monotonic() - begun < TIMED_WRITES_FOR {
+        buf.fill(times.len() as u8 + 1);
+        let start = clock.monotonic();
+        let at = (times.len() % TIMED_PLACES * bytes) as u64;
+        let (written, back) = file.write_at(buf, 0..bytes, at).await;
+        buf = back;
+        if written? != bytes {
+            return Err(io::Error::from(io::ErrorKind::WriteZero));
+        }
+        file.sync_data().await?;
+        times.push((clock.monotonic() - start).as_micros() as u64);
+    }
+    times.sort_unstable();
+    Ok(times)
 }
 
 fn explain(error: &io::Error) -> String {
