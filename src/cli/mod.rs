@@ -4,6 +4,7 @@
 //! those of [`crate::fault::exit`].
 
 mod agent;
+mod bandwidth;
 mod config;
 mod gateway;
 mod generate;
@@ -87,6 +88,8 @@ enum Verb {
     Config(config::Args),
     /// Show how a gateway and its disks stand.
     Status(status::Args),
+    /// Show how many bytes per second a gateway lets through, and set limits for a while.
+    Bandwidth(bandwidth::Args),
     /// Run the agent on a protected machine.
     Agent(agent::Args),
     /// Make a recovery point now.
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
         Verb::Journal(args) => journal::run(args),
         Verb::Config(args) => config::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Bandwidth(args) => bandwidth::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
         Verb::Points(args) => points::run(args),

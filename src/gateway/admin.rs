@@ -1,5 +1,7 @@
-//! The admin port: health, readiness, status and metrics over HTTP. It reads shared state and changes nothing.
+//! The admin port: health, readiness, status and metrics over HTTP. It reads shared state, and changes nothing but limits of
+//! bandwidth, for a while and for callers on this machine: see [`super::bandwidth::door`].
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::bandwidth::{Bandwidth, door};
 use super::board::Board;
 use crate::flow::{Clock, Drain};
 use crate::telemetry::process;
@@ -105,6 +108,11 @@ impl Health {
         Condition { ready, stopping, alive: self.alive(), words }
     }
 
+    /// Whether agents may come, and the service manager knows it or is about to.
+    pub(super) fn is_serving(&self) -> bool {
+        self.ready()
+    }
+
     fn alive(&self) -> bool {
         let now_ms = self.clock.monotonic().as_millis() as u64;
         let turned_ms = self.feeder_turn_ms.load(Ordering::Relaxed);
@@ -129,9 +137,11 @@ struct Admin {
 pub async fn serve(
     listener: tokio::net::TcpListener,
     health: Arc<Health>,
+    bandwidth: Arc<Bandwidth>,
     metrics: PrometheusHandle,
     mut stop: Drain,
 ) -> std::io::Result<()> {
+    let limits = door::routes(bandwidth, listener.local_addr()?.ip());
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -139,8 +149,10 @@ pub async fn serve(
         .route("/v1/status", get(status))
         .route("/v1/disks", get(disks))
         .route("/v1/agents", get(agents))
-        .with_state(Admin { health, metrics });
-    axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await
+        .with_state(Admin { health, metrics })
+        .merge(limits);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(async move { stop.wait().await }).await
 }
 
 async fn healthz(State(admin): State<Admin>) -> Response {

@@ -9,6 +9,7 @@ mod common;
 
 mod alone;
 mod backpressure;
+mod bandwidth;
 mod clients;
 mod damage;
 mod disks;
@@ -24,6 +25,7 @@ mod outage;
 mod pauses;
 mod quickstart;
 mod refusals;
+mod reload;
 mod several;
 mod soak;
 mod stolen;
