@@ -339,6 +339,27 @@ pub fn parse_size(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// Reads `"50 MiB/s"` and `"400 Mbit/s"`, as bytes per second.
+#[must_use]
+pub fn parse_rate(text: &str) -> Option<u64> {
+    let amount = text.trim().strip_suffix("/s")?.trim_end();
+    let lower = amount.to_ascii_lowercase();
+    let Some(bits) = lower.strip_suffix("bit") else {
+        // A bare number could be either.
+        return amount.ends_with(['b', 'B']).then(|| parse_size(amount)).flatten();
+    };
+    let units = [("k", 1_000), ("m", 1_000_000), ("g", 1_000_000_000)];
+    let scaled = units.iter().find_map(|(name, unit)| Some((bits.strip_suffix(name)?, *unit)));
+    let (number, unit) = scaled.unwrap_or((bits, 1_u64));
+    Some(number.trim().parse::<u64>().ok()?.checked_mul(unit)? / 8)
+}
+
+/// Shows a rate as [`show_size`] shows a size.
+#[must_use]
+pub fn show_rate(bytes_per_second: u64) -> String {
+    format!("{}/s", show_size(bytes_per_second))
+}
+
 /// Shows a size in the largest unit that keeps it readable.
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
@@ -399,6 +420,19 @@ mod tests {
         assert_eq!(parse_size("2gb"), Some(2_000_000_000));
         assert_eq!(parse_size("4096"), Some(4096));
         assert_eq!(parse_size("x"), None);
+        for (text, rate) in [
+            ("50 MiB/s", Some(50 << 20)),
+            ("400 Mbit/s", Some(50_000_000)),
+            ("1GB/s", Some(1_000_000_000)),
+            ("9 bit/s", Some(1)),
+            ("50 MiB", None),
+            ("50/s", None),
+            ("/s", None),
+            ("-1 B/s", None),
+        ] {
+            assert_eq!(parse_rate(text), rate, "{text}");
+        }
+        assert_eq!(show_rate(50 << 20), "50 MiB/s");
         assert_eq!(parse_duration("500 ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("2min"), Some(Duration::from_secs(120)));
         assert_eq!(parse_duration("5"), None);

@@ -20,6 +20,10 @@
 //! Files and ports first, so that mistakes end the process at once; then the admin port, so that waiting can be seen;
 //! then the journal's replay; then the vault, for which the gateway waits as long as it takes.
 //!
+//! # Reload
+//!
+//! SIGHUP: certificates and some limits are read again, see `reload`. No session notices.
+//!
 //! # Stop
 //!
 //! SIGTERM: agents are told to go, what was received is vaulted as far as the grace time allows, so that each disk goes on
@@ -31,21 +35,25 @@
 //! vaulted before are then there twice, byte for byte the same, which readers take as one.
 
 pub mod admin;
+pub mod bandwidth;
 pub mod board;
 pub mod config;
 mod feeder;
 pub(crate) mod files;
 pub mod findings;
 mod host;
+pub mod live;
 mod lookout;
 pub mod outlook;
 mod overload;
 mod page;
+mod reload;
 mod runs;
 mod sink;
 pub mod stages;
 mod window;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,8 +73,10 @@ use board::Board;
 use config::GatewayConfig;
 use feeder::Feeder;
 use host::{Disks, GatewayHost, Lanes};
+use live::Live;
 use lookout::Lookout;
 use overload::Overload;
+use reload::Reload;
 use runs::{Mark, Span};
 
 /// Wait between two attempts to open the vault: long enough not to hammer, short enough not to be noticed.
@@ -125,15 +135,15 @@ impl GatewayError {
     }
 }
 
-/// Runs the gateway until a signal asks it to stop. Blocks.
+/// Runs the gateway, configured by `config` as read from `file`, until a signal asks it to stop. Blocks.
 ///
 /// # Errors
 /// [`GatewayError`] names the file, address or object and the next step.
-pub fn run(config: GatewayConfig) -> Result<(), GatewayError> {
+pub fn run(config: GatewayConfig, file: PathBuf) -> Result<(), GatewayError> {
     let net = runtime("tg-net", config.pipeline_threads)?;
     let vault_runtime = runtime("tg-vault", 2)?;
     let metrics = install_metrics()?;
-    let result = net.block_on(serve(config, vault_runtime.handle().clone(), metrics));
+    let result = net.block_on(serve(config, file, vault_runtime.handle().clone(), metrics));
     // Both runtimes may hold blocking calls that a dead disk or blob store never answers; the journal has everything.
     vault_runtime.shutdown_timeout(Duration::from_secs(2));
     net.shutdown_timeout(Duration::from_secs(2));
@@ -172,14 +182,50 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
     Ok(handle)
 }
 
-async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: PrometheusHandle) -> Result<(), GatewayError> {
+async fn serve(
+    config: GatewayConfig,
+    file: PathBuf,
+    vault_runtime: Handle,
+    metrics: PrometheusHandle,
+) -> Result<(), GatewayError> {
+    let reloads = reload::signals().map_err(GatewayError::system("SIGHUP cannot be caught"))?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
+    let listener = listen(&config, &clock)?;
+    describe_process(&config, &listener);
+    let (stop_admin, admin_stopped) = DrainTrigger::new();
+    let health = Arc::new(Health::new(Arc::clone(&clock)));
+    let live = Live::new(&config, &clock);
+    let admin = start_admin(&config, &health, &live, metrics, admin_stopped).await?;
+    let (trigger, drain) = DrainTrigger::new();
+    tokio::spawn(wait_for_signal(trigger.clone()));
+    let reload = Reload {
+        file,
+        running: config.clone(),
+        credentials: listener.credentials().clone(),
+        live: Arc::clone(&live),
+        health: Arc::clone(&health),
+    };
+    tokio::spawn(reload.run(reloads));
+    let seen = Arc::clone(&health);
+    tokio::spawn(supervisor::tell(config.drain_grace, drain.clone(), move |stopping| seen.condition(stopping)));
+
+    let gateway = Opening { config, clock, health, live, vault_runtime, listener, trigger, drain };
+    let result = gateway.run(key).await;
+    stop_admin.start();
+    if let Err(error) = admin.await {
+        tracing::warn!(%error, "the admin port did not stop cleanly");
+    }
+    result
+}
+
+/// Opens the ports for agents.
+fn listen(config: &GatewayConfig, clock: &Arc<dyn Clock>) -> Result<Listener, GatewayError> {
     // What is not read yet waits with the agent rather than here: windows of QUIC stay below those of credit.
     let stream_window_bytes = config.window_bytes.min(QUIC_STREAM_WINDOW_BYTES) as u32;
     let mtu_max_bytes = config.datagram_max_bytes;
     let tuning = Tuning { stream_window_bytes, mtu_max_bytes, ..Tuning::default() };
-    let listener = Listener::bind(config.listen, &config.tls, &tuning, &clock, &Net::system())
+    let listener = Listener::bind(config.listen, &config.tls, &tuning, clock, &Net::system())
         .map_err(|error| GatewayError::of(&error))?;
     let listener = match config.listen_tcp {
         // With the port that the system chose, if 0 was asked for.
@@ -195,41 +241,32 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
             "{cert} is the certificate of gateway {named}, the configuration says id = {id:?}"
         )));
     }
+    Ok(listener)
+}
+
+/// What does not change in a life, for the metrics; and the watch over the memory.
+fn describe_process(config: &GatewayConfig, listener: &Listener) {
     tokio::spawn(listener.apart().watch(config.memory_bytes + MEMORY_BESIDES_BYTES));
     metrics::gauge!(names::MEMORY_LIMIT_BYTES).set((config.memory_bytes + MEMORY_BESIDES_BYTES) as f64);
     metrics::gauge!(names::PROCESSORS)
         .set(std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64));
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    metrics::gauge!(names::CERTIFICATE_ENDS_SECONDS).set(listener.certificate_ends().0 as f64 / 1e6);
-    let (stop_admin, admin_stopped) = DrainTrigger::new();
-    let health = Arc::new(Health::new(Arc::clone(&clock)));
-    let admin = start_admin(&config, &health, metrics, admin_stopped).await?;
-    let (trigger, drain) = DrainTrigger::new();
-    tokio::spawn(wait_for_signal(trigger.clone()));
-    let seen = Arc::clone(&health);
-    tokio::spawn(supervisor::tell(config.drain_grace, drain.clone(), move |stopping| seen.condition(stopping)));
-
-    let gateway = Opening { config, clock, health, vault_runtime, listener, trigger, drain };
-    let result = gateway.run(key).await;
-    stop_admin.start();
-    if let Err(error) = admin.await {
-        tracing::warn!(%error, "the admin port did not stop cleanly");
-    }
-    result
+    metrics::gauge!(names::CERTIFICATE_ENDS_SECONDS).set(listener.credentials().ends().0 as f64 / 1e6);
 }
 
 async fn start_admin(
     config: &GatewayConfig,
     health: &Arc<Health>,
+    live: &Arc<Live>,
     metrics: PrometheusHandle,
     stopped: Drain,
 ) -> Result<tokio::task::JoinHandle<()>, GatewayError> {
     let what = format!("the admin port {} cannot be opened", config.admin_listen);
     let listener = tokio::net::TcpListener::bind(config.admin_listen).await.map_err(GatewayError::system(what))?;
     tracing::info!(address = %config.admin_listen, "admin port open");
-    let health = Arc::clone(health);
+    let (health, bandwidth) = (Arc::clone(health), Arc::clone(&live.bandwidth));
     Ok(tokio::spawn(async move {
-        if let Err(error) = admin::serve(listener, health, metrics, stopped).await {
+        if let Err(error) = admin::serve(listener, health, bandwidth, metrics, stopped).await {
             tracing::error!(%error, "the admin port failed");
         }
     }))
@@ -256,6 +293,7 @@ struct Opening {
     config: GatewayConfig,
     clock: Arc<dyn Clock>,
     health: Arc<Health>,
+    live: Arc<Live>,
     vault_runtime: Handle,
     listener: Listener,
     trigger: DrainTrigger,
@@ -269,8 +307,9 @@ impl Opening {
             journal.stop().await;
             return Ok(());
         };
-        let Self { config, clock, health, vault_runtime, listener, trigger, drain } = self;
-        let parts = Parts { config, clock, health, vault_runtime, vault, journal, report, listener, trigger, drain };
+        let Self { config, clock, health, live, vault_runtime, listener, trigger, drain } = self;
+        let parts =
+            Parts { config, clock, health, live, vault_runtime, vault, journal, report, listener, trigger, drain };
         parts.run().await
     }
 
@@ -318,6 +357,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// What the admin port shows.
     pub health: Arc<Health>,
+    /// What of the configuration may change meanwhile.
+    pub live: Arc<Live>,
     /// Where requests to the store run.
     pub vault_runtime: Handle,
     /// The second durable home.
@@ -344,8 +385,9 @@ impl Parts {
         take_replayed(&disks, &self.report);
         self.check_vault()?;
         let feeder = Feeder::start(&self, &disks)?;
-        let Self { config, clock, health, vault, journal, listener, trigger, drain, .. } = self;
-        let window = window::start(&config, &journal, drain.clone());
+        let Self { config, clock, health, live, vault, journal, listener, trigger, drain, .. } = self;
+        let window = window::start(&live, &journal, drain.clone());
+        tokio::spawn(Arc::clone(&live.bandwidth).run(drain.clone()));
         let overload = Overload::new();
         let host = Arc::new(GatewayHost {
             hello: HelloInfo { gateway: config.id.clone(), vault: vault.id() },
@@ -355,13 +397,15 @@ impl Parts {
             window,
             clock: Arc::clone(&clock),
             overload: Arc::clone(&overload),
-            peers: config.peers.clone(),
+            live: Arc::clone(&live),
             lanes: Lanes::default(),
             roll: Arc::default(),
         });
         let names = (config.id.clone(), vault.id());
         let (books, roll, time) = (Arc::clone(&disks), Arc::clone(&host.roll), Arc::clone(&clock));
-        let board = Arc::new(Board::new(names, books, roll, journal.clone(), time, config.disk_lines_max as usize));
+        let limits = Arc::clone(&live.bandwidth);
+        let lines_max = config.disk_lines_max as usize;
+        let board = Arc::new(Board::new(names, books, roll, journal.clone(), limits, time, lines_max));
         health.set_board(Arc::clone(&board));
         tokio::spawn(board.run(drain.clone()));
         let (connections_max, drain_grace) = (config.agents_max as usize, config.drain_grace);
@@ -377,7 +421,7 @@ impl Parts {
             ..ServerLimits::default()
         };
         let (books, time) = (Arc::clone(&disks), Arc::clone(&clock));
-        tokio::spawn(overload.run(config.streams_target, journal.clone(), books, time, drain.clone()));
+        tokio::spawn(overload.run(live, journal.clone(), books, time, drain.clone()));
         // Beside everything else: it only saves uploads that nobody needs.
         tokio::spawn(Lookout::new(Arc::clone(&host)).run(drain.clone()));
         let drained_since = tokio::spawn(drain_began(drain.clone(), Arc::clone(&clock)));

@@ -104,6 +104,46 @@ impl Config {
         }
     }
 
+    /// The keys whose values count from a start only, and that are others in `new`: all but what the certificate files
+    /// hold, which are read at every connect.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        // Every field is named, so that nobody adds one without a decision.
+        let Self {
+            id,
+            state_dir,
+            gateways,
+            lost_after,
+            return_after,
+            transport,
+            quic_retry,
+            tls,
+            barrier_interval,
+            memory_bytes,
+            drain_grace,
+            copy_parallel,
+            copy_rate_bytes,
+            disks,
+        } = self;
+        let changed = [
+            ("id", *id != new.id),
+            ("state_dir", *state_dir != new.state_dir),
+            ("gateways", *gateways != new.gateways),
+            ("lost_after", *lost_after != new.lost_after),
+            ("return_after", *return_after != new.return_after),
+            ("transport", *transport != new.transport),
+            ("quic_retry", *quic_retry != new.quic_retry),
+            ("[tls] (names of files)", *tls != new.tls),
+            ("barrier_interval", *barrier_interval != new.barrier_interval),
+            ("memory", *memory_bytes != new.memory_bytes),
+            ("drain_grace", *drain_grace != new.drain_grace),
+            ("copy.parallel", *copy_parallel != new.copy_parallel),
+            ("copy.rate", *copy_rate_bytes != new.copy_rate_bytes),
+            ("[[disk]]", *disks != new.disks),
+        ];
+        changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+    }
+
     fn read(mut reader: Reader, path: &Path) -> Result<Self, ConfigError> {
         let seconds = Duration::from_secs;
         let id =

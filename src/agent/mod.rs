@@ -58,6 +58,7 @@ pub mod placement;
 pub mod points;
 pub mod queue;
 pub mod range_lock;
+pub mod reload;
 pub mod replicator;
 mod reporter;
 pub mod splitter;

@@ -11,10 +11,10 @@ use super::{Failure, Outcome};
 use crate::agent::config::{Config, DEFAULT_FILE};
 use crate::agent::control::{AgentStatus, DiskStatus, Request, Response, socket_path};
 use crate::agent::disk::Overrides;
-use crate::agent::stepping_back;
+use crate::agent::{reload, stepping_back};
 use crate::config::show_size;
 use crate::fault::exit;
-use crate::flow::{DrainTrigger, SystemClock};
+use crate::flow::{Clock, DrainTrigger, SystemClock};
 use crate::types::DiskId;
 
 /// Options of `tidegate agent`.
@@ -79,7 +79,9 @@ pub fn run(args: Args) -> Outcome {
             }
             trigger.start();
         });
-        let clock = Arc::new(SystemClock::new());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let reloads = reload::signals()?;
+        tokio::spawn(reload::run(args.config.clone(), config.clone(), Arc::clone(&clock), reloads));
         crate::agent::run(&config, &overrides, clock, drain).await.map_err(|error| Failure::of(&error))?;
         Ok(exit::OK)
     })

@@ -26,6 +26,6 @@ pub fn run(args: Args) -> Outcome {
     }
     let path = args.config.ok_or_else(|| Failure::usage("give --config FILE"))?;
     let config = GatewayConfig::load(&path).map_err(|error| Failure::usage(error.to_string()))?;
-    crate::gateway::run(config).map_err(|error| Failure::of(&error))?;
+    crate::gateway::run(config, path).map_err(|error| Failure::of(&error))?;
     Ok(exit::OK)
 }

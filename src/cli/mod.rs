@@ -4,6 +4,7 @@
 //! those of [`crate::fault::exit`].
 
 mod agent;
+mod bandwidth;
 mod bundle;
 mod config;
 mod doctor;
@@ -116,6 +117,8 @@ enum Verb {
     Status(status::Args),
     /// Watch a gateway full screen: its path, what holds it up, disks and agents.
     Top(top::Args),
+    /// Show how many bytes per second a gateway lets through, and set limits for a while.
+    Bandwidth(bandwidth::Args),
     /// Run the agent on a protected machine.
     Agent(agent::Args),
     /// Make a recovery point now.
@@ -150,6 +153,7 @@ pub fn main() -> ExitCode {
         Verb::Bundle(args) => bundle::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Top(args) => top::run(&args),
+        Verb::Bandwidth(args) => bandwidth::run(args),
         Verb::Agent(args) => agent::run(args),
         Verb::Point(args) => point::run(args),
         Verb::Points(args) => points::run(args),

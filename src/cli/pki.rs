@@ -29,6 +29,10 @@ enum Verb {
     Issue {
         #[command(flatten)]
         common: Common,
+        /// Renew: a new certificate for the key that is there, which takes the place of the old one. The key need not be
+        /// copied again, so a gateway takes it up by a reload.
+        #[arg(long, conflicts_with = "force")]
+        keep_key: bool,
         #[command(subcommand)]
         holder: Holder,
     },
@@ -80,7 +84,7 @@ impl Common {
 
     fn options(&self, days_default: u32) -> IssueOptions {
         let now = SystemClock::new().wall();
-        IssueOptions { now, days: self.days.unwrap_or(days_default), force: self.force }
+        IssueOptions { now, days: self.days.unwrap_or(days_default), force: self.force, keep_key: false }
     }
 }
 
@@ -91,8 +95,8 @@ pub fn run(args: Args) -> Outcome {
             let issued = pki::init(common.folder()?, vault_id, common.options(AUTHORITY_DAYS_DEFAULT));
             (common, issued)
         }
-        Verb::Issue { common, holder } => {
-            let (dir, options) = (common.folder()?, common.options(LEAF_DAYS_DEFAULT));
+        Verb::Issue { common, keep_key, holder } => {
+            let (dir, options) = (common.folder()?, IssueOptions { keep_key, ..common.options(LEAF_DAYS_DEFAULT) });
             let issued = match holder {
                 Holder::Agent { id, disks } => pki::issue_agent(dir, &id, &disks, options),
                 Holder::Gateway { id, hosts } => pki::issue_gateway(dir, &id, &hosts, options),

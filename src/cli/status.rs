@@ -120,6 +120,8 @@ struct Seen {
     /// A gateway of an older version has none.
     #[serde(default)]
     findings: Vec<SeenFinding>,
+    #[serde(default)]
+    bandwidth: Vec<SeenLimit>,
 }
 
 #[derive(Deserialize)]
@@ -128,6 +130,12 @@ struct SeenFinding {
     text: String,
     next: String,
     runbook: String,
+}
+
+#[derive(Deserialize)]
+struct SeenLimit {
+    holds: bool,
+    words: String,
 }
 
 #[derive(Deserialize)]
@@ -185,6 +193,9 @@ fn text(seen: &Seen, mut disks: Vec<SeenDisk>, shown: usize) -> String {
     };
     let (capacity, level) = (show_size(seen.journal_capacity_bytes), &seen.journal_level);
     let _ = writeln!(out, "journal {percent:.0} % of {capacity}, {level}{heading}");
+    for limit in seen.bandwidth.iter().filter(|limit| limit.holds) {
+        let _ = writeln!(out, "limit   {} (tidegate bandwidth)", limit.words);
+    }
     let (dirty, unvaulted) = (show_size(seen.dirty_bytes), show_size(seen.unvaulted_bytes));
     let _ = writeln!(out, "agents  {}; to copy {dirty}, to vault {unvaulted}", seen.agents);
     let counts: Vec<_> = seen.disks.iter().filter(|(_, count)| *count > 0).collect();
@@ -234,6 +245,10 @@ mod tests {
             journal_level: "low".into(),
             journal_heading: Some(SeenHeading { full_seconds: Some(600.0), drained_seconds: None }),
             findings: Vec::new(),
+            bandwidth: vec![
+                SeenLimit { holds: false, words: "each disk not limited".into() },
+                SeenLimit { holds: true, words: "uploads held to 50 MiB/s by the calendar until 18:00 UTC".into() },
+            ],
         }
     }
 
@@ -274,9 +289,10 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[1], "TROUBLE the credential is refused");
         assert_eq!(lines[2], "journal 25 % of 4 GiB, low, full in 10 min");
+        assert_eq!(lines[3], "limit   uploads held to 50 MiB/s by the calendar until 18:00 UTC (tidegate bandwidth)");
         assert!(text.contains("disks   2 protected\n"), "{text}");
-        let rows: Vec<_> = lines[7..].iter().map(|line| line.split_whitespace().next().unwrap_or_default()).collect();
+        let rows: Vec<_> = lines[8..].iter().map(|line| line.split_whitespace().next().unwrap_or_default()).collect();
         assert_eq!(rows, ["late", "fine", "and"], "{text}");
-        assert!(lines[7].contains("117 min"), "{text}");
+        assert!(lines[8].contains("117 min"), "{text}");
     }
 }

@@ -240,7 +240,7 @@ fn words(seeds: &mut Vec<Seed>) {
 /// Certificates and wrapped keys are made of randomness: written once, and not compared.
 pub(super) fn random() -> Vec<Seed> {
     let folder = tempfile::tempdir().unwrap();
-    let options = IssueOptions { now: Micros(1_795_384_805_000_000), days: 30, force: false };
+    let options = IssueOptions { now: Micros(1_795_384_805_000_000), days: 30, force: false, keep_key: false };
     pki::init(folder.path(), Id128([0xa1; 16]), options).unwrap();
     let disk = crate::types::DiskId::new("d1").unwrap();
     let agent = pki::issue_agent(folder.path(), "a1", &[disk], options).unwrap();

@@ -1,6 +1,7 @@
-//! The admin port: the status page, health, readiness, status and metrics over HTTP. It reads shared state and changes
-//! nothing.
+//! The admin port: the status page, health, readiness, status and metrics over HTTP. It reads shared state, and changes nothing
+//! but limits of bandwidth, for a while and for callers on this machine: see [`super::bandwidth::door`].
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::bandwidth::{Bandwidth, door};
 use super::board::{Board, Status};
 use super::findings::{self, Finding, Scene};
 use super::page;
@@ -112,6 +114,11 @@ impl Health {
         Condition { ready, stopping, alive: self.alive(), words }
     }
 
+    /// Whether agents may come, and the service manager knows it or is about to.
+    pub(super) fn is_serving(&self) -> bool {
+        self.ready()
+    }
+
     fn alive(&self) -> bool {
         let now_ms = self.clock.monotonic().as_millis() as u64;
         let turned_ms = self.feeder_turn_ms.load(Ordering::Relaxed);
@@ -171,10 +178,12 @@ struct Whole {
 pub async fn serve(
     listener: tokio::net::TcpListener,
     health: Arc<Health>,
+    bandwidth: Arc<Bandwidth>,
     metrics: PrometheusHandle,
     mut stop: Drain,
 ) -> std::io::Result<()> {
     let admin = Admin { health, metrics };
+    let limits = door::routes(bandwidth, listener.local_addr()?.ip());
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
@@ -183,9 +192,11 @@ pub async fn serve(
         .route("/v1/disks", get(disks))
         .route("/v1/agents", get(agents))
         .with_state(admin.clone())
+        .merge(limits)
         .merge(page::routes());
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let sampled = stop.clone();
-    let served = async { axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await };
+    let served = async { axum::serve(listener, service).with_graceful_shutdown(async move { stop.wait().await }).await };
     tokio::pin!(served);
     tokio::select! {
         biased;

@@ -14,6 +14,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::bandwidth::{Bandwidth, LimitView};
 use super::host::Disks;
 use super::outlook::{Heading, Outlook};
 use super::runs::DiskSlot;
@@ -136,6 +137,8 @@ pub struct Status {
     pub journal_level: &'static str,
     /// Where the journal is heading; none before enough is known.
     pub journal_heading: Option<Heading>,
+    /// Limits of bandwidth, and whether they are what holds things up.
+    pub bandwidth: Vec<LimitView>,
 }
 
 /// Everything that is asked when somebody looks.
@@ -150,6 +153,8 @@ pub struct Board {
     pub roll: Arc<Roll>,
     /// The journal.
     pub journal: Journal,
+    /// Limits of bandwidth.
+    pub bandwidth: Arc<Bandwidth>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Disks that have lines of their own in the metrics.
@@ -166,11 +171,12 @@ impl Board {
         disks: Arc<Disks>,
         roll: Arc<Roll>,
         journal: Journal,
+        bandwidth: Arc<Bandwidth>,
         clock: Arc<dyn Clock>,
         lines_max: usize,
     ) -> Self {
         let started = clock.monotonic();
-        Self { gateway, vault, disks, roll, journal, clock, lines_max, started, outlook: Mutex::default() }
+        Self { gateway, vault, disks, roll, journal, bandwidth, clock, lines_max, started, outlook: Mutex::default() }
     }
 
     /// Notes the journal's fill level now and then, until `drain`.
@@ -262,6 +268,7 @@ impl Board {
                 Level::Full => "full",
             },
             journal_heading: self.outlook.lock().heading(space),
+            bandwidth: self.bandwidth.view(),
         }
     }
 

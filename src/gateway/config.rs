@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::bandwidth::calendar::Calendar;
+use super::bandwidth::settings;
 use crate::config::{ConfigError, Reader, show_size};
 use crate::journal::{BackendChoice, JournalConfig};
 use crate::limits;
@@ -62,6 +64,8 @@ pub struct GatewayConfig {
     pub window_bytes: u64,
     /// Gateways named to agents that are to leave.
     pub peers: Vec<String>,
+    /// Limits of bandwidth, and when they count.
+    pub bandwidth: Calendar,
 }
 
 impl GatewayConfig {
@@ -85,14 +89,7 @@ impl GatewayConfig {
         let id = reader.parsed("id", |text| check_name(text).map(|()| text.to_owned()).map_err(|e| e.to_string()));
         let id = reader.required("id", id);
         let listen = address(&mut reader, "listen", "[::]:9443");
-        let listen_tcp = reader.parsed("listen_tcp", |text| match text {
-            "same" => Ok(Some(listen)),
-            "off" => Ok(None),
-            text => text.parse().map(Some).map_err(|_| {
-                format!("{text:?} is no address: write host:port, \"same\" for that of `listen`, or \"off\"")
-            }),
-        });
-        let listen_tcp = listen_tcp.unwrap_or(Some(listen));
+        let listen_tcp = read_listen_tcp(&mut reader, listen);
         let datagram_bytes = u64::from(MTU_BYTES_DEFAULT);
         let datagram_max_bytes = reader.number("datagram_max_bytes", datagram_bytes, 1200..=65_000) as u16;
         let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
@@ -123,6 +120,7 @@ impl GatewayConfig {
             (agents_max, streams_target, session.size("window", 4 * MIB, 2 * MIB..=64 * MIB))
         });
         let peers = read_peers(&mut reader);
+        let bandwidth = reader.section("bandwidth", settings::read);
         reader.finish(path)?;
         let missing = || ConfigError { path: path.to_owned(), mistakes: vec!["a required value is missing".into()] };
         let (vault_url, catalog_key, batch_age, upload_parallel_max, request_timeout) = vault.ok_or_else(missing)?;
@@ -148,7 +146,66 @@ impl GatewayConfig {
             streams_target,
             window_bytes,
             peers,
+            bandwidth,
         })
+    }
+
+    /// The keys whose values count from a start only, and that are others in `new`. Those that are not named here are taken
+    /// by [`super::live::Live`] or with the certificates.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        // Every field is named, so that nobody adds one without a decision.
+        let Self {
+            id,
+            listen,
+            listen_tcp,
+            datagram_max_bytes,
+            admin_listen,
+            disk_lines_max,
+            memory_bytes,
+            drain_grace,
+            tls: _,
+            vault_url,
+            catalog_key,
+            batch_age,
+            upload_parallel_max,
+            request_timeout,
+            journal,
+            pipeline_threads,
+            codec,
+            agents_max,
+            streams_target: _,
+            window_bytes: _,
+            peers: _,
+            bandwidth: _,
+        } = self;
+        let changed = [
+            ("id", *id != new.id),
+            ("listen", *listen != new.listen),
+            ("listen_tcp", *listen_tcp != new.listen_tcp),
+            ("datagram_max_bytes", *datagram_max_bytes != new.datagram_max_bytes),
+            ("admin_listen", *admin_listen != new.admin_listen),
+            ("disk_lines", *disk_lines_max != new.disk_lines_max),
+            ("memory", *memory_bytes != new.memory_bytes),
+            ("drain_grace", *drain_grace != new.drain_grace),
+            ("vault.url", *vault_url != new.vault_url),
+            ("vault.catalog_key", *catalog_key != new.catalog_key),
+            ("vault.batch_age", *batch_age != new.batch_age),
+            ("vault.upload_parallel_max", *upload_parallel_max != new.upload_parallel_max),
+            ("vault.request_timeout", *request_timeout != new.request_timeout),
+            ("[journal]", JournalConfig { cache_bytes: new.journal.cache_bytes, ..journal.clone() } != new.journal),
+            ("pipeline.threads", *pipeline_threads != new.pipeline_threads),
+            ("pipeline.codec", *codec != new.codec),
+            ("session.agents_max", *agents_max != new.agents_max),
+        ];
+        changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+    }
+
+    /// Takes what counts at once from `new`, and keeps the rest.
+    pub fn take_live(&mut self, new: Self) {
+        let Self { tls, streams_target, window_bytes, peers, bandwidth, .. } = new;
+        (self.tls, self.streams_target, self.window_bytes) = (tls, streams_target, window_bytes);
+        (self.peers, self.bandwidth) = (peers, bandwidth);
     }
 
     /// The quarter of the memory that each of journal cache, pipeline, uploads and sessions may hold.
@@ -167,6 +224,18 @@ fn address(reader: &mut Reader, key: &str, default: &str) -> SocketAddr {
     let given = reader.parsed(key, parse);
     // A default that does not parse would be a bug of this file, and the unspecified address its mildest outcome.
     given.or_else(|| parse(default).ok()).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+fn read_listen_tcp(reader: &mut Reader, listen: SocketAddr) -> Option<SocketAddr> {
+    let listen_tcp = reader.parsed("listen_tcp", |text| match text {
+        "same" => Ok(Some(listen)),
+        "off" => Ok(None),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|_| format!("{text:?} is no address: write host:port, \"same\" for that of `listen`, or \"off\"")),
+    });
+    listen_tcp.unwrap_or(Some(listen))
 }
 
 fn read_peers(reader: &mut Reader) -> Vec<String> {
@@ -251,6 +320,29 @@ mod tests {
         assert_eq!(config.peers, bare.peers);
         assert_eq!(config.window_bytes, bare.window_bytes);
         assert_eq!((config.codec, bare.codec), (CodecChoice::default(), CodecChoice::default()));
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named_and_what_does_not_is_taken() {
+        let mut running = read(DEFAULT_FILE).expect("valid");
+        let new = read(
+            &DEFAULT_FILE
+                .replace("memory = \"512 MiB\"", "memory = \"1 GiB\"")
+                .replace("capacity = \"16 GiB\"", "capacity = \"32 GiB\"")
+                .replace("window = \"4 MiB\"", "window = \"8 MiB\"")
+                .replace("peers = []", "peers = [\"gw2:9443\"]")
+                .replace("#upload_max = \"200 MiB/s\"", "upload_max = \"200 MiB/s\""),
+        );
+        let new = new.expect("valid");
+        assert_eq!(running.needs_restart(&running.clone()), Vec::<&str>::new());
+        // The journal's part of the memory is none of its keys.
+        assert_eq!(running.needs_restart(&new), ["memory", "[journal]"]);
+        let only_memory = read(&DEFAULT_FILE.replace("memory = \"512 MiB\"", "memory = \"1 GiB\"")).expect("valid");
+        assert_eq!(running.needs_restart(&only_memory), ["memory"]);
+        running.take_live(new.clone());
+        assert_eq!((running.window_bytes, &running.peers, &running.bandwidth), (8 << 20, &new.peers, &new.bandwidth));
+        assert_ne!(running.bandwidth, Calendar::default());
+        assert_eq!(running.needs_restart(&new), ["memory", "[journal]"], "told again as long as it is so");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::host::Disks;
 use super::runs::Span;
 use super::{GatewayError, Parts};
 use crate::fault::chain_text;
-use crate::flow::{Clock, Drain, DrainTrigger, Strand};
+use crate::flow::{Clock, Drain, DrainTrigger, Pace, Strand};
 use crate::journal::{Commit, CommitReader, Damage, Journal, ReadError};
 use crate::pipeline::{
     BatcherLimits, Input, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed,
@@ -62,6 +62,7 @@ impl Feeder {
             runtime: parts.vault_runtime.clone(),
             vault: Arc::clone(&parts.vault),
             journal: parts.journal.clone(),
+            pace: parts.live.bandwidth.upload(),
             disks: Arc::clone(disks),
             stopped,
         };
@@ -94,6 +95,8 @@ struct Feeding {
     runtime: Handle,
     vault: Arc<Vault>,
     journal: Journal,
+    /// Limits of what uploads send.
+    pace: Pace,
     disks: Arc<Disks>,
     stopped: Drain,
 }
@@ -159,7 +162,7 @@ impl Feeding {
         };
         let vault = Vault::clone(&self.vault);
         let clock = Arc::clone(&self.clock);
-        let uploader = Uploader::start(vault, &lane, uploader_config, clock, &self.runtime, events);
+        let uploader = Uploader::start(vault, &lane, uploader_config, &self.pace, clock, &self.runtime, events);
         let uploader = Arc::new(uploader);
         let events =
             Events { disks: Arc::clone(&self.disks), journal: self.journal.clone(), health: Arc::clone(&self.health) };

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 
 use super::FAILURE_LOOK;
 use super::board::Roll;
+use super::live::Live;
 use super::lookout::retire_below;
 use super::overload::Overload;
 use super::runs::{DiskSlot, Mark, Run, Session};
@@ -70,8 +71,8 @@ pub struct GatewayHost {
     pub clock: Arc<dyn Clock>,
     /// Who is asked to leave.
     pub overload: Arc<Overload>,
-    /// Gateways to name to those that are.
-    pub peers: Vec<String>,
+    /// Gateways to name to those that are, and limits of bandwidth.
+    pub live: Arc<Live>,
     /// Lanes by whether a gateway of this name wrote them.
     pub lanes: Lanes,
     /// Agents that are here, and what they tell.
@@ -223,7 +224,7 @@ impl Host for GatewayHost {
     }
 
     fn peers(&self) -> Vec<String> {
-        self.peers.clone()
+        self.live.peers()
     }
 
     fn ways(&self) -> usize {
@@ -353,6 +354,7 @@ impl GatewayHost {
             journaled: Arc::clone(&run.journaled),
             vaulted: Arc::clone(&run.vaulted),
             window: self.window.clone(),
+            pace: self.live.bandwidth.disk(),
             way: self.journal.shard_of(&slot.disk),
             fenced: session.fenced.subscribe(),
             must_fork: session.must_fork.subscribe(),

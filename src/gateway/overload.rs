@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::host::Disks;
+use super::live::Live;
 use crate::flow::{Clock, Drain};
 use crate::journal::{Journal, Level};
 use crate::telemetry::names;
@@ -21,19 +22,18 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 /// Whether a gateway has more than it can carry. Pure.
 #[derive(Debug)]
 struct Load {
-    streams_target: u64,
     full_since: Option<Duration>,
 }
 
 impl Load {
-    const fn new(streams_target: u64) -> Self {
-        Self { streams_target, full_since: None }
+    const fn new() -> Self {
+        Self { full_since: None }
     }
 
-    fn too_much(&mut self, level: Level, streams: u64, now: Duration) -> bool {
+    fn too_much(&mut self, level: Level, (streams, streams_target): (u64, u64), now: Duration) -> bool {
         self.full_since = if level == Level::Full { self.full_since.or(Some(now)) } else { None };
         let full = self.full_since.is_some_and(|since| now.saturating_sub(since) >= FULL_FOR);
-        full || streams > self.streams_target
+        full || streams > streams_target
     }
 }
 
@@ -61,19 +61,19 @@ impl Overload {
     /// Looks at the load and gives out turns, until `drain`.
     pub async fn run(
         self: Arc<Self>,
-        streams_target: u64,
+        live: Arc<Live>,
         journal: Journal,
         disks: Arc<Disks>,
         clock: Arc<dyn Clock>,
         mut drain: Drain,
     ) {
-        let mut load = Load::new(streams_target);
+        let mut load = Load::new();
         let level = journal.space_changed();
         let gauge = metrics::gauge!(names::OVERLOADED);
         let mut told = false;
         loop {
             let now = clock.monotonic();
-            let too_much = load.too_much(*level.borrow(), disks.streams_open(), now);
+            let too_much = load.too_much(*level.borrow(), (disks.streams_open(), live.streams_target()), now);
             gauge.set(f64::from(u8::from(too_much)));
             if told != too_much {
                 tracing::warn!(too_much, streams = disks.streams_open(), "load of this gateway");
@@ -100,14 +100,13 @@ mod tests {
 
     #[test]
     fn a_full_journal_counts_only_when_it_stays_full() {
-        let mut load = Load::new(10);
-        let seconds = Duration::from_secs;
-        assert!(!load.too_much(Level::Full, 3, seconds(0)));
-        assert!(!load.too_much(Level::Full, 3, seconds(29)));
-        assert!(!load.too_much(Level::High, 3, seconds(30)));
-        assert!(!load.too_much(Level::Full, 3, seconds(31)));
-        assert!(load.too_much(Level::Full, 3, seconds(61)));
-        assert!(load.too_much(Level::Low, 11, seconds(62)) && !load.too_much(Level::Low, 10, seconds(63)));
+        let (mut load, seconds, few) = (Load::new(), Duration::from_secs, (3, 10));
+        assert!(!load.too_much(Level::Full, few, seconds(0)));
+        assert!(!load.too_much(Level::Full, few, seconds(29)));
+        assert!(!load.too_much(Level::High, few, seconds(30)));
+        assert!(!load.too_much(Level::Full, few, seconds(31)));
+        assert!(load.too_much(Level::Full, few, seconds(61)));
+        assert!(load.too_much(Level::Low, (11, 10), seconds(62)) && !load.too_much(Level::Low, (10, 10), seconds(63)));
     }
 
     #[tokio::test]

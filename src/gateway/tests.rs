@@ -39,15 +39,16 @@ async fn world(dir: &Path, records: u64) -> World {
     let opened = tokio::task::spawn_blocking(move || Journal::open(&config, "g2")).await;
     let (journal, _) = opened.expect("no panic").expect("journal");
     let (window_sender, window) = watch::channel(8 << 20);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let host = Arc::new(GatewayHost {
         hello: HelloInfo { gateway: "g2".into(), vault: vault.vault.id() },
         journal,
         vault: Arc::new(vault.vault.clone()),
         disks: Arc::new(Disks::default()),
         window,
-        clock: Arc::new(SystemClock::new()),
+        clock: Arc::clone(&clock),
         overload: Overload::new(),
-        peers: vec![],
+        live: Live::new(&GatewayConfig::parse(Path::new("gateway.toml"), config::DEFAULT_FILE).expect("valid"), &clock),
         lanes: Lanes::default(),
         roll: Arc::default(),
     });

@@ -45,7 +45,7 @@ impl Clock for PausedClock {
 
 /// Certificates of one gateway and one agent.
 fn certificates(dir: &Path, vault: Id128) -> (TlsFiles, TlsFiles) {
-    let options = IssueOptions { now: Micros(1_800_000_000_000_000), days: 30, force: false };
+    let options = IssueOptions { now: Micros(1_800_000_000_000_000), days: 30, force: false, keep_key: false };
     let files =
         |issued: &Issued| TlsFiles { ca: issued.ca.clone(), cert: issued.cert.clone(), key: issued.key.clone() };
     pki::init(dir, vault, options).expect("authority");
@@ -118,8 +118,10 @@ async fn site(dir: &Path) -> Site {
     let (journal, report) = Journal::open_on(&config.journal, &disk, &clock).expect("the journal opens");
     let listener = Listener::bind(address, &config.tls, &Tuning::default(), &clock, &net).expect("listening");
     let (trigger, drain) = DrainTrigger::new();
+    let live = Live::new(&config, &clock);
     let parts = Parts {
         config,
+        live,
         clock: Arc::clone(&clock),
         health: Arc::new(Health::new(Arc::clone(&clock))),
         vault_runtime: Handle::current(),

@@ -1,7 +1,7 @@
 //! How much memory each disk may have for records on its way while there is plenty: less when the journal fills up. How
 //! the sessions' memory is shared among disks is the wire's.
 
-use super::config::GatewayConfig;
+use super::live::Live;
 use crate::flow::{Drain, watch};
 use crate::journal::{Journal, Level};
 use crate::limits::RECORD_BYTES_MAX;
@@ -17,18 +17,19 @@ const fn window_bytes(level: Level, configured_bytes: u64) -> u64 {
 }
 
 /// Starts the task that keeps the window up to date.
-pub fn start(config: &GatewayConfig, journal: &Journal, mut drain: Drain) -> watch::Receiver<u64> {
-    let configured_bytes = config.window_bytes;
+pub fn start(live: &Live, journal: &Journal, mut drain: Drain) -> watch::Receiver<u64> {
+    let mut configured_bytes = live.window_bytes();
     let mut level = journal.space_changed();
-    let (sender, receiver) = watch::channel(window_bytes(*level.borrow(), configured_bytes));
+    let (sender, receiver) = watch::channel(window_bytes(*level.borrow(), *configured_bytes.borrow()));
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 biased;
                 () = drain.wait() => return,
                 changed = level.changed() => if changed.is_err() { return },
+                changed = configured_bytes.changed() => if changed.is_err() { return },
             }
-            let bytes = window_bytes(*level.borrow_and_update(), configured_bytes);
+            let bytes = window_bytes(*level.borrow_and_update(), *configured_bytes.borrow_and_update());
             sender.send_if_modified(|now| std::mem::replace(now, bytes) != bytes);
         }
     });

@@ -22,7 +22,7 @@ pub const LOW_WATER_PERCENT_DEFAULT: u8 = 60;
 pub const CACHE_BYTES_DEFAULT: u64 = 64 << 20;
 
 /// How a journal is laid out and bounded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalConfig {
     /// Its directory; made if absent.
     pub dir: PathBuf,

@@ -134,6 +134,12 @@ metric_names! {
     gauge BUILD_INFO = "tidegate_build_info";
     /// When the gateway's certificate ends, in seconds since 1970.
     gauge CERTIFICATE_ENDS_SECONDS = "tidegate_certificate_ends_timestamp_seconds";
+    /// Times that configuration and certificates were read again, by outcome: ok, or failed with nothing changed.
+    counter RELOADS = "tidegate_reloads_total";
+    /// Bandwidth limit in force in bytes per second, by limit: upload, receive, disk (each); infinite without one.
+    gauge BANDWIDTH_LIMIT = "tidegate_bandwidth_limit_bytes_per_second";
+    /// Bytes that wait for a bandwidth limit, by limit.
+    gauge BANDWIDTH_HELD_BYTES = "tidegate_bandwidth_held_bytes";
     /// Bytes of memory that the process holds.
     gauge PROCESS_RESIDENT_BYTES = "process_resident_memory_bytes";
     /// Seconds of processor time that the process has used.

@@ -8,6 +8,7 @@
 //! - *Alive* is said a few times within the manager's limit, and only while the daemon finds itself alive, by the same
 //!   rule as `/healthz`. A runtime that hangs says nothing either, as this task runs on it.
 //! - *Stopping* is said once, with the time that the stop may take, because only the daemon's configuration knows it.
+//! - *Reloading* is said while a configuration is read again, and *ready* after it.
 //!
 //! A manager that does not listen harms nobody: the first failure is logged and the daemon goes on.
 
@@ -69,6 +70,38 @@ impl Book {
             messages.push(NotifyState::Watchdog);
         }
         messages
+    }
+}
+
+/// A configuration is being read again, and the manager knows it.
+pub struct Reloading {
+    told: bool,
+}
+
+impl Reloading {
+    /// Says so, if the manager was told of a daemon that serves: another one is not ready after it either.
+    #[must_use]
+    pub fn begin(serving: bool) -> Self {
+        let told = serving && std::env::var_os("NOTIFY_SOCKET").is_some();
+        if told {
+            // From version 253 on a manager that asked for it wants to know when it began.
+            let since = NotifyState::monotonic_usec_now();
+            say(&[NotifyState::Reloading].into_iter().chain(since).collect::<Vec<_>>());
+        }
+        Self { told }
+    }
+
+    /// It is over, and the daemon serves as before or with what is new.
+    pub fn end(self) {
+        if self.told {
+            say(&[NotifyState::Ready]);
+        }
+    }
+}
+
+fn say(messages: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(messages) {
+        tracing::warn!(%error, "the service manager at NOTIFY_SOCKET cannot be told of a reload");
     }
 }
 

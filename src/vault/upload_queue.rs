@@ -184,6 +184,24 @@ impl UploadQueue {
         full && !self.is_parked() && self.waiting.values().any(|waiting| waiting.not_before <= now)
     }
 
+    /// Whether [`Self::next`] would name a batch at `now`.
+    #[must_use]
+    pub fn could_start(&self, now: Duration) -> bool {
+        match self.probe_at {
+            Some(at) => self.running.is_empty() && at <= now && !self.waiting.is_empty(),
+            None => {
+                let room = self.running.len() < self.window() as usize;
+                room && self.waiting.values().any(|waiting| waiting.not_before <= now)
+            }
+        }
+    }
+
+    /// Whether a batch waits.
+    #[must_use]
+    pub fn waits(&self, n: u64) -> bool {
+        self.waiting.contains_key(&n)
+    }
+
     /// Failures of a running batch so far.
     #[must_use]
     pub fn failures(&self, n: u64) -> u32 {

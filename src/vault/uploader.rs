@@ -14,6 +14,8 @@
 //! - `confirmed_through` is what the next batch's index may claim: batches that are there, with their routes, and acked.
 //!   A reader takes it as proof that what is missing was lost.
 //! - Memory: at most `queue_bytes_max` of bodies, `queue_batches_max` batches, one open and one leaving lane index.
+//! - A limit of bandwidth holds back batches that could start, whole ones: what has begun goes as fast as it can. They wait
+//!   within the same bounds.
 //! - Nothing is dropped. A lasting failure parks (the journal keeps the records) and a probe resumes by itself.
 //!
 //! Two things end a lane early: a seal, and an object under one of its names with other content. Then the driver stops,
@@ -41,7 +43,7 @@ use super::rng::Rng;
 use super::upload_queue::{Next, QueueLimits, Turn, UploadQueue, Verdict};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
-use crate::flow::{Budget, BudgetGuard, Clock, Tally, Watermark};
+use crate::flow::{Budget, BudgetGuard, Clock, Hold, Pace, Tally, Watermark};
 use crate::mutants::{self, Mutant};
 use crate::pipeline::BatchObject;
 use crate::telemetry;
@@ -209,12 +211,14 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Starts the driver on `handle`. The receiver of `events` must be read: a full channel holds up confirmations.
+    /// Starts the driver on `handle`, which keeps to the limits of `pace`. The receiver of `events` must be read: a full
+    /// channel holds up confirmations.
     #[must_use]
     pub fn start(
         vault: Vault,
         lane: &Lane,
         config: UploaderConfig,
+        pace: &Pace,
         clock: Arc<dyn Clock>,
         handle: &Handle,
         events: mpsc::Sender<UploadEvent>,
@@ -244,6 +248,9 @@ impl Uploader {
             clock,
             queue: UploadQueue::new(config.queue, Rng::from_entropy()),
             held_up: Arc::clone(&held_up),
+            hold: pace.hold(),
+            pace: pace.clone(),
+            opens_in: None,
             jobs: job_receiver,
             held: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -348,6 +355,12 @@ struct Held {
     timeouts: u32,
 }
 
+impl Held {
+    fn bytes(&self) -> u64 {
+        self.body.content_length() as u64
+    }
+}
+
 struct Driver {
     vault: Vault,
     lane: Id128,
@@ -355,6 +368,10 @@ struct Driver {
     clock: Arc<dyn Clock>,
     queue: UploadQueue,
     held_up: Arc<Tally>,
+    pace: Pace,
+    hold: Hold,
+    /// How long the limits of bandwidth hold back a batch that could start.
+    opens_in: Option<Duration>,
     jobs: mpsc::Receiver<Job>,
     held: BTreeMap<u64, Held>,
     tasks: JoinSet<Result<(), PutError>>,
@@ -371,7 +388,7 @@ impl Driver {
         let mut open = true;
         while open || !self.queue.is_empty() {
             let wake = self.start_ready();
-            self.held_up.set(self.queue.is_held_up(self.clock.monotonic()));
+            self.held_up.set(self.opens_in.is_some() || self.queue.is_held_up(self.clock.monotonic()));
             self.gauges();
             let pause = wake.map_or(Duration::MAX, |at| at.saturating_sub(self.clock.monotonic()));
             tokio::select! {
@@ -387,6 +404,7 @@ impl Driver {
                     Some(job) => self.take(job),
                     None => open = false,
                 },
+                () = self.hold.opens(self.opens_in), if self.opens_in.is_some() => {}
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
             }
             if self.stop.get().is_some() {
@@ -412,12 +430,26 @@ impl Driver {
     /// Starts what may start; returns when to look again.
     fn start_ready(&mut self) -> Option<Duration> {
         loop {
-            match self.queue.next(self.clock.monotonic()) {
+            let now = self.clock.monotonic();
+            self.opens_in = match self.queue.could_start(now) {
+                false => None,
+                // All that wait are held back, not only those that could start in the same moment.
+                true => self.hold.look(self.waiting_bytes()),
+            };
+            if self.opens_in.is_some() {
+                return None;
+            }
+            self.hold.release();
+            match self.queue.next(now) {
                 Next::Start(n) => self.start(n),
                 Next::At(at) => return Some(at),
                 Next::Idle => return None,
             }
         }
+    }
+
+    fn waiting_bytes(&self) -> u64 {
+        self.held.iter().filter(|(n, _)| self.queue.waits(**n)).map(|(_, held)| held.bytes()).sum()
     }
 
     fn start(&mut self, n: u64) {
@@ -428,6 +460,7 @@ impl Driver {
         let store = self.vault.store().clone();
         let path = names::batch(self.lane, n);
         let body = held.body.clone();
+        self.pace.charge(held.bytes());
         let limit = self.config.request_timeout * (1 << held.timeouts.min(3));
         let task = self.tasks.spawn(async move {
             if mutants::on(Mutant::VaultedBeforePut) {
@@ -446,7 +479,7 @@ impl Driver {
         };
         let Some(n) = self.task_batches.remove(&id) else { return Ok(()) };
         let verdict = match &result {
-            Ok(()) => Verdict::Done { bytes: self.held.get(&n).map_or(0, |held| held.body.content_length() as u64) },
+            Ok(()) => Verdict::Done { bytes: self.held.get(&n).map_or(0, Held::bytes) },
             Err(PutError::NotStored { .. }) => Verdict::Passing,
             Err(PutError::Blob(error)) if error.is_overload() => Verdict::Overload,
             Err(PutError::Blob(error)) if error.is_passing() => Verdict::Passing,
@@ -493,7 +526,7 @@ impl Driver {
     }
 
     fn gauges(&self) {
-        let bytes: usize = self.held.values().map(|held| held.body.content_length()).sum();
+        let bytes: u64 = self.held.values().map(Held::bytes).sum();
         metrics::gauge!(telemetry::names::UPLOAD_WINDOW_BATCHES).set(f64::from(self.queue.window()));
         metrics::gauge!(telemetry::names::UPLOAD_QUEUE_BATCHES).set(self.queue.len() as f64);
         metrics::gauge!(telemetry::names::UPLOAD_QUEUE_BYTES).set(bytes as f64);

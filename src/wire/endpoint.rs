@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller, VarInt};
@@ -180,10 +181,58 @@ pub fn open_endpoint(
     quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioTime)).map_err(failed)
 }
 
+/// The certificates that a gateway shows and trusts. They can be replaced while it serves: whoever comes from then on meets
+/// the new ones, and who is there stays. A clone is another handle to the same.
+///
+/// The key of stateless resets stays that of the start, because connections that live know its tokens.
+#[derive(Clone)]
+pub struct Credentials {
+    current: Arc<RwLock<Arc<Material>>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Certificates that were read and found usable.
+pub struct CheckedFiles(Material);
+
+impl Credentials {
+    fn new(material: Material, clock: &Arc<dyn Clock>) -> Self {
+        Self { current: Arc::new(RwLock::new(Arc::new(material))), clock: Arc::clone(clock) }
+    }
+
+    /// Those that count now.
+    pub(super) fn current(&self) -> Arc<Material> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// Reads files that are to take the place of the present ones, and changes nothing yet. Blocks.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn check(&self, files: &TlsFiles) -> Result<CheckedFiles, Vec<EndpointError>> {
+        let material = Material::load_all(files, &self.clock)
+            .map_err(|mistakes| mistakes.into_iter().map(EndpointError::from).collect::<Vec<_>>())?;
+        let fits = material.check_successor(&self.current(), self.clock.wall()).map_err(EndpointError::from);
+        let usable = material.server_config(&Explanation::default()).map_err(EndpointError::from);
+        let mistakes: Vec<_> = fits.err().into_iter().chain(usable.err()).collect();
+        if mistakes.is_empty() { Ok(CheckedFiles(material)) } else { Err(mistakes) }
+    }
+
+    /// Lets them count from now on.
+    pub fn replace(&self, files: CheckedFiles) {
+        *self.current.write() = Arc::new(files.0);
+    }
+
+    /// When the certificate that counts now ends.
+    #[must_use]
+    pub fn ends(&self) -> Micros {
+        self.current().ends()
+    }
+}
+
 /// A gateway's endpoint, listening.
 pub struct Listener {
     endpoint: quinn::Endpoint,
-    material: Material,
+    credentials: Credentials,
     transport: Arc<quinn::TransportConfig>,
     local: SocketAddr,
     identity: GatewayIdentity,
@@ -215,8 +264,8 @@ impl Listener {
         let net = apart.network(net);
         let endpoint = open_endpoint(listen, tuning, Some((config, material.reset_key())), &net)?;
         let local = endpoint.local_addr().map_err(|source| EndpointError::Bind { listen, source })?;
-        let idle_timeout = tuning.idle_timeout;
-        Ok(Self { endpoint, material, transport, local, identity, tcp: None, idle_timeout, apart })
+        let (idle_timeout, credentials) = (tuning.idle_timeout, Credentials::new(material, clock));
+        Ok(Self { endpoint, credentials, transport, local, identity, tcp: None, idle_timeout, apart })
     }
 
     /// Listens at `listen` for agents that come over TCP, too.
@@ -248,10 +297,10 @@ impl Listener {
         self.tcp.take()
     }
 
-    /// When the gateway's certificate ends.
+    /// Its certificates, which can be replaced.
     #[must_use]
-    pub const fn certificate_ends(&self) -> Micros {
-        self.material.ends()
+    pub const fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// The switch that keeps received datagrams apart.
@@ -280,13 +329,18 @@ impl Listener {
         &self.endpoint
     }
 
-    pub(super) const fn material(&self) -> &Material {
-        &self.material
+    /// The certificates for one incoming connection: the same until its handshake is over.
+    pub(super) fn material(&self) -> Arc<Material> {
+        self.credentials.current()
     }
 
     /// The configuration for one incoming connection, whose refusal is explained in `explanation`.
-    pub(super) fn config_for_one(&self, explanation: &Explanation) -> Result<Arc<quinn::ServerConfig>, EndpointError> {
-        server_config(&self.material, &self.transport, explanation).map(Arc::new)
+    pub(super) fn config_for_one(
+        &self,
+        material: &Material,
+        explanation: &Explanation,
+    ) -> Result<Arc<quinn::ServerConfig>, EndpointError> {
+        server_config(material, &self.transport, explanation).map(Arc::new)
     }
 }
 

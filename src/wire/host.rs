@@ -11,7 +11,7 @@ use super::identity::AgentIdentity;
 use super::messages::{OpenDisk, Report};
 use super::transport::Transport;
 use crate::fault::{Classify, Fault};
-use crate::flow::{Watermark, watch};
+use crate::flow::{Pace, Watermark, watch};
 use crate::types::{Chain, Epoch, Id128, Micros, RecordHead, Seq};
 
 /// Who this gateway is.
@@ -98,6 +98,8 @@ pub struct OpenedDisk<S> {
     /// Record bytes that may be leased for the disk while there is plenty of memory, beside the base and what its next
     /// record needs. It may shrink, and 0 stops the agent.
     pub window: watch::Receiver<u64>,
+    /// Limits of bandwidth that its records keep to: it gets no credit while one of them is shut.
+    pub pace: Pace,
     /// Which of the [`Host::ways`] its records go.
     pub way: usize,
     /// Set to the newest epoch when another one took over.

@@ -58,7 +58,7 @@ mod transport;
 pub use client::{Client, ClockOffset, ConnectError, ConnectionLost, OpenDiskError};
 pub use client::{DiskEvent, DiskEvents, DiskSender, OpenedInfo, SendError, WireRecord};
 pub use code::Code;
-pub use endpoint::{EndpointError, Listener, Tuning};
+pub use endpoint::{CheckedFiles, Credentials, EndpointError, Listener, Tuning};
 pub use host::{DiskRefusal, HelloInfo, Host, OpenedDisk, RecordSink};
 pub use identity::{AgentIdentity, GatewayIdentity, Identity};
 pub use messages::{Condition, ForkReason, OpenDisk, REDIRECT_GATEWAYS_MAX, Report, Want};

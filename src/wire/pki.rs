@@ -125,6 +125,8 @@ pub struct IssueOptions {
     pub days: u32,
     /// Whether existing files are replaced.
     pub force: bool,
+    /// Whether the key that is there goes on with a new certificate, which takes the place of the old one.
+    pub keep_key: bool,
 }
 
 /// Makes the authority of `vault` in `dir`.
@@ -273,10 +275,17 @@ impl Authority {
         params: &CertificateParams,
         options: IssueOptions,
     ) -> Result<Issued, PkiError> {
-        let key = KeyPair::generate()?;
+        let key_path = dir.join(format!("{file}.key"));
+        let key = if options.keep_key { read_pair(&key_path)? } else { KeyPair::generate()? };
         let certificate = params.signed_by(&key, &self.issuer)?;
         write_pair(dir, file, identity, &certificate.pem(), &key, options)
     }
+}
+
+fn read_pair(path: &Path) -> Result<KeyPair, PkiError> {
+    let pem = std::fs::read_to_string(path);
+    let pem = pem.map_err(|source| PkiError::Io { what: "read", path: path.to_owned(), source })?;
+    Ok(KeyPair::from_pem(&pem)?)
 }
 
 fn write_pair(
@@ -289,12 +298,15 @@ fn write_pair(
 ) -> Result<Issued, PkiError> {
     let (cert_path, key_path) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
     if !options.force
+        && !options.keep_key
         && let Some(path) = [&cert_path, &key_path].into_iter().find(|path| path.exists())
     {
         return Err(PkiError::Exists { path: path.clone() });
     }
     // The key first: a certificate without its key looks usable and is not.
-    write_file(&key_path, &key.serialize_pem(), 0o600)?;
+    if !options.keep_key {
+        write_file(&key_path, &key.serialize_pem(), 0o600)?;
+    }
     write_file(&cert_path, pem, 0o644)?;
     Ok(Issued {
         identity: identity.to_string(),
@@ -340,7 +352,7 @@ mod tests {
     use super::*;
 
     const NOW: Micros = Micros(1_800_000_000_000_000);
-    const OPTIONS: IssueOptions = IssueOptions { now: NOW, days: 30, force: false };
+    const OPTIONS: IssueOptions = IssueOptions { now: NOW, days: 30, force: false, keep_key: false };
 
     fn facts(path: &Path) -> CertificateFacts {
         let pem = std::fs::read(path).expect("certificate file");
@@ -375,6 +387,22 @@ mod tests {
         assert_eq!(std::fs::read(&ca.key).expect("key"), before);
         init(dir.path(), Id128([1; 16]), IssueOptions { force: true, ..OPTIONS }).expect("forced");
         assert_ne!(std::fs::read(&ca.key).expect("key"), before);
+    }
+
+    #[test]
+    fn a_key_goes_on_with_a_new_certificate_and_one_that_is_not_there_does_not() {
+        let dir = tempfile::tempdir().expect("dir");
+        init(dir.path(), Id128([1; 16]), OPTIONS).expect("authority");
+        let disk = [DiskId::new("d").expect("name")];
+        let keep = IssueOptions { keep_key: true, days: 60, ..OPTIONS };
+        let missing = issue_agent(dir.path(), "a", &disk, keep);
+        assert!(matches!(missing, Err(PkiError::Io { what: "read", .. })), "{missing:?}");
+        let first = issue_agent(dir.path(), "a", &disk, OPTIONS).expect("agent");
+        let (key, cert) = (std::fs::read(&first.key).expect("key"), std::fs::read(&first.cert).expect("certificate"));
+        let second = issue_agent(dir.path(), "a", &disk, keep).expect("agent");
+        assert_eq!(std::fs::read(&second.key).expect("key"), key);
+        assert_ne!(std::fs::read(&second.cert).expect("certificate"), cert);
+        assert_eq!(facts(&second.cert).not_after, second.not_after);
     }
 
     #[test]

@@ -76,6 +76,26 @@ pub enum TlsError {
         /// Who wants to use it.
         wanted: &'static str,
     },
+    /// The certificate is of somebody else than the one before.
+    #[error("certificate {} is of {found}, and this is {wanted}: another identity needs a restart", path.display())]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// Whose certificate it is.
+        found: String,
+        /// Whose it was.
+        wanted: String,
+    },
+    /// The certificate is not valid now.
+    #[error("certificate {} is valid from {from} to {until}, and not now; issue another one with `tidegate pki issue`", path.display())]
+    Time {
+        /// The file.
+        path: PathBuf,
+        /// Begin of its validity.
+        from: Micros,
+        /// Its end.
+        until: Micros,
+    },
     /// Certificate and key do not belong together, or TLS cannot use them.
     #[error("certificate {} with key {} cannot be used", cert.display(), key.display())]
     Pair {
@@ -94,6 +114,20 @@ pub enum TlsError {
         /// Why.
         text: String,
     },
+}
+
+/// Reads an agent's files as a connection does, and says until when its certificate is valid. Blocks.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn check_agent(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Micros, Vec<TlsError>> {
+    let material = Material::load_all(files, clock)?;
+    let role = material.agent().map(drop);
+    let (from, until, now) = (material.facts.not_before, material.ends(), clock.wall());
+    let valid = (from..=until).contains(&now);
+    let time = || TlsError::Time { path: files.cert.clone(), from, until };
+    let mistakes: Vec<_> = role.err().into_iter().chain((!valid).then(time)).collect();
+    if mistakes.is_empty() { Ok(until) } else { Err(mistakes) }
 }
 
 impl Classify for TlsError {
@@ -131,38 +165,84 @@ fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateD
         .ok_or_else(|| TlsError::Pem { what: "certificate", path: path.to_owned() })
 }
 
+fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates("authority", path)? {
+        let added = roots.add(certificate);
+        added.map_err(|error| TlsError::Authority { path: path.to_owned(), text: error.to_string() })?;
+    }
+    Ok(roots)
+}
+
+/// A chain of certificates, what the first of them says, and whose it is.
+type Chain = (Vec<CertificateDer<'static>>, CertificateFacts, Identity);
+
+fn read_chain(path: &Path) -> Result<Chain, TlsError> {
+    let chain = read_certificates("certificate", path)?;
+    let unusable = |source| TlsError::Identity { path: path.to_owned(), source };
+    let facts = CertificateFacts::read(&chain[0]).map_err(unusable)?;
+    let identity = facts.identity.clone().map_err(unusable)?;
+    Ok((chain, facts, identity))
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&read("key", path)?)
+        .map_err(|_| TlsError::Pem { what: "private key", path: path.to_owned() })
+}
+
 impl Material {
     /// Reads the files. Validity in time is left to the other side, but an expired certificate is logged.
     pub(super) fn load(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Self, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        for certificate in read_certificates("authority", &files.ca)? {
-            let added = roots.add(certificate);
-            added.map_err(|error| TlsError::Authority { path: files.ca.clone(), text: error.to_string() })?;
+        // There is at least one where there is no material.
+        let material = Self::load_all(files, clock).map_err(|mut mistakes| mistakes.swap_remove(0))?;
+        if material.is_over(clock.wall()) {
+            tracing::error!("{}", material.over_text());
         }
-        let chain = read_certificates("certificate", &files.cert)?;
-        let key = PrivateKeyDer::from_pem_slice(&read("key", &files.key)?)
-            .map_err(|_| TlsError::Pem { what: "private key", path: files.key.clone() })?;
-        let unusable = |source| TlsError::Identity { path: files.cert.clone(), source };
-        let facts = CertificateFacts::read(&chain[0]).map_err(unusable)?;
-        let identity = facts.identity.clone().map_err(unusable)?;
+        Ok(material)
+    }
+
+    /// As [`Self::load`], silent, with all that is wrong in the files.
+    pub(super) fn load_all(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Self, Vec<TlsError>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let (roots, chain, key) = (read_roots(&files.ca), read_chain(&files.cert), read_key(&files.key));
+        let (roots, (chain, facts, identity), key) = match (roots, chain, key) {
+            (Ok(roots), Ok(chain), Ok(key)) => (roots, chain, key),
+            (roots, chain, key) => {
+                return Err([roots.err(), chain.err(), key.err()].into_iter().flatten().collect());
+            }
+        };
         let reset_secret = blake3::derive_key("tidegate 1 quic stateless reset", key.secret_der());
         let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &reset_secret);
-        let key = CertifiedKey::from_der(chain, key, &provider).map_err(|source| TlsError::Pair {
-            cert: files.cert.clone(),
-            key: files.key.clone(),
-            source,
-        })?;
-        let now = clock.wall();
-        if now > facts.not_after {
-            tracing::error!(
-                certificate = %files.cert.display(),
-                "this side's certificate expired on {}; {RENEW}", facts.not_after
-            );
-        }
+        let pair = |source| TlsError::Pair { cert: files.cert.clone(), key: files.key.clone(), source };
+        let key = CertifiedKey::from_der(chain, key, &provider).map_err(|source| vec![pair(source)])?;
         let time = Arc::new(ClockTime(Arc::clone(clock)));
         let (roots, key) = (Arc::new(roots), Arc::new(key));
         Ok(Self { files: files.clone(), roots, key, provider, time, reset_key, facts, identity })
+    }
+
+    /// Whether the certificate's time is over at `now`.
+    pub(super) fn is_over(&self, now: Micros) -> bool {
+        now > self.facts.not_after
+    }
+
+    fn over_text(&self) -> String {
+        let (cert, not_after) = (self.files.cert.display(), self.facts.not_after);
+        format!("this side's certificate {cert} expired on {not_after}; {RENEW}")
+    }
+
+    /// Why this must not take the place of `current` at `now`: it is of somebody else, or everybody would refuse it.
+    pub(super) fn check_successor(&self, current: &Self, now: Micros) -> Result<(), TlsError> {
+        if self.identity != current.identity {
+            let (found, wanted) = (self.identity.to_string(), current.identity.to_string());
+            return Err(TlsError::Other { path: self.files.cert.clone(), found, wanted });
+        }
+        // One that is over already and stays the same is no reason to refuse all else.
+        let same = self.key.cert.first() == current.key.cert.first();
+        if !same && (self.is_over(now) || now < self.facts.not_before) {
+            let (from, until) = (self.facts.not_before, self.facts.not_after);
+            return Err(TlsError::Time { path: self.files.cert.clone(), from, until });
+        }
+        Ok(())
     }
 
     /// Makes the tokens by which a gateway tells agents that it does not know their connection. It comes from the

@@ -199,6 +199,26 @@ impl Scene {
         self.wait("the workload's progress", |_| load.done().written_bytes >= until);
     }
 
+    /// One more agent, for an empty disk of its own: `<disk>.img`, served at `<disk>.sock`, configured by `<id>.toml`. Its
+    /// certificate is there, in the folder `pki`.
+    pub fn another_agent(&self, id: &str, disk: &str, pki: &str, top: &str, disk_bytes: u64) -> Child {
+        let path = |name: &str| self.site.path(name).display().to_string();
+        File::create(path(&format!("{disk}.img"))).unwrap().set_len(disk_bytes).unwrap();
+        std::fs::create_dir(path(&format!("state-{id}"))).unwrap();
+        let (config, socket) = (path(&format!("{id}.toml")), path(&format!("{disk}.sock")));
+        let text = format!(
+            "id = {id:?}\nstate_dir = \"state-{id}\"\n{top}\n\
+             [tls]\nca = \"{pki}/ca.crt\"\ncert = \"{pki}/agent-{id}.crt\"\nkey = \"{pki}/agent-{id}.key\"\n\
+             [[disk]]\nid = {disk:?}\npath = \"{disk}.img\"\nlisten = \"unix:{socket}\"\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = self.site.path(&format!("logs/{id}.log"));
+        let arguments = ["agent", "--config", &config];
+        let mut agent = Child::start("agent", &Family::default(), &log, program(), &arguments).unwrap();
+        agent.wait_for("ready", PATIENCE, || std::os::unix::net::UnixStream::connect(&socket).is_ok()).unwrap();
+        agent
+    }
+
     /// Makes a point while the load (if any) pauses, and copies the disk as it is then.
     pub fn keep(&mut self, disk: &str, name: &str, load: Option<&Load>) -> String {
         assert!(load.is_none_or(|load| load.pause(PATIENCE)), "the workload did not pause");

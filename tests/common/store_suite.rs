@@ -120,7 +120,15 @@ pub async fn a_store_that_goes_away_and_comes_back_loses_nothing_and_needs_nobod
     let (sender, mut events) = mpsc::channel(16);
     let pauses = QueueLimits { pause_max: Duration::from_millis(500), ..QueueLimits::default() };
     let config = UploaderConfig { queue: pauses, ..UploaderConfig::default() };
-    let uploader = Uploader::start(vault.clone(), &lane, config, clock, &Handle::current(), sender);
+    let uploader = Uploader::start(
+        vault.clone(),
+        &lane,
+        config,
+        &tidegate::flow::Pace::default(),
+        clock,
+        &Handle::current(),
+        sender,
+    );
     let collector = tokio::spawn(async move {
         let mut acked = Vec::new();
         while let Some(event) = events.recv().await {

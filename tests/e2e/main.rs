@@ -9,6 +9,7 @@ mod common;
 
 mod alone;
 mod backpressure;
+mod bandwidth;
 mod clients;
 mod damage;
 mod disks;
@@ -26,6 +27,7 @@ mod page;
 mod pauses;
 mod quickstart;
 mod refusals;
+mod reload;
 mod several;
 mod soak;
 mod stolen;

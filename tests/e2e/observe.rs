@@ -67,7 +67,8 @@ fn disks_that_fall_behind_show_how_far_and_that_they_have_caught_up() {
 }
 
 /// Metrics that are there once something has happened, and states that this gateway is not in.
-const EVENTS: [&str; 8] = [
+const EVENTS: [&str; 9] = [
+    "tidegate_bandwidth_limit_bytes_per_second",
     "tidegate_conflicts_total",
     "tidegate_runs_retired_total",
     "tidegate_refused_total",

@@ -1,14 +1,15 @@
 //! Promise 10: any gateway may carry any disk at any time.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidegate::cli::quickstart::child::{self, Child, Family, metric};
-use tidegate::cli::quickstart::load::Load;
+use tidegate::cli::quickstart::load::{Load, Pattern};
+use tidegate::cli::quickstart::target::NbdTarget;
 use tidegate::flow::{Clock as _, SystemClock};
 
-use crate::common::{PATIENCE, Scene, Setting, ext4, program, succeed, turn};
+use crate::common::{PATIENCE, Scene, Setting, assert_same, ext4, program, succeed, turn};
 
 /// How soon another gateway is asked after the loss of one, as promised, and what a busy machine may add until the disk
 /// is carried on there.
@@ -28,6 +29,8 @@ pub struct Member {
     pub id: String,
     admin: SocketAddr,
     inside: Vec<String>,
+    /// What is started, from the next start on.
+    program: PathBuf,
     process: Option<Child>,
 }
 
@@ -99,7 +102,8 @@ impl Fleet {
             let text = lines.map(|line| line + "\n").collect::<String>();
             std::fs::write(scene.site.path(&format!("{id}.toml")), text).unwrap();
             std::fs::create_dir_all(scene.site.path(&format!("journal-{id}"))).unwrap();
-            members.push(Member { id, admin, inside: place.inside.clone(), process: None });
+            let (inside, program) = (place.inside.clone(), program().to_owned());
+            members.push(Member { id, admin, inside, program, process: None });
         }
         let mut fleet = Self { scene, members };
         for at in 0..places.len() {
@@ -115,7 +119,7 @@ impl Fleet {
         let config = site.path(&format!("{}.toml", member.id)).display().to_string();
         let log = site.path(&format!("logs/{}.log", member.id));
         let mut command: Vec<&str> = member.inside.iter().map(String::as_str).collect();
-        command.extend([program().to_str().unwrap(), "gateway", "--config", &config]);
+        command.extend([member.program.to_str().unwrap(), "gateway", "--config", &config]);
         let (first, rest) = command.split_first().unwrap();
         let mut process = Child::start("gateway", &Family::default(), &log, Path::new(first), rest).unwrap();
         let ready = || child::http_get(member.admin, "/readyz").is_ok_and(|(status, _)| status == 200);
@@ -280,6 +284,73 @@ fn hand_over_and_back(transport: &str) {
     fleet.stop();
     fleet.verify();
     fleet.scene.assert_all_restore();
+}
+
+/// What an upgrade does, gateway by gateway: drain, stop, another program in its place, start, and agents come back.
+#[test]
+fn gateways_upgraded_one_after_the_other_under_load_lose_nothing_and_begin_no_epoch() {
+    let _turn = turn();
+    let patient = || "lost_after = \"30 s\"\nreturn_after = \"2 s\"".to_owned();
+    let setting = Setting { agent: vec![("", "lost_after = \"30 s\"".into())], ..Setting::default() };
+    let mut fleet = Fleet::new(2, setting, &["disk1", "disk2"]);
+    let pki = fleet.scene.site.path("pki").display().to_string();
+    succeed(program(), &["pki", "issue", "--dir", &pki, "agent", "--id", "agent2", "--disk", "disk3"]);
+    let agent = std::fs::read_to_string(fleet.scene.site.path("agent.toml")).unwrap();
+    let gateways = agent.lines().find(|line| line.starts_with("gateways")).unwrap();
+    let top = format!("{gateways}\n{}", patient());
+    let mut agent2 = fleet.scene.another_agent("agent2", "disk3", "pki", &top, 64 << 20);
+    let loads = [fleet.scene.load("disk1", 34, 8), fleet.scene.load("disk2", 35, 8)];
+    let third = {
+        let (listen, range) = (fleet.scene.site.nbd("disk3"), std::iter::once(0..64 << 20).collect());
+        Load::start(Pattern::new(36, range), Box::new(move || NbdTarget::open(&listen, "disk3")), 4 << 20).unwrap()
+    };
+    fleet.scene.wait_copied("disk1");
+    fleet.scene.wait_copied("disk2");
+    fleet.scene.write_more(&third, 4 << 20);
+    let admins: Vec<_> = fleet.members.iter().map(|member| member.admin).collect();
+    let seats = |at: usize| {
+        let page = child::http_get(admins[at], "/v1/agents").map(|(_, page)| page).unwrap_or_default();
+        ["agent1", "agent2"].map(|id| page.contains(&format!("\"agent\":\"{id}\"")))
+    };
+    let home = [0, 1].map(|agent| if seats(0)[agent] { 0 } else { 1 });
+    let epochs = |fleet: &Fleet| ["disk1", "disk2", "disk3"].map(|disk| fleet.epochs(disk));
+    assert_eq!(epochs(&fleet), [1, 1, 1]);
+
+    for at in 0..2 {
+        fleet.scene.write_more(&loads[0], 6 << 20);
+        fleet.scene.keep("disk1", &format!("before {at}"), Some(&loads[0]));
+        let mut process = fleet.members[at].process.take().unwrap();
+        let old = process.id();
+        assert!(process.terminate(PATIENCE).unwrap().success(), "{}", process.log().display());
+        fleet.scene.wait("all agents at the other gateway", |_| seats(1 - at) == [true, true]);
+        fleet.scene.write_more(&loads[1], 4 << 20);
+        let new = fleet.scene.site.path(&format!("tidegate-{at}"));
+        std::fs::copy(program(), &new).unwrap();
+        fleet.members[at].program.clone_from(&new);
+        fleet.start(at);
+        assert_ne!(fleet.pid(at), old);
+        assert_eq!(std::fs::read_link(format!("/proc/{}/exe", fleet.pid(at))).unwrap(), new);
+        fleet
+            .scene
+            .wait("the agents to be where they were", |_| [0, 1].iter().all(|agent| seats(home[*agent])[*agent]));
+        fleet.scene.write_more(&loads[1], 4 << 20);
+        fleet.scene.keep("disk2", &format!("after {at}"), Some(&loads[1]));
+    }
+    fleet.scene.write_more(&third, 4 << 20);
+    assert!(loads.iter().chain([&third]).all(|load| load.done().interruptions == 0), "a guest noticed");
+    drop((loads, third));
+    let config = fleet.scene.site.path("agent2.toml").display().to_string();
+    let made = succeed(program(), &["point", "--config", &config, "--disk", "disk3", "--name", "end", "--json"]);
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    fleet.scene.wait_vaulted();
+    assert_eq!(epochs(&fleet), [1, 1, 1], "an upgrade forked");
+    assert!(agent2.terminate(PATIENCE).unwrap().success());
+    fleet.stop();
+    fleet.verify();
+    fleet.scene.assert_all_restore();
+    let restored = fleet.scene.site.path("disk3.restored");
+    fleet.scene.site.restore("disk3", made["id"].as_str().unwrap(), &restored).unwrap();
+    assert_same(&fleet.scene.site.path("disk3.img"), &restored, "disk3");
 }
 
 #[test]

@@ -91,6 +91,34 @@ fn a_service_manager_hears_when_a_daemon_is_ready_that_it_lives_what_it_waits_fo
 }
 
 #[test]
+fn a_service_manager_hears_of_a_reload_and_of_its_end_whatever_came_of_it() {
+    let _turn = turn();
+    let mut scene = Scene::stopped(Setting::default(), &["disk1"], empty(32 << 20));
+    let (for_gateway, for_agent) = (scene.site.path("gateway.notify"), scene.site.path("agent.notify"));
+    let (mut gateway, mut agent) = (Manager::listen(&for_gateway), Manager::listen(&for_agent));
+    scene.gateway = Some(start(&scene, "gateway", &for_gateway));
+    scene.agent = Some(start(&scene, "agent", &for_agent));
+    for (daemon, manager, config) in
+        [(&scene.gateway, &mut gateway, "gateway.toml"), (&scene.agent, &mut agent, "agent.toml")]
+    {
+        manager.wait("READY=1");
+        for reloads in 1..=2 {
+            crate::common::succeed("kill", &["-HUP", &daemon.as_ref().unwrap().id().to_string()]);
+            assert!(wait_until(PATIENCE, || manager.count("READY=1") == 1 + reloads), "{:?}", manager.said);
+            assert_eq!(manager.count("RELOADING=1"), reloads, "{:?}", manager.said);
+            assert_eq!(manager.count("MONOTONIC_USEC="), reloads, "{:?}", manager.said);
+            let at = |line: &str| manager.said.iter().rposition(|said| said.starts_with(line));
+            assert!(at("RELOADING=1") < at("READY=1"), "{:?}", manager.said);
+            // The second one is refused.
+            std::fs::write(scene.site.path(config), "broken").unwrap();
+        }
+    }
+    for daemon in [&mut scene.agent, &mut scene.gateway] {
+        assert!(daemon.take().unwrap().terminate(PATIENCE).unwrap().success());
+    }
+}
+
+#[test]
 fn a_daemon_whose_vault_is_away_is_not_ready_and_says_what_it_waits_for() {
     let _turn = turn();
     let vault = "http://127.0.0.1:9/devstoreaccount1/away".to_owned();

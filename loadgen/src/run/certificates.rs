@@ -47,7 +47,7 @@ pub(super) fn make(authority: &Path, mark: &str, count: usize, disks: usize) -> 
         let from = authority.join(name);
         std::fs::copy(&from, folder.0.join(name)).map_err(|error| wrong(&from, &error))?;
     }
-    let options = IssueOptions { now: SystemClock::new().wall(), days: VALID_DAYS, force: false };
+    let options = IssueOptions { now: SystemClock::new().wall(), days: VALID_DAYS, force: false, keep_key: false };
     let mut agents = Vec::with_capacity(count);
     for number in 0..count {
         let name = format!("{mark}-{number}");

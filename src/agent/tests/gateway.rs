@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 
 use super::support::until;
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark, watch};
+use crate::flow::{Clock, Drain, DrainTrigger, Pace, SystemClock, Watermark, watch};
 use crate::restore::touched::{self, Runs};
 use crate::types::{
     BarrierKind, Chain, DiskId, Epoch, Extent, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
@@ -265,6 +265,7 @@ impl Host for FakeGateway {
             vaulted: Arc::clone(&newest.vaulted),
             way: 0,
             window: self.window.subscribe(),
+            pace: Pace::default(),
             fenced: newest.fenced.subscribe(),
             must_fork: watch::channel(None).1,
             sink: FakeSink { disk: Arc::clone(&disk), epoch: newest.epoch, vaults: Arc::clone(&self.vaults) },
@@ -297,7 +298,7 @@ impl RecordSink for FakeSink {
 
 /// A folder with an authority and the certificates of one gateway and one agent. [`another_gateway`] makes one more.
 pub fn certificates(dir: &Path, disks: &[&str]) -> (TlsFiles, TlsFiles) {
-    let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false };
+    let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false, keep_key: false };
     let files =
         |issued: &Issued| TlsFiles { ca: issued.ca.clone(), cert: issued.cert.clone(), key: issued.key.clone() };
     let disks: Vec<DiskId> = disks.iter().map(|name| DiskId::new(name).expect("name")).collect();
@@ -309,7 +310,7 @@ pub fn certificates(dir: &Path, disks: &[&str]) -> (TlsFiles, TlsFiles) {
 
 /// The certificate of one more gateway.
 pub fn another_gateway(dir: &Path, id: &str) -> TlsFiles {
-    let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false };
+    let options = IssueOptions { now: SystemClock::new().wall(), days: 30, force: false, keep_key: false };
     let issued = pki::issue_gateway(dir, id, &["127.0.0.1".into()], options).expect("gateway");
     TlsFiles { ca: issued.ca, cert: issued.cert, key: issued.key }
 }

@@ -12,10 +12,13 @@ fn queue(window_start: u32) -> UploadQueue {
 
 fn start_all(queue: &mut UploadQueue, now: Duration) -> Vec<u64> {
     let mut started = Vec::new();
-    while let Next::Start(n) = queue.next(now) {
+    loop {
+        let could = queue.could_start(now);
+        let next = queue.next(now);
+        assert_eq!(could, matches!(next, Next::Start(_)), "at {now:?}: {next:?}");
+        let Next::Start(n) = next else { return started };
         started.push(n);
     }
-    started
 }
 
 #[test]

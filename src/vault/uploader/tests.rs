@@ -4,7 +4,7 @@ use object_store::path::Path;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::flow::SystemClock;
+use crate::flow::{Limiter, Rate, SystemClock};
 use crate::vault::objects::{LaneEndObject, LaneSealObject, RouteObject};
 use crate::vault::testing::{Fate, FaultStore, batch, disk, vault_in};
 
@@ -29,12 +29,15 @@ struct Setup {
 }
 
 async fn setup(config: UploaderConfig) -> Setup {
+    setup_with(config, Arc::new(SystemClock::new()), &Pace::default()).await
+}
+
+async fn setup_with(config: UploaderConfig, clock: Arc<dyn Clock>, pace: &Pace) -> Setup {
     let store = FaultStore::new();
     let (vault, ..) = vault_in(store.place()).await;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let lane = Lane::open(&vault, "gw-1", &*clock).await.expect("opened");
     let (sender, events) = mpsc::channel(4);
-    let uploader = Uploader::start(vault.clone(), &lane, config, clock, &Handle::current(), sender);
+    let uploader = Uploader::start(vault.clone(), &lane, config, pace, clock, &Handle::current(), sender);
     Setup { store, vault, lane, uploader, events }
 }
 
@@ -103,6 +106,59 @@ async fn only_a_store_that_is_slow_holds_batches_up() {
     });
     upload(slow, 24).await;
     assert!(held_up.total() > Duration::from_millis(60), "{held_up:?}");
+}
+
+/// Time of a paused runtime.
+struct Paused(tokio::time::Instant);
+
+impl Clock for Paused {
+    fn wall(&self) -> Micros {
+        Micros(1_800_000_000_000_000 + self.monotonic().as_micros() as u64)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_bandwidth_holds_batches_back_in_order_counts_at_once_and_shows_as_the_bottleneck() {
+    let clock: Arc<dyn Clock> = Arc::new(Paused(tokio::time::Instant::now()));
+    let rate = Rate::new(Arc::clone(&clock));
+    let setup = setup_with(config(), Arc::clone(&clock), &Pace::new(vec![Limiter::new(&rate)])).await;
+    let one = disk("d1");
+    let object = |n: u64| batch(&setup.vault, setup.lane.id(), n, 0, &[(&one, n, n)], 2000);
+    let bytes = object(1).body.content_length() as u64;
+    // A batch in four seconds; later a batch in one.
+    rate.set(Some(bytes / 4));
+    for n in 1..=12 {
+        setup.uploader.submit(object(n)).await.expect("taken");
+    }
+    let held_up = Arc::clone(setup.uploader.held_up());
+    let (stored, began) = (Arc::new(Mutex::new(Vec::new())), clock.monotonic());
+    let (seen, time) = (Arc::clone(&stored), Arc::clone(&clock));
+    let mut events = setup.events;
+    let seeing = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let UploadEvent::Vaulted(vaulted) = event {
+                seen.lock().push((vaulted.n, (time.monotonic() - began).as_secs()));
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(18)).await;
+    assert_eq!(*stored.lock(), [(1, 0), (2, 4), (3, 8), (4, 12), (5, 16)]);
+    assert!(rate.holds() && rate.held_bytes() >= 6 * bytes, "{rate:?} {}", rate.held_bytes());
+    assert!(held_up.total() >= Duration::from_secs(16), "{held_up:?}");
+    // Two seconds of a debt of four are paid; the other half takes half a second from now on.
+    rate.set(Some(bytes));
+    tokio::time::sleep(Duration::from_millis(3600)).await;
+    assert_eq!(stored.lock()[5..], [(6, 18), (7, 19), (8, 20), (9, 21)]);
+    rate.set(None);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(stored.lock().len(), 12, "without a limit all go at once");
+    assert_eq!(rate.held_bytes(), 0);
+    setup.uploader.finish().await.expect("finished");
+    seeing.await.expect("no panic");
 }
 
 #[tokio::test]

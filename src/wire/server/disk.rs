@@ -2,6 +2,9 @@
 //!
 //! Both directions run in one task, side by side: a sink that waits for room does not hold up acks, and an agent that
 //! does not read its acks does not hold up its records for longer than the window of the other direction.
+//!
+//! Limits of bandwidth are kept to by credit: while one is shut nothing is granted, but for a record that has begun, and
+//! what is granted at once is little. What an agent has in hand comes as fast as it comes, and counts.
 
 use std::ops::Range;
 use std::pin::pin;
@@ -14,7 +17,7 @@ use tokio::time::timeout;
 
 use super::memory::{Account, Lease, Signs};
 use super::{Gauged, Server, count_refused};
-use crate::flow::{Clock, Drain, Watermark, watch};
+use crate::flow::{Clock, Drain, Hold, Pace, Watermark, watch};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::telemetry::names;
 use crate::types::{DiskId, Epoch, Seq};
@@ -144,7 +147,7 @@ async fn carry<H: Host>(
         Err(end) => return end,
     };
     let _gauge = Gauged::new(names::DISK_STREAMS);
-    let OpenedDisk { epoch, next_seq, chain, touched, journaled, vaulted, window, way, fenced, must_fork, sink } =
+    let OpenedDisk { epoch, next_seq, chain, touched, journaled, vaulted, window, pace, way, fenced, must_fork, sink } =
         opened;
     let lease = stream.account.lease(way);
     let flow = Flow::new(Arc::clone(lease.signs()));
@@ -153,6 +156,8 @@ async fn carry<H: Host>(
         journaled,
         vaulted,
         window,
+        hold: pace.hold(),
+        opens_in: None,
         fenced,
         must_fork,
         grants: Grants::default(),
@@ -172,6 +177,7 @@ async fn carry<H: Host>(
     let inlet = Inlet {
         inbound: Inbound::new(epoch, next_seq, chain, size_bytes),
         sink,
+        pace,
         drain: server.drain.clone(),
         clock: Arc::clone(&server.clock),
     };
@@ -335,6 +341,7 @@ impl Room for Flow {
 struct Inlet<S> {
     inbound: Inbound,
     sink: S,
+    pace: Pace,
     drain: Drain,
     clock: Arc<dyn Clock>,
 }
@@ -374,6 +381,7 @@ impl<S: RecordSink> Inlet<S> {
                 .map_err(|violation| DiskRefusal::refused(violation.code(), violation.to_string()))?;
             received_bytes.increment(frame.body_bytes as u64);
             received_records.increment(1);
+            self.pace.charge(frame.body_bytes as u64);
             taken_bytes += frame.body_bytes as u64;
             flow.signs.goes_to_sink(taken_bytes);
             self.sink.record(head, frame.body_crc, frame.body, received).await?;
@@ -389,6 +397,9 @@ struct Outlet {
     journaled: Arc<Watermark>,
     vaulted: Arc<Watermark>,
     window: watch::Receiver<u64>,
+    hold: Hold,
+    /// How long until the limits of bandwidth let something through.
+    opens_in: Option<Duration>,
     fenced: watch::Receiver<Option<Epoch>>,
     must_fork: watch::Receiver<Option<String>>,
     grants: Grants,
@@ -408,7 +419,8 @@ impl Outlet {
     /// The watermarks and the credit with which the stream opens.
     fn first(&mut self, flow: &Flow) -> (Ack, u64) {
         self.sent = self.ack();
-        if *self.window.borrow_and_update() > 0 {
+        self.opens_in = self.hold.look(0);
+        if *self.window.borrow_and_update() > 0 && self.opens_in.is_none() {
             self.grant(0, flow);
         }
         (self.sent, self.grants.granted_bytes())
@@ -425,12 +437,17 @@ impl Outlet {
 
     /// The grant that is due, if one is: see [`super::memory`].
     fn due(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
-        let window_bytes = *self.window.borrow_and_update();
-        if window_bytes == 0 {
+        let window_bytes = self.hold.window(*self.window.borrow_and_update());
+        let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
+        // A record that has begun holds memory, and is let through.
+        self.opens_in = match flow.signs.begun.load(Ordering::Relaxed) {
+            true => None,
+            false => self.hold.look(wanted_bytes.saturating_sub(self.grants.granted_bytes())),
+        };
+        if window_bytes == 0 || self.opens_in.is_some() {
             self.lease.withdraw();
             return None;
         }
-        let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
         if wanted_bytes > self.grants.granted_bytes() {
             let need_bytes = wanted_bytes.saturating_sub(taken_bytes + CREDIT_BASE_BYTES);
             self.lease.look();
@@ -543,6 +560,7 @@ impl Outlet {
                 _ = flow.taken_bytes.beyond(taken_bytes) => {}
                 () = flow.wanted.notified() => {}
                 () = self.lease.served(&*self.clock), if self.lease.waits() => {}
+                () = self.hold.opens(self.opens_in), if self.opens_in.is_some() => {}
                 () = self.lease.told() => if let Some(end) = self.give_way(flow) {
                     return end;
                 },

@@ -164,8 +164,8 @@ fn window_bytes(account_bytes: u64, disks: u32) -> u32 {
 /// The TLS handshake; a failure is logged with the address and this side's view of it.
 async fn connect_quic<H>(server: &Server<H>, incoming: quinn::Incoming) -> Option<Session> {
     let address = incoming.remote_address();
-    let explanation = Explanation::default();
-    let config = match server.listener.config_for_one(&explanation) {
+    let (explanation, material) = (Explanation::default(), server.listener.material());
+    let config = match server.listener.config_for_one(&material, &explanation) {
         Ok(config) => config,
         Err(error) => {
             tracing::error!(%error, "TLS cannot be set up for a connection");
@@ -179,7 +179,7 @@ async fn connect_quic<H>(server: &Server<H>, incoming: quinn::Incoming) -> Optio
     match finished {
         Ok(Ok(connection)) => Some(Session::Quic(congestion::Connection::new(connection), None)),
         Ok(Err(error)) => {
-            log_handshake_failure(address, server.listener.material().explain(error.into(), &explanation));
+            log_handshake_failure(address, material.explain(error.into(), &explanation));
             None
         }
         Err(_) => {

@@ -32,6 +32,7 @@ over_both! {
     a_gateway_does_not_take_another_gateway_for_an_agent,
     an_agent_of_another_vault_is_refused_with_a_text_on_both_sides,
     another_agents_disk_is_refused_by_name_and_the_own_goes_on,
+    certificates_that_are_replaced_count_for_whoever_comes_next_and_who_is_there_stays,
 }
 
 async fn an_agent_of_another_authority_is_refused_with_a_text_on_both_sides() {
@@ -181,6 +182,42 @@ async fn another_agents_disk_is_refused_by_name_and_the_own_goes_on() {
     log.has(&["disk stream ended", "d2", "not-authorised"]).await;
     let (_, _, opened) = client.open_disk(fork("d1")).await.expect("the own disk");
     assert_eq!(opened.epoch, Epoch(1));
+}
+
+async fn certificates_that_are_replaced_count_for_whoever_comes_next_and_who_is_there_stays() {
+    let (old, new) = (Pki::new(), Pki::new());
+    let host = MemoryHost::with([("d1", MemoryDisk::new()), ("d3", MemoryDisk::new())]);
+    let (gateway, second) = (old.gateway(), old.agent("a2", &["d2"]));
+    let server = start(&gateway, &host, 0);
+    let client = connect(&server, &old.agent("a1", &["d1"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    sender.send(source.record(100)).await.expect("sent");
+    acked(&mut events, 1).await;
+
+    // What is refused changes nothing.
+    let other = files(&pki::issue_gateway(new.path(), "g2", &["127.0.0.1".into()], options()).expect("issued"));
+    let broken = TlsFiles { ca: "/nowhere/ca".into(), key: "/nowhere/key".into(), ..gateway };
+    for (files, words) in [(other, vec!["/gateway/g2"]), (broken, vec!["/nowhere/ca", "/nowhere/key"])] {
+        let mistakes = server.credentials.check(&files).err().expect("refused");
+        assert_eq!(mistakes.len(), words.len(), "all at once: {mistakes:?}");
+        for (mistake, word) in mistakes.iter().zip(words) {
+            assert!(chain_text(mistake).contains(word), "{mistake}");
+        }
+    }
+    connect(&server, &second).await.close().await;
+
+    let ends = server.credentials.ends();
+    let longer = pki::IssueOptions { days: 60, ..options() };
+    let renewed = pki::issue_gateway(new.path(), "g1", &["127.0.0.1".into()], longer).expect("issued");
+    server.credentials.replace(server.credentials.check(&files(&renewed)).ok().expect("usable"));
+    assert!(server.credentials.ends() > ends);
+    // The old authority counts no more, on either side.
+    refused(&server.addr, &second, 0).await;
+    let newer = connect(&server, &new.agent("a3", &["d3"])).await;
+    newer.open_disk(fork("d3")).await.expect("opened");
+    sender.send(source.record(100)).await.expect("the session that was there goes on");
+    acked(&mut events, 2).await;
 }
 
 #[tokio::test]

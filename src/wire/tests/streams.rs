@@ -7,10 +7,11 @@ use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::transport::SendHalf;
 use crate::wire::*;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::flow::watch;
+use crate::flow::{Limiter, Pace, Rate, watch};
 use crate::types::{Chain, Epoch, Seq};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -20,6 +21,7 @@ over_both! {
     acks_come_as_watermarks_not_one_per_record,
     a_sender_stops_at_its_credit_and_goes_on_with_new_credit,
     a_closed_window_stops_the_agent_until_it_opens,
+    a_limit_of_bandwidth_paces_a_disk_by_its_credit_and_counts_at_once,
     more_bytes_than_credit_are_refused,
     touched_chunks_come_with_the_answer_in_as_many_frames_as_it_takes,
     a_gateway_that_names_too_many_chunks_or_in_no_order_is_not_believed,
@@ -100,6 +102,51 @@ async fn a_sender_stops_at_its_credit_and_goes_on_with_new_credit() {
     }
     assert!(sent_bytes <= opened.credit_bytes);
     acked(&mut events, count).await;
+}
+
+async fn a_limit_of_bandwidth_paces_a_disk_by_its_credit_and_counts_at_once() {
+    const RATE: u64 = 4 << 20;
+    let clock = clock(0);
+    let rate = Rate::new(Arc::clone(&clock));
+    rate.set(Some(RATE));
+    let state = MemoryDisk { pace: Pace::new(vec![Limiter::new(&rate)]), ..MemoryDisk::new() };
+    let (pki, host) = (Pki::new(), MemoryHost::with([("d1", state), ("d2", MemoryDisk::new())]));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = connect(&server, &pki.agent("a1", &["d1", "d2"])).await;
+    let (mut sender, mut events, opened) = client.open_disk(fork("d1")).await.expect("opened");
+    let mut source = Source::new(&opened);
+    let sending = tokio::spawn(async move {
+        for _ in 0..1000 {
+            sender.send(source.record(64 << 10)).await.expect("sent");
+        }
+        sender
+    });
+    let received = || host.disk("d1").records.lock().iter().map(|record| record.len() as u64).sum::<u64>();
+    // From the first full stop on, so that what was in hand at the begin does not count.
+    while rate.held_bytes() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (began, before) = (clock.monotonic(), received());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (ratio, seconds) = {
+        let seconds = (clock.monotonic() - began).as_secs_f64();
+        ((received() - before) as f64 / (RATE as f64 * seconds), seconds)
+    };
+    // One opening more or less is what a window carries, a record of the largest size, of twelve MiB in all; and a busy machine
+    // may not bring what it could.
+    assert!((0.5..=1.12).contains(&ratio), "{ratio} of the limit over {seconds} s");
+    assert!(rate.holds());
+    // Another disk has nothing to do with it.
+    let (mut other, mut other_events, opened) = client.open_disk(fork("d2")).await.expect("opened");
+    let mut unlimited = Source::new(&opened);
+    for _ in 0..20 {
+        other.send(unlimited.record(1 << 20)).await.expect("sent");
+    }
+    acked(&mut other_events, 20).await;
+    assert!(!sending.is_finished(), "it is held still");
+    rate.set(None);
+    let _sender = timeout(PATIENCE, sending).await.expect("at once").expect("no panic");
+    acked(&mut events, 1000).await;
 }
 
 async fn a_closed_window_stops_the_agent_until_it_opens() {

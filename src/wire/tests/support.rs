@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, Watermark, watch};
+use crate::flow::{Clock, Drain, DrainTrigger, Pace, SystemClock, Watermark, watch};
 use crate::types::{
     Chain, DiskId, Epoch, Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, RecordView, Seq, encode_extents,
     record_digest,
@@ -90,7 +90,7 @@ pub struct Pki {
 }
 
 pub fn options() -> IssueOptions {
-    IssueOptions { now: SystemClock::new().wall(), days: 30, force: false }
+    IssueOptions { now: SystemClock::new().wall(), days: 30, force: false, keep_key: false }
 }
 
 pub fn files(issued: &Issued) -> TlsFiles {
@@ -131,6 +131,8 @@ pub struct MemoryDisk {
     pub journaled: Arc<Watermark>,
     pub vaulted: Arc<Watermark>,
     pub window: watch::Sender<u64>,
+    /// Limits of bandwidth.
+    pub pace: Pace,
     /// 0, or 1 for disks that stand apart from the others.
     pub way: usize,
     pub fenced: watch::Sender<Option<Epoch>>,
@@ -174,6 +176,7 @@ impl MemoryDisk {
             journaled: Arc::default(),
             vaulted: Arc::default(),
             window: watch::Sender::new(64 << 20),
+            pace: Pace::default(),
             way: 0,
             fenced: watch::Sender::new(None),
             room: Semaphore::new(Semaphore::MAX_PERMITS),
@@ -245,6 +248,7 @@ impl Host for MemoryHost {
             journaled: Arc::clone(&disk.journaled),
             vaulted: Arc::clone(&disk.vaulted),
             window: disk.window.subscribe(),
+            pace: disk.pace.clone(),
             way: disk.way,
             fenced: disk.fenced.subscribe(),
             must_fork: watch::channel(None).1,
@@ -274,6 +278,7 @@ impl RecordSink for MemorySink {
 /// A server of `host`, running.
 pub struct TestServer {
     pub addr: String,
+    pub credentials: Credentials,
     pub drain: DrainTrigger,
     pub task: JoinHandle<()>,
 }
@@ -297,10 +302,10 @@ pub fn start_with(
         listener.with_tcp_at_same(&Net::system()).ok()
     };
     let listener = (0..20).find_map(|_| both()).expect("a port that is free over UDP and TCP");
-    let addr = listener.local_addr().to_string();
+    let (addr, credentials) = (listener.local_addr().to_string(), listener.credentials().clone());
     let (drain, signal): (_, Drain) = DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), limits, clock, signal));
-    TestServer { addr, drain, task }
+    TestServer { addr, credentials, drain, task }
 }
 
 pub async fn connect(server: &TestServer, files: &TlsFiles) -> Client {

@@ -354,9 +354,10 @@ fn without_udp(gateway: &TlsFiles, host: &Arc<MemoryHost>) -> (TestServer, std::
     let (clock, net) = (clock(0), Net::system());
     let listener = Listener::bind(any, gateway, &Tuning::default(), &clock, &net).expect("listening");
     let listener = listener.with_tcp(local, &net).expect("listening");
+    let credentials = listener.credentials().clone();
     let (drain, signal) = crate::flow::DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), ServerLimits::default(), clock, signal));
-    (TestServer { addr: local.to_string(), drain, task }, silent)
+    (TestServer { addr: local.to_string(), credentials, drain, task }, silent)
 }
 
 #[tokio::test]
@@ -384,10 +385,10 @@ fn start_quic_only(gateway: &TlsFiles, host: &Arc<MemoryHost>) -> TestServer {
     let (clock, net) = (clock(0), Net::system());
     let any = "127.0.0.1:0".parse().expect("address");
     let listener = Listener::bind(any, gateway, &Tuning::default(), &clock, &net).expect("listening");
-    let addr = listener.local_addr().to_string();
+    let (addr, credentials) = (listener.local_addr().to_string(), listener.credentials().clone());
     let (drain, signal) = crate::flow::DrainTrigger::new();
     let task = tokio::spawn(serve(listener, Arc::clone(host), ServerLimits::default(), clock, signal));
-    TestServer { addr, drain, task }
+    TestServer { addr, credentials, drain, task }
 }
 
 #[tokio::test]

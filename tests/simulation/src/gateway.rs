@@ -116,6 +116,7 @@ impl GatewayMachine {
             streams_target: self.settings.streams_target,
             peers: Vec::new(),
             window_bytes: 4 << 20,
+            bandwidth: Default::default(),
         }
     }
 
@@ -220,6 +221,7 @@ async fn life(
     live.borrow_mut().trigger = Some(trigger.clone());
     let health = Arc::new(Health::new(Arc::clone(&clock)));
     let vault_runtime = tokio::runtime::Handle::current();
-    let parts = Parts { config, clock, health, vault_runtime, vault, journal, report, listener, trigger, drain };
+    let live = tidegate::gateway::live::Live::new(&config, &clock);
+    let parts = Parts { config, clock, health, live, vault_runtime, vault, journal, report, listener, trigger, drain };
     parts.run().await.map_err(|error| chain_text(&error))
 }

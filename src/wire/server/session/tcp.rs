@@ -43,8 +43,8 @@ pub(super) async fn connect<H>(server: &Server<H>, came: Came, handshake: Place<
 }
 
 async fn shake_hands<H>(server: &Server<H>, Came { socket, address, place }: Came) -> Option<Arrival> {
-    let explanation = Explanation::default();
-    let config = match server.listener.material().server_config(&explanation) {
+    let (explanation, material) = (Explanation::default(), server.listener.material());
+    let config = match material.server_config(&explanation) {
         Ok(config) => config.into(),
         Err(error) => {
             tracing::error!(%error, "TLS cannot be set up for a connection");
@@ -55,7 +55,7 @@ async fn shake_hands<H>(server: &Server<H>, Came { socket, address, place }: Cam
     match timeout(server.limits.step_timeout, shaking).await {
         Ok(Ok(arrival)) => Some(arrival),
         Ok(Err(end)) => {
-            log_handshake_failure(address, server.listener.material().explain(end, &explanation));
+            log_handshake_failure(address, material.explain(end, &explanation));
             None
         }
         Err(_) => {
