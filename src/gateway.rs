@@ -39,6 +39,7 @@ mod host;
 mod lookout;
 mod outlook;
 mod overload;
+mod packed;
 mod runs;
 mod sink;
 mod window;
@@ -46,14 +47,14 @@ mod window;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
 use crate::journal::{Journal, ReplayReport};
 use crate::keys::CatalogKey;
-use crate::telemetry::{names, supervisor};
+use crate::telemetry::{names, recorder, supervisor};
 use crate::types::Seq;
 use crate::vault::{self, Vault};
 use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
@@ -144,15 +145,7 @@ fn runtime(name: &'static str, threads: u16) -> Result<tokio::runtime::Runtime, 
 }
 
 fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
-    // Factors of about 1.5 keep a percentile within the error that an alert can bear.
-    let seconds: Vec<f64> = (0..40).map(|step| 20e-6 * 1.5_f64.powi(step)).take_while(|&bound| bound < 120.0).collect();
-    let bytes: Vec<f64> = (12..=24).map(|bits| f64::from(1_u32 << bits)).collect();
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_bytes".into()), &bytes))
-        .map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
-    let handle = builder.install_recorder().map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
-    names::describe();
+    let handle = recorder::install().map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
     // What has not happened yet is there from the start, so that its absence says something.
     for name in [
         names::AGENT_SESSIONS,
@@ -165,6 +158,9 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
         names::UPLOAD_PARKED,
     ] {
         metrics::gauge!(name).set(0.0);
+    }
+    for name in [names::RELEASED_RECORDS, names::PIPELINE_SKIPPED, names::REDIRECTS, names::RUNS_RETIRED] {
+        metrics::counter!(name).increment(0);
     }
     Ok(handle)
 }
@@ -198,6 +194,7 @@ async fn serve(config: GatewayConfig, vault_runtime: Handle, metrics: Prometheus
         .set(std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64));
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     metrics::gauge!(names::CERTIFICATE_ENDS_SECONDS).set(listener.certificate_ends().0 as f64 / 1e6);
+    tokio::spawn(recorder::upkeep(metrics.clone()));
     let (stop_admin, admin_stopped) = DrainTrigger::new();
     let health = Arc::new(Health::new(Arc::clone(&clock)));
     let admin = start_admin(&config, &health, metrics, admin_stopped).await?;

@@ -13,8 +13,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::board::Board;
 use crate::flow::{Clock, Drain};
-use crate::telemetry::process;
 use crate::telemetry::supervisor::Condition;
+use crate::telemetry::waits::{self, Guard};
+use crate::telemetry::{latency, process};
 
 /// An event loop that has not turned for this long counts as hung. Far above any pause of a busy machine, far below
 /// what an operator would wait.
@@ -163,6 +164,8 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 async fn metrics_text(State(admin): State<Admin>) -> Response {
     let mut text = admin.metrics.render();
     text.push_str(&process::lines());
+    text.push_str(&latency::lines());
+    text.push_str(&waits::lines(&Guard::GATEWAY));
     if let Some(board) = admin.health.board.get() {
         text.push_str(&board.lines());
     }
