@@ -14,6 +14,7 @@ mod point;
 mod points;
 pub mod quickstart;
 mod restore;
+mod run_file;
 mod status;
 mod vault;
 mod verify;
