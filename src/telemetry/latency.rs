@@ -131,7 +131,7 @@ mod tests {
             let within = |pair: &&[f64]| pair[0] >= fine.0 && pair[1] <= fine.1;
             let worst = ends.windows(2).filter(within).map(|pair| pair[1] / pair[0]).fold(0.0, f64::max);
             assert!(worst > 1.0 && worst <= 1.05, "{worst}");
-            assert!(ends.iter().any(|end| *end == fine.0) && ends.last() > Some(&fine.1), "{ends:?}");
+            assert!(ends.contains(&fine.0) && ends.last() > Some(&fine.1), "{ends:?}");
             assert!(ends.len() < 140, "{} lines for a level", ends.len());
         }
     }

@@ -125,7 +125,8 @@ fn a_certificate_near_its_end_and_a_clock_that_is_off() {
 fn a_store_away_until_the_journal_is_full_and_a_slow_one_after() {
     let _turn = turn();
     let (store, url) = sink("filled");
-    let gateway = vec![("journal", "capacity = \"256 MiB\"".to_owned()), ("journal", "segment = \"8 MiB\"".to_owned())];
+    let gateway =
+        vec![("journal", "capacity = \"256 MiB\"".to_owned()), ("journal", "segment = \"16 MiB\"".to_owned())];
     let setting = Setting { vault: Some(url), gateway, ..Setting::default() };
     let (mut scene, prometheus) = scene(setting, None, 384 << 20);
     store.set(Weather { away: true, ..Weather::default() });
