@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use inputs::{DISK_BYTES, Record, Writer, datagrams, disk, index, noise};
+use metrics::{counter, gauge, histogram};
 use tidegate::flow::{SystemClock, Tally, Watermark};
 use tidegate::journal::disk::AlignedBuf;
 use tidegate::journal::format::{CommitBuilder, Header, Owner};
@@ -22,6 +23,7 @@ use tidegate::keys::{CatalogKey, LaneKey};
 use tidegate::limits::COMMIT_BYTES_MAX;
 use tidegate::pipeline::codec::Packing;
 use tidegate::pipeline::{CodecChoice, Input, LaneContext, Pipeline, PipelineConfig};
+use tidegate::telemetry::{latency, names, recorder};
 use tidegate::types::{Chain, Epoch, Id128, Micros, Seq};
 use tidegate::vault::index::BatchIndex;
 use tidegate::wire::frame::Decoder;
@@ -33,7 +35,7 @@ type Case = Box<dyn FnMut()>;
 type Named = (&'static str, fn() -> Case);
 
 /// A MiB each, except where the name says otherwise.
-const CASES: [Named; 10] = [
+const CASES: [Named; 11] = [
     ("wire_frames_of_64_kib", || wire_frames(64 << 10)),
     ("wire_frames_of_8_kib", || wire_frames(8 << 10)),
     ("journal_commit_of_64_kib_records", || commit_encoded(64 << 10)),
@@ -44,6 +46,7 @@ const CASES: [Named; 10] = [
     ("pipeline_512_kib_noise", || pipeline(Packing::Lz4, true)),
     ("index_of_8192_records_encoded", index_encoded),
     ("index_of_8192_records_decoded", index_decoded),
+    ("recording_for_8_kib_records", || recording(8 << 10)),
 ];
 
 fn main() -> ExitCode {
@@ -159,4 +162,46 @@ fn index_encoded() -> Case {
 fn index_decoded() -> Case {
     let plain = index().encode();
     Box::new(move || assert!(BatchIndex::decode(&plain).is_ok()))
+}
+
+/// Everything that is recorded while a MiB goes its way, by the calls that the stages make: for each record at the wire, for
+/// the commit that holds them, for the two messages that they become, for the batch.
+fn recording(record_bytes: usize) -> Case {
+    // The last case: those before count without a recorder. A second one is refused, which changes nothing.
+    let _ = recorder::install();
+    let records = (MIB / record_bytes) as u64;
+    let received = [counter!(names::RECEIVED_BYTES), counter!(names::RECEIVED_RECORDS)];
+    let acks = counter!(names::ACKS_SENT, "level" => "journaled");
+    let times: Vec<(u64, u64)> = (0..records).map(|record| (2000 + 37 * record, 1)).collect();
+    Box::new(move || {
+        for _ in 0..records {
+            received[0].increment(record_bytes as u64);
+            received[1].increment(1);
+        }
+        histogram!(names::JOURNAL_COMMIT_SECONDS).record(0.003);
+        histogram!(names::JOURNAL_COMMIT_BYTES).record(MIB as f64);
+        counter!(names::JOURNALED_RECORDS).increment(records);
+        counter!(names::JOURNALED_BYTES).increment(MIB as u64);
+        gauge!(names::JOURNAL_USED_BYTES).set(MIB as f64);
+        latency::journaled().record(times.iter().copied());
+        acks.increment(1);
+        for _ in 0..2 {
+            gauge!(names::PIPELINE_QUEUE_MESSAGES).set(1.0);
+            gauge!(names::PIPELINE_QUEUE_BYTES).set(MIB as f64);
+            counter!(names::PIPELINE_RECORDS).increment(records / 2);
+            counter!(names::PIPELINE_MESSAGES, "codec" => "lz4").increment(1);
+            counter!(names::PIPELINE_PLAIN_BYTES, "codec" => "lz4").increment(MIB as u64 / 2);
+            counter!(names::PIPELINE_SEALED_BYTES, "codec" => "lz4").increment(MIB as u64 / 4);
+        }
+        counter!(names::PIPELINE_BATCHES, "reason" => "age").increment(1);
+        counter!(names::BLOB_REQUESTS, "operation" => "put", "outcome" => "ok").increment(1);
+        histogram!(names::BLOB_REQUEST_SECONDS, "operation" => "put").record(0.02);
+        // Sixteen steps for each message.
+        latency::vaulted().record(times.iter().take(32).copied());
+        counter!(names::VAULTED_BYTES).increment(MIB as u64);
+        counter!(names::VAULTED_RECORDS).increment(records);
+        counter!(names::VAULTED_STORED_BYTES).increment(MIB as u64 / 2);
+        counter!(names::RELEASED_BYTES).increment(MIB as u64);
+        counter!(names::RELEASED_RECORDS).increment(records);
+    })
 }

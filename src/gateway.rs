@@ -46,6 +46,7 @@ pub mod live;
 mod lookout;
 pub mod outlook;
 mod overload;
+mod packed;
 mod page;
 mod reload;
 mod runs;
@@ -57,14 +58,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
 use crate::journal::{Journal, ReplayReport};
 use crate::keys::CatalogKey;
-use crate::telemetry::{names, supervisor};
+use crate::telemetry::{names, recorder, supervisor};
 use crate::types::Seq;
 use crate::vault::{self, Vault};
 use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
@@ -157,15 +158,7 @@ fn runtime(name: &'static str, threads: u16) -> Result<tokio::runtime::Runtime, 
 }
 
 fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
-    // Factors of about 1.5 keep a percentile within the error that an alert can bear.
-    let seconds: Vec<f64> = (0..40).map(|step| 20e-6 * 1.5_f64.powi(step)).take_while(|&bound| bound < 120.0).collect();
-    let bytes: Vec<f64> = (12..=24).map(|bits| f64::from(1_u32 << bits)).collect();
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_bytes".into()), &bytes))
-        .map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
-    let handle = builder.install_recorder().map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
-    names::describe();
+    let handle = recorder::install().map_err(|error| GatewayError::config(format!("metrics: {error}")))?;
     // What has not happened yet is there from the start, so that its absence says something.
     for name in [
         names::AGENT_SESSIONS,
@@ -178,6 +171,9 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
         names::UPLOAD_PARKED,
     ] {
         metrics::gauge!(name).set(0.0);
+    }
+    for name in [names::RELEASED_RECORDS, names::PIPELINE_SKIPPED, names::REDIRECTS, names::RUNS_RETIRED] {
+        metrics::counter!(name).increment(0);
     }
     Ok(handle)
 }
@@ -193,6 +189,7 @@ async fn serve(
     let key = CatalogKey::read(&config.catalog_key).map_err(|error| GatewayError::of(&error))?;
     let listener = listen(&config, &clock)?;
     describe_process(&config, &listener);
+    tokio::spawn(recorder::upkeep(metrics.clone()));
     let (stop_admin, admin_stopped) = DrainTrigger::new();
     let health = Arc::new(Health::new(Arc::clone(&clock)));
     let live = Live::new(&config, &clock);

@@ -28,7 +28,9 @@ fn promtool(arguments: &[&str]) {
 #[test]
 fn promtool_finds_the_rules_well_formed_and_their_unit_tests_pass() {
     promtool(&["check", "rules", path(RULES).to_str().unwrap()]);
-    promtool(&["test", "rules", path("deploy/prometheus/tidegate.test.yml").to_str().unwrap()]);
+    for tests in ["tidegate.test.yml", "tidegate.days.test.yml"] {
+        promtool(&["test", "rules", path("deploy/prometheus").join(tests).to_str().unwrap()]);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `agent.toml`.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub struct Config {
     pub id: String,
     /// Where it keeps state between runs.
     pub state_dir: PathBuf,
+    /// Where its metrics are served, if they are.
+    pub metrics_listen: Option<SocketAddr>,
     /// Gateways that may carry the disks.
     pub gateways: Vec<Gateway>,
     /// Silence after which a gateway counts as lost.
@@ -150,6 +153,9 @@ impl Config {
             reader.parsed("id", |text| check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string()));
         let id = reader.required("id", id);
         let state_dir = reader.required_path("state_dir");
+        let metrics_listen = reader.parsed("metrics_listen", |text| {
+            text.parse().map_err(|_| format!("{text:?} is no address: write for example \"127.0.0.1:9445\""))
+        });
         let barrier_interval =
             reader.duration("barrier_interval", seconds(5), Duration::from_millis(100)..=seconds(3600));
         let memory_bytes = reader.size("memory", 256 << 20, QUEUE_BYTES_MIN..=1 << 40);
@@ -194,6 +200,7 @@ impl Config {
             (Some(id), Some(state_dir), Some(tls)) => Ok(Self {
                 id,
                 state_dir,
+                metrics_listen,
                 gateways,
                 lost_after,
                 return_after,
@@ -302,19 +309,21 @@ mod tests {
         assert_eq!(config.state_dir, folder.path().join("state"));
         assert_eq!(config.barrier_interval, Duration::from_secs(5));
         assert_eq!(config.disks[0].queue_bytes, 64 << 20);
-        assert_eq!(config.copy_rate_bytes, 0);
+        assert_eq!((config.copy_rate_bytes, config.metrics_listen), (0, None), "nothing is served unasked");
         assert_eq!((config.transport, config.quic_retry), (Choice::Auto, Duration::from_secs(60)));
         assert_eq!(config.gateways, [Gateway::new("localhost:9443")]);
         assert_eq!((config.lost_after, config.return_after), (LOST_AFTER_ONE, Duration::from_secs(60)));
         let several = text.replace("['localhost:9443']", "['a:1', { address = 'b:2', weight = 3 }]");
+        let several = format!("metrics_listen = '127.0.0.1:9445'\n{several}");
         let config = Config::parse(&path, &several).expect("valid");
         assert_eq!(config.gateways, [Gateway::new("a:1"), Gateway { address: "b:2".into(), weight: 3 }]);
         assert_eq!(config.lost_after, LOST_AFTER_SEVERAL);
+        assert_eq!(config.metrics_listen, Some(([127, 0, 0, 1], 9445).into()));
     }
 
     #[test]
     fn every_mistake_is_named() {
-        let text = "id = 'A!'\nbarrier_intervall = '5 s'\nlost_after = '1 ms'\nreturn_after = 'soon'\n\
+        let text = "id = 'A!'\nbarrier_intervall = '5 s'\nlost_after = '1 ms'\nreturn_after = 'soon'\nmetrics_listen = 'here'\n\
             gateways = ['nohost', 'a:1', { address = 'a:1', weight = 0 }, { weigth = 2 }, 7, 'b:0']\n[copy]\nrate = '7'\n\
             [[disk]]\nid = 'd'\npath = 'x'\nlisten = 'nowhere'\n[[disk]]\nid = 'e'\npath = 'y'\nlisten = '127.0.0.1:1'\nqueue = '1 KiB'\n\
             [[disk]]\nid = 'e'\npath = 'y'\nlisten = '127.0.0.1:1'\n";
@@ -333,6 +342,7 @@ mod tests {
             "\"b:0\" is no host:port",
             "lost_after: ",
             "return_after: ",
+            "metrics_listen: \"here\" is no address",
             "tls.ca: is missing",
             "tls.cert: is missing",
             "tls.key: is missing",

@@ -34,6 +34,9 @@ const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Longest time that a point may wait.
 pub const POINT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// The state of a disk of the configuration that could not be opened.
+pub const REFUSED: &str = "refused";
+
 /// The socket's path in a state directory.
 #[must_use]
 pub fn socket_path(state_dir: &Path) -> PathBuf {
@@ -353,7 +356,7 @@ impl Control {
         let mut disks: Vec<_> = self.disks.iter().map(|disk| look(disk).1).collect();
         disks.extend(self.refused.iter().map(|(disk, why)| DiskStatus {
             disk: disk.clone(),
-            state: "refused".into(),
+            state: REFUSED.into(),
             size_bytes: 0,
             epoch: None,
             seq: 0,

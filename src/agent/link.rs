@@ -20,6 +20,7 @@ use super::clock::AgentClock;
 use super::placement::{Gateway, Placement, Why};
 use crate::fault::chain_text;
 use crate::flow::watch;
+use crate::telemetry::names;
 use crate::wire::{Client, Code, ConnectError, Net, TlsFiles, Transport, Tuning};
 
 /// First pause after a failure: a gateway that restarts is back within a second.
@@ -213,7 +214,10 @@ impl Walker {
         let other_after = or_other.then(|| OTHER_AFTER_MAX.min(patience / 3));
         let tuning = Tuning { transport, other_after, ..self.tuning.clone() };
         let connecting = Client::connect_elsewhere(address, known, tls, &tuning, clock, &self.net);
-        match tokio::time::timeout(patience, connecting).await {
+        let asked = tokio::time::timeout(patience, connecting).await;
+        let outcome = if matches!(asked, Ok(Ok(_))) { "connected" } else { "failed" };
+        metrics::counter!(names::AGENT_ATTEMPTS, "outcome" => outcome).increment(1);
+        match asked {
             Ok(Ok(client)) => Ok(client),
             Ok(Err(ConnectError::Known { gateway, .. })) => Err(NoAnswer::Known(gateway)),
             Ok(Err(error)) => Err(NoAnswer::Failed(chain_text(&error))),

@@ -54,6 +54,7 @@ pub mod control;
 pub mod dirty;
 pub mod disk;
 pub mod link;
+mod page;
 pub mod placement;
 pub mod points;
 pub mod queue;
@@ -67,6 +68,7 @@ pub mod tracker;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +81,7 @@ use self::config::{Config, DiskConfig};
 use self::control::{Control, SocketError};
 use self::disk::{Disk, Overrides, Shared};
 use self::link::LinkState;
+use self::page::Page;
 use self::replicator::CopyPace;
 use self::splitter::Splitter;
 use self::state::{StateDir, StateError};
@@ -125,6 +128,14 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// The metrics page cannot be served.
+    #[error("cannot serve metrics at {listen}: change metrics_listen, or leave it out")]
+    Page {
+        /// The address.
+        listen: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// The system gives no threads.
     #[error("cannot start threads for guests")]
     Threads {
@@ -146,7 +157,7 @@ impl Classify for AgentError {
         match self {
             Self::State(error) => error.fault(),
             Self::Socket(error) => error.fault(),
-            Self::Listen { .. } | Self::Threads { .. } => Fault::Fatal,
+            Self::Listen { .. } | Self::Page { .. } | Self::Threads { .. } => Fault::Fatal,
             Self::NoDisk { .. } => Fault::Reject,
         }
     }
@@ -421,7 +432,13 @@ pub async fn run(
     clock: Arc<dyn Clock>,
     mut drain: Drain,
 ) -> Result<(), AgentError> {
+    // First, so that nothing is recorded before somebody takes it.
+    let page = match config.metrics_listen {
+        Some(listen) => Some(Page::open(listen).await.map_err(|source| AgentError::Page { listen, source })?),
+        None => None,
+    };
     let mut agent = Agent::start(config, overrides, clock)?;
+    let page = page.map(|page| tokio::spawn(page.serve(Arc::clone(&agent.control), drain.clone())));
     tracing::info!(agent = config.id, disks = agent.disks().len(), "agent is up");
     let control = Arc::clone(&agent.control);
     let told = supervisor::tell(config.drain_grace, drain.clone(), move |stopping| control.condition(stopping));
@@ -434,6 +451,9 @@ pub async fn run(
     tracing::info!("stopping");
     let clean = agent.stop().await;
     supervised.abort();
+    if let Some(page) = page {
+        page.abort();
+    }
     tracing::info!(clean, "stopped");
     match failed {
         None => Ok(()),

@@ -18,6 +18,7 @@ mod point;
 mod points;
 pub mod quickstart;
 mod restore;
+mod run_file;
 mod status;
 mod top;
 mod vault;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::keyring::{self, Opened, VaultArgs};
 use super::points::{self as view, DiskView};
+use super::run_file::{Figures, RunFile};
 use super::{Failure, Outcome};
 use crate::config::{parse_size, show_size};
 use crate::fault::{Classify, exit};
@@ -62,6 +63,9 @@ pub struct Args {
     /// How to show progress on standard error.
     #[arg(long, value_enum, default_value_t)]
     progress: ProgressMode,
+    /// Leave a file for node-exporter's textfile collector that tells of this run: its name ends in .prom.
+    #[arg(long, value_name = "FILE.prom")]
+    metrics_file: Option<RunFile>,
     /// Memory for data on its way from the vault.
     #[arg(long, value_name = "SIZE", value_parser = memory, default_value = "256 MiB")]
     memory: u64,
@@ -102,7 +106,14 @@ pub(super) fn limits(memory_bytes: u64, jobs: Option<u16>) -> FetchLimits {
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
     let asked = asked(&args)?;
-    keyring::runtime()?.block_on(restore(&args, &asked))
+    let (runtime, started) = (keyring::runtime()?, Instant::now());
+    let mut figures = Figures::default();
+    let outcome = runtime.block_on(restore(&args, &asked, &mut figures));
+    if let Some(file) = &args.metrics_file {
+        let (now, took) = (SystemClock::new().wall(), started.elapsed());
+        file.tell_restore(args.disk.as_str(), now, took, outcome.is_ok(), figures);
+    }
+    outcome
 }
 
 fn asked(args: &Args) -> Result<Ask, Failure> {
@@ -151,7 +162,7 @@ fn choose(args: &Args, loaded: &DiskView, asked: &Ask) -> Result<Point, Failure>
     chosen.map_err(|error| Failure::error(format!("disk {}: {error}", args.disk)))
 }
 
-async fn restore(args: &Args, asked: &Ask) -> Outcome {
+async fn restore(args: &Args, asked: &Ask, figures: &mut Figures) -> Outcome {
     let started = Instant::now();
     // Before anything is read: most mistakes are here.
     Target::check(&args.to, args.force).map_err(|error| Failure::of(&error))?;
@@ -178,10 +189,16 @@ async fn restore(args: &Args, asked: &Ask) -> Outcome {
     let _ = display.await;
     match result {
         Ok(restored) => {
+            figures.bytes = restored.read_bytes;
             print_done(args, &point, &restored, started.elapsed(), &warnings);
             Ok(exit::OK)
         }
-        Err(error) => Err(failed(args, &point, &error)),
+        Err(error) => {
+            if let RestoreError::Damaged { found, .. } = &error {
+                figures.damage = found.len() as u64;
+            }
+            Err(failed(args, &point, &error))
+        }
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::keyring::{self, Opened, VaultArgs};
 use super::restore::{ProgressMode, limits, memory, show};
+use super::run_file::{Figures, RunFile};
 use super::{Failure, Outcome};
 use crate::config::show_size;
 use crate::fault::exit;
+use crate::flow::{Clock, SystemClock};
 use crate::restore::progress::Progress;
 use crate::restore::verify::{self, Level, Report, VerifyOptions};
 use crate::types::DiskId;
@@ -31,6 +35,9 @@ pub struct Args {
     /// How to show progress on standard error.
     #[arg(long, value_enum, default_value_t)]
     progress: ProgressMode,
+    /// Leave a file for node-exporter's textfile collector that tells of this run: its name ends in .prom.
+    #[arg(long, value_name = "FILE.prom")]
+    metrics_file: Option<RunFile>,
     /// Memory for data on its way from the vault.
     #[arg(long, value_name = "SIZE", value_parser = memory, default_value = "256 MiB")]
     memory: u64,
@@ -78,10 +85,17 @@ fn level(asked: Option<LevelArg>, opened: &Opened) -> Result<Level, Failure> {
 /// Runs the verb.
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
-    keyring::runtime()?.block_on(check(&args))
+    let (runtime, started) = (keyring::runtime()?, Instant::now());
+    let mut figures = Figures::default();
+    let outcome = runtime.block_on(check(&args, &mut figures));
+    if let Some(file) = &args.metrics_file {
+        let whole = matches!(outcome, Ok(exit::OK));
+        file.tell_verify(SystemClock::new().wall(), started.elapsed(), whole, figures);
+    }
+    outcome
 }
 
-async fn check(args: &Args) -> Outcome {
+async fn check(args: &Args, figures: &mut Figures) -> Outcome {
     let opened = args.vault.open().await?;
     let options = VerifyOptions {
         level: level(args.level, &opened)?,
@@ -95,6 +109,7 @@ async fn check(args: &Args) -> Outcome {
     display.abort();
     let _ = display.await;
     let report = result.map_err(|error| Failure::of(&error))?;
+    *figures = Figures { bytes: report.bytes, damage: report.damage.len() as u64 };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -19,8 +19,9 @@ use super::findings::{self, Finding, Scene};
 use super::page;
 use super::stages::{Figures, Meter, SAMPLE_EVERY, Stages};
 use crate::flow::{Clock, Drain};
-use crate::telemetry::process;
 use crate::telemetry::supervisor::Condition;
+use crate::telemetry::waits::{self, Guard};
+use crate::telemetry::{latency, process};
 
 /// An event loop that has not turned for this long counts as hung. Far above any pause of a busy machine, far below
 /// what an operator would wait.
@@ -140,6 +141,8 @@ impl Admin {
     fn metrics_text(&self) -> String {
         let mut text = self.metrics.render();
         text.push_str(&process::lines());
+        text.push_str(&latency::lines());
+        text.push_str(&waits::lines(&Guard::GATEWAY));
         text
     }
 

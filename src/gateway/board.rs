@@ -5,7 +5,6 @@
 //! is shown is the age that it told and the time since, so it is never too small. Labels are bounded: only the disks that
 //! are furthest behind have lines of their own, sums are over all of them, and `/v1/disks` has every one.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +19,8 @@ use super::outlook::{Heading, Outlook};
 use super::runs::DiskSlot;
 use crate::flow::{Clock, Drain};
 use crate::journal::{Journal, Level};
-use crate::telemetry::names;
-use crate::types::{DiskId, Id128};
+use crate::telemetry::{names, text};
+use crate::types::{DiskId, Id128, Micros};
 use crate::wire::{AgentIdentity, Condition, Report, Transport};
 
 /// How often the journal's fill level is noted.
@@ -83,6 +82,10 @@ pub struct DiskView {
     pub dirty_bytes: u64,
     /// Bytes that its agent has sent and that are not vaulted.
     pub unvaulted_bytes: u64,
+    /// Plaintext over stored bytes of late; none before anything was packed here.
+    pub packed_ratio: Option<f64>,
+    /// The share of the usual saving by packing that is gone of late: 0 as ever, 1 nothing packs any more.
+    pub anomaly: f64,
 }
 
 /// One agent, as `/v1/agents` has it.
@@ -275,7 +278,10 @@ impl Board {
     /// The metrics with a disk in their label, and the sums over all disks, as Prometheus reads them.
     #[must_use]
     pub fn lines(&self) -> String {
-        lines(&self.disks(), self.lines_max)
+        let mut out = lines(&self.disks(), self.lines_max);
+        let age = |received: Micros| self.clock.wall().0.saturating_sub(received.0) as f64 / 1e6;
+        text::single(&mut out, names::JOURNAL_OLDEST_SECONDS, self.journal.oldest().map_or(0.0, age));
+        out
     }
 }
 
@@ -283,16 +289,26 @@ fn lines(disks: &[DiskView], lines_max: usize) -> String {
     let behind = furthest_behind(disks);
     let shown = &behind[..behind.len().min(lines_max)];
     let mut out = String::new();
-    gauge(&mut out, names::DISK_RPO_SECONDS, shown.iter().map(|view| (label(view), view.rpo_seconds.unwrap_or(0.0))));
-    gauge(&mut out, names::DISK_DIRTY_BYTES, shown.iter().map(|view| (label(view), view.dirty_bytes as f64)));
-    gauge(&mut out, names::DISK_UNVAULTED_BYTES, shown.iter().map(|view| (label(view), view.unvaulted_bytes as f64)));
+    let mut each = |name: &str, shown: &[&DiskView], of: fn(&DiskView) -> Option<f64>| {
+        text::family(&mut out, name, shown.iter().filter_map(|view| Some((label(view), of(view)?))));
+    };
+    each(names::DISK_RPO_SECONDS, shown, |view| view.rpo_seconds);
+    each(names::DISK_DIRTY_BYTES, shown, |view| Some(view.dirty_bytes as f64));
+    each(names::DISK_UNVAULTED_BYTES, shown, |view| Some(view.unvaulted_bytes as f64));
+    let odd = most_unusual(disks);
+    let shown = &odd[..odd.len().min(lines_max)];
+    each(names::DISK_PACKED_RATIO, shown, |view| view.packed_ratio);
+    each(names::DISK_ANOMALY_RATIO, shown, |view| Some(view.anomaly));
+    let anomaly = odd.first().map_or(0.0, |view| view.anomaly);
+    text::single(&mut out, names::DISKS_ANOMALY_MAX_RATIO, anomaly);
     let worst = behind.first().and_then(|view| view.rpo_seconds).unwrap_or(0.0);
-    gauge(&mut out, names::DISKS_RPO_MAX_SECONDS, [(String::new(), worst)]);
+    text::single(&mut out, names::DISKS_RPO_MAX_SECONDS, worst);
     let sum = |of: fn(&DiskView) -> u64| disks.iter().map(of).sum::<u64>() as f64;
-    gauge(&mut out, names::DISKS_DIRTY_BYTES, [(String::new(), sum(|view| view.dirty_bytes))]);
-    gauge(&mut out, names::DISKS_UNVAULTED_BYTES, [(String::new(), sum(|view| view.unvaulted_bytes))]);
+    text::single(&mut out, names::DISKS_DIRTY_BYTES, sum(|view| view.dirty_bytes));
+    text::single(&mut out, names::DISKS_UNVAULTED_BYTES, sum(|view| view.unvaulted_bytes));
     let counted = counts(disks).into_iter();
-    gauge(&mut out, names::DISKS, counted.map(|(word, count)| (format!("{{condition=\"{word}\"}}"), count as f64)));
+    let counted = counted.map(|(word, count)| (text::labels(&[("condition", word)]), count as f64));
+    text::family(&mut out, names::DISKS, counted);
     out
 }
 
@@ -308,12 +324,15 @@ const fn away(disk: DiskId) -> DiskView {
         rpo_seconds: None,
         dirty_bytes: 0,
         unvaulted_bytes: 0,
+        packed_ratio: None,
+        anomaly: 0.0,
     }
 }
 
 /// What passed here of a disk.
 fn passed(slot: &DiskSlot) -> DiskView {
-    let view = away(slot.disk.clone());
+    let packed = *slot.packed.lock();
+    let view = DiskView { packed_ratio: packed.ratio(), anomaly: packed.anomaly(), ..away(slot.disk.clone()) };
     let Some(run) = slot.runs().pop() else { return view };
     let (journaled_seq, vaulted_seq) = (run.journaled.get(), run.vaulted.get());
     DiskView { epoch: Some(run.epoch.0), journaled_seq, vaulted_seq, ..view }
@@ -357,18 +376,15 @@ fn counts(disks: &[DiskView]) -> Vec<(&'static str, usize)> {
     words.map(|word| (word, disks.iter().filter(|view| view.condition == word).count())).collect()
 }
 
-fn label(view: &DiskView) -> String {
-    // A disk's name has no character that would need care here.
-    format!("{{disk=\"{}\"}}", view.disk)
+/// Disks of which something was packed here, the one with the largest anomaly first.
+fn most_unusual(disks: &[DiskView]) -> Vec<&DiskView> {
+    let mut packed: Vec<&DiskView> = disks.iter().filter(|view| view.packed_ratio.is_some()).collect();
+    packed.sort_by(|a, b| b.anomaly.total_cmp(&a.anomaly).then_with(|| a.disk.cmp(&b.disk)));
+    packed
 }
 
-fn gauge(out: &mut String, name: &str, values: impl IntoIterator<Item = (String, f64)>) {
-    let help = names::ALL.iter().find(|(known, ..)| *known == name).map_or("", |(.., help)| help.trim());
-    // Writing to a string never fails.
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
-    for (labels, value) in values {
-        let _ = writeln!(out, "{name}{labels} {value}");
-    }
+fn label(view: &DiskView) -> String {
+    text::labels(&[("disk", view.disk.as_str())])
 }
 
 #[cfg(test)]

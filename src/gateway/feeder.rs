@@ -196,9 +196,10 @@ impl Feeding {
         if config.threads == 0 {
             return Ok(Pipeline::in_place(config, context));
         }
-        let (uploader, runtime) = (Arc::clone(uploader), self.runtime.clone());
+        let (uploader, runtime, disks) = (Arc::clone(uploader), self.runtime.clone(), Arc::clone(&self.disks));
         let (stopped, health) = (self.stopped.clone(), Arc::clone(&self.health));
         Pipeline::start(config, context, move |batch| {
+            disks.note_packed(&batch.index);
             let submitted = runtime.block_on(wait_on_store(uploader.submit(batch), stopped.clone(), &health));
             submitted.and_then(Result::ok).ok_or(SinkClosed)
         })
@@ -256,6 +257,7 @@ impl Feeding {
     /// Gives the uploader what a pipeline without threads has finished.
     async fn hand_over(&self, way: &mut Way) -> Result<(), PipelineError> {
         while let Some(batch) = way.pipeline.take_finished() {
+            self.disks.note_packed(&batch.index);
             let submitted = wait_on_store(way.uploader.submit(batch), self.stopped.clone(), &self.health).await;
             submitted.and_then(Result::ok).ok_or(SinkClosed)?;
         }

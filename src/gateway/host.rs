@@ -37,6 +37,7 @@ use crate::restore::{self, touched};
 use crate::telemetry::names;
 use crate::types::{Chain, DiskId, Epoch, Id128, PointId, Seq};
 use crate::vault::epochs::CreateEpochError;
+use crate::vault::index::BatchIndex;
 use crate::vault::objects::{DiskObject, EpochObject};
 use crate::vault::{Vault, VaultError};
 use crate::wire::{
@@ -188,6 +189,17 @@ impl Disks {
     #[must_use]
     pub fn run(&self, disk: &DiskId, epoch: Epoch) -> Option<Arc<Run>> {
         self.known(disk)?.run(epoch)
+    }
+
+    /// Learns how small the messages of a batch became.
+    pub fn note_packed(&self, index: &BatchIndex) {
+        for part in &index.disks {
+            let Some(slot) = self.known(&part.disk) else { continue };
+            let mut packed = slot.packed.lock();
+            for message in &part.messages {
+                packed.note(message.plain_bytes.into(), message.stored_bytes.into());
+            }
+        }
     }
 
     /// Disk streams open at present.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::packed::Packed;
 use crate::flow::{Watermark, watch};
 use crate::mutants::{self, Mutant};
 use crate::types::{Chain, DiskId, Epoch, Seq};
@@ -261,6 +262,8 @@ pub struct DiskSlot {
     pub disk: DiskId,
     /// Held while a stream of the disk is being opened: opens of one disk happen one at a time.
     pub opening: tokio::sync::Mutex<()>,
+    /// How small its writes become.
+    pub packed: Mutex<Packed>,
     state: Mutex<SlotState>,
 }
 
@@ -274,7 +277,7 @@ impl DiskSlot {
     /// A disk of which nothing is known.
     #[must_use]
     pub fn new(disk: DiskId) -> Self {
-        Self { disk, opening: tokio::sync::Mutex::new(()), state: Mutex::default() }
+        Self { disk, opening: tokio::sync::Mutex::new(()), packed: Mutex::default(), state: Mutex::default() }
     }
 
     /// The run of `epoch`, if records of it passed here.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use super::format::RowKind;
 use super::model::CommitAt;
 use crate::mutants::{self, Mutant};
-use crate::types::{Chain, DiskId, Epoch, Seq};
+use crate::types::{Chain, DiskId, Epoch, Micros, Seq};
 
 /// A segment that nothing needs any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Freed {
     pub file_bytes: u64,
     /// Bytes of its commits.
     pub held_bytes: u64,
+    /// Records in them.
+    pub records: u64,
     /// Whether the file may be used again; one on which a write failed may not.
     pub reusable: bool,
 }
@@ -38,6 +40,7 @@ struct Segment {
     path: PathBuf,
     file_bytes: u64,
     end_bytes: u64,
+    records: u64,
     numbers: Option<(u64, u64)>,
     waits_for: usize,
     closed: bool,
@@ -51,6 +54,55 @@ struct Run {
     dirty: bool,
     /// (segment, last seq there), in order; covered ones are gone.
     places: VecDeque<(u64, Seq)>,
+    times: Times,
+}
+
+/// When what is not vaulted of a run came. Of a long backlog only some times are kept, evenly: what is told is then too old by
+/// a thirtieth of it at most, and never too young.
+#[derive(Debug, Default)]
+struct Times {
+    /// The last seq of some commits in a row, and when the first record of these was received. In order.
+    kept: VecDeque<(Seq, Micros)>,
+    /// Commits that the newest of them stands for, and how many it may.
+    in_last: u32,
+    stride: u32,
+}
+
+/// Times kept for a run; an even number.
+const TIMES_MAX: usize = 64;
+
+impl Times {
+    fn push(&mut self, last: Seq, received: Micros) {
+        if let Some(newest) = self.kept.back_mut().filter(|_| self.in_last < self.stride) {
+            newest.0 = last;
+            self.in_last += 1;
+            return;
+        }
+        if self.kept.len() == TIMES_MAX {
+            let pairs = self.kept.make_contiguous().chunks(2);
+            self.kept = pairs.map(|pair| (pair[pair.len() - 1].0, pair[0].1)).collect();
+            self.stride = self.stride.saturating_mul(2);
+        } else if self.kept.len() < TIMES_MAX / 4 {
+            self.stride = (self.stride / 2).max(1);
+        }
+        self.kept.push_back((last, received));
+        self.in_last = 1;
+    }
+
+    fn drop_while(&mut self, is_covered: impl Fn(Seq) -> bool) {
+        while self.kept.front().is_some_and(|&(last, _)| is_covered(last)) {
+            self.kept.pop_front();
+        }
+    }
+}
+
+/// What came with a commit.
+#[derive(Debug, Clone, Copy)]
+pub struct Came {
+    /// Records in it.
+    pub records: u64,
+    /// When the first of them was received.
+    pub first: Micros,
 }
 
 /// What a reader needs to know of a segment.
@@ -124,8 +176,16 @@ impl Ledger {
 
     /// Enters a segment without closing any: replay.
     pub fn add_segment(&mut self, segment: u64, path: PathBuf, file_bytes: u64) {
-        let fresh =
-            Segment { path, file_bytes, end_bytes: 0, numbers: None, waits_for: 0, closed: false, poisoned: false };
+        let fresh = Segment {
+            path,
+            file_bytes,
+            end_bytes: 0,
+            records: 0,
+            numbers: None,
+            waits_for: 0,
+            closed: false,
+            poisoned: false,
+        };
         self.segments.insert(segment, fresh);
     }
 
@@ -177,17 +237,20 @@ impl Ledger {
         &mut self,
         at: CommitAt,
         commit_bytes: u64,
+        came: Came,
         lasts: impl IntoIterator<Item = (&'a DiskId, Epoch, Seq)>,
     ) {
         let Some(segment) = self.segments.get_mut(&at.segment) else { return };
         segment.end_bytes = at.offset_bytes + commit_bytes;
         let first = segment.numbers.map_or(at.number, |(first, _)| first);
         segment.numbers = Some((first, at.number));
+        segment.records += came.records;
         for (disk, epoch, seq) in lasts {
             let run = run_mut(&mut self.runs, disk, epoch);
             if run.covers(seq) {
                 continue;
             }
+            run.times.push(seq, came.first);
             match run.places.back_mut() {
                 Some((place, last)) if *place == at.segment => *last = seq.max(*last),
                 _ => {
@@ -223,6 +286,8 @@ impl Ledger {
             run.dirty = true;
             self.dirty.push_back((disk.clone(), epoch));
         }
+        let (forgotten, mark) = (run.forgotten, run.mark);
+        run.times.drop_while(|seq| forgotten || mark.is_some_and(|(mark, _)| seq <= mark));
         let mut done = false;
         while let Some(&(place, last)) = run.places.front()
             && run.covers(last)
@@ -250,6 +315,7 @@ impl Ledger {
                 path: segment.path,
                 file_bytes: segment.file_bytes,
                 held_bytes: segment.end_bytes,
+                records: segment.records,
                 reusable: !segment.poisoned,
             });
         }
@@ -357,6 +423,13 @@ impl Ledger {
     #[must_use]
     pub fn holds(&self, segment: u64) -> bool {
         self.segments.contains_key(&segment)
+    }
+
+    /// When the oldest record was received that is not vaulted, at the latest.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Micros> {
+        let runs = self.runs.values().flat_map(BTreeMap::values);
+        runs.filter_map(|run| run.times.kept.front()).map(|(_, received)| *received).min()
     }
 
     /// Bytes that are not free: closed segments whole, the open one as far as it is written.

@@ -74,7 +74,7 @@ use tracing::{info, warn};
 use crate::flow::{Clock, Strand, SystemClock, watch};
 use crate::limits::BLOCK_BYTES;
 use crate::telemetry::names;
-use crate::types::{Chain, DiskId, Epoch, Seq, check_name};
+use crate::types::{Chain, DiskId, Epoch, Micros, Seq, check_name};
 use directory::Directory;
 use disk::preflight::{PreflightError, preflight};
 use disk::{BufPool, Files, ring};
@@ -189,6 +189,12 @@ impl Journal {
     #[must_use]
     pub fn space(&self) -> Space {
         self.engine.space.space()
+    }
+
+    /// When the oldest record was received that is not vaulted, at the latest; none if everything is.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Micros> {
+        self.engine.shards.iter().filter_map(|shard| shard.book.lock().ledger.oldest()).min()
     }
 
     /// The level and its changes.

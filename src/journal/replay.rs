@@ -19,7 +19,7 @@ use super::depot::{segment_name, segment_number};
 use super::disk::{BufPool, Files};
 use super::error::OpenError;
 use super::format::{Owner, Row, RowKind};
-use super::ledger::{Freed, Ledger};
+use super::ledger::{Came, Freed, Ledger};
 use super::model::{CommitAt, Damage, DamageKind};
 use super::runs::Runs;
 use super::walk::{Found, Step, Walk};
@@ -168,8 +168,10 @@ impl Scan {
             }
         }
         let at = CommitAt { segment, offset_bytes: header.offset_bytes, number: header.number };
+        let received = found.rows.iter().filter(|row| row.kind == RowKind::Record).map(|row| row.received);
+        let came = Came { records: received.clone().count() as u64, first: received.min().unwrap_or_default() };
         let lasts = lasts.iter().map(|((disk, epoch), seq)| (disk, *epoch, *seq));
-        self.out.ledger.committed(at, u64::from(header.commit_bytes), lasts);
+        self.out.ledger.committed(at, u64::from(header.commit_bytes), came, lasts);
         for (disk, row) in marks {
             match (row.kind, row.chain(commit)) {
                 (RowKind::Vaulted, Some(chain)) => self.out.ledger.vaulted(&disk, row.epoch, row.seq, chain),
@@ -340,7 +342,7 @@ fn settle(out: &mut ShardReplay, segments: &[(u64, PathBuf, u64)]) {
     for (segment, path, file_bytes) in segments {
         if !out.ledger.holds(*segment) {
             let (segment, path, file_bytes) = (*segment, path.clone(), *file_bytes);
-            out.freed.push(Freed { segment, path, file_bytes, held_bytes: 0, reusable: true });
+            out.freed.push(Freed { segment, path, file_bytes, held_bytes: 0, records: 0, reusable: true });
         }
     }
     out.ledger.replayed();

@@ -17,12 +17,13 @@ use super::depot::Depot;
 use super::disk::{AlignedBuf, BufPool, Files};
 use super::error::AppendError;
 use super::format::{CommitBuilder, Owner};
-use super::ledger::{Freed, Ledger};
+use super::ledger::{Came, Freed, Ledger};
 use super::model::{CommitAt, Entry};
 use super::space::SpaceBoard;
 use crate::flow::Watermark;
-use crate::telemetry::names;
-use crate::types::{Chain, DiskId, Epoch, Id128, Seq};
+use crate::telemetry::waits::Guard;
+use crate::telemetry::{latency, names};
+use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
 
 /// Sizes that follow from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,8 @@ pub struct Pending {
 pub struct Batch {
     pub commit: CommitBuilder,
     pub pending: Vec<Pending>,
+    /// When each record came, in their order.
+    pub received: Vec<Micros>,
     pub records: u64,
     pub record_bytes: u64,
 }
@@ -122,12 +125,19 @@ pub struct Shard {
 
 impl Batch {
     fn new(pool: &BufPool) -> Self {
-        Self { commit: CommitBuilder::new(pool.take()), pending: Vec::new(), records: 0, record_bytes: 0 }
+        Self {
+            commit: CommitBuilder::new(pool.take()),
+            pending: Vec::new(),
+            received: Vec::new(),
+            records: 0,
+            record_bytes: 0,
+        }
     }
 
     fn push(&mut self, entry: &Entry<'_>, bytes: usize) {
         let (epoch, seq) = (entry.head.epoch, entry.head.seq);
         self.commit.push_record(entry.disk, (epoch, seq), entry.received, entry.body_crc, entry.chunks);
+        self.received.push(entry.received);
         self.records += 1;
         self.record_bytes += bytes as u64;
         // Runs of one disk stand together more often than not; a commit has few disks, so a look back is cheap.
@@ -211,6 +221,7 @@ impl Shard {
         }
         self.waiting.fetch_add(1, Ordering::AcqRel);
         let _waiter = Waiter(&self.waiting);
+        let _waits = Guard::JournalRoom.wait();
         // The permit is the head of the queue: a large record is not overtaken for ever by small ones.
         let Ok(_turn) = self.turnstile.acquire().await else { return Err(AppendError::Closed) };
         loop {
@@ -324,12 +335,13 @@ impl Shard {
         true
     }
 
-    /// Enters a durable commit: books, cache, readers, space; then raises the watermarks.
-    pub fn committed(&self, at: CommitAt, commit_bytes: usize, mut batch: Batch) {
+    /// Enters a commit that is durable at `now`: books, cache, readers, space; then raises the watermarks.
+    pub fn committed(&self, at: CommitAt, commit_bytes: usize, mut batch: Batch, now: Micros) {
         let body = self.cache_body(&mut batch, commit_bytes);
         let mut book = self.book.lock();
         let lasts = batch.pending.iter().map(|pending| (&pending.disk, pending.epoch, pending.last));
-        book.ledger.committed(at, commit_bytes as u64, lasts);
+        let received_first = batch.received.iter().copied().min().unwrap_or(now);
+        book.ledger.committed(at, commit_bytes as u64, Came { records: batch.records, first: received_first }, lasts);
         book.remember(at, body, commit_bytes, self.sizes.cache_bytes);
         let freed = book.ledger.marks_durable();
         let used_bytes = book.ledger.used_bytes();
@@ -340,6 +352,8 @@ impl Shard {
         for pending in &batch.pending {
             pending.journaled.advance(pending.last.0);
         }
+        // After the watermarks: nobody waits for this.
+        latency::journaled().record(batch.received.iter().map(|received| (now.0.saturating_sub(received.0), 1)));
         counter!(names::JOURNALED_RECORDS).increment(batch.records);
         counter!(names::JOURNALED_BYTES).increment(batch.record_bytes);
     }
@@ -361,6 +375,7 @@ impl Shard {
         }
         let held_bytes = freed.iter().map(|freed| freed.held_bytes).sum();
         counter!(names::RELEASED_BYTES).increment(held_bytes);
+        counter!(names::RELEASED_RECORDS).increment(freed.iter().map(|freed| freed.records).sum());
         self.depot.give_back(self.index, freed, &*self.files);
     }
 

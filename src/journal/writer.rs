@@ -31,6 +31,7 @@ use crate::flow::Clock;
 use crate::limits::BLOCK_BYTES;
 use crate::mutants::{self, Mutant};
 use crate::telemetry::names;
+use crate::telemetry::waits::{Guard, Waiters};
 
 /// Segments that may fail in a row before the disk counts as lost.
 pub const POISONED_MAX: u32 = 3;
@@ -58,6 +59,7 @@ pub struct Writer<D: Disk> {
     active: Option<Active<D::File>>,
     next_number: u64,
     poisoned: u32,
+    waits: Waiters,
 }
 
 /// Why the writer cannot go on.
@@ -101,7 +103,16 @@ impl<D: Disk> Writer<D> {
         clock: Arc<dyn Clock>,
         next_number: u64,
     ) -> Self {
-        Self { shard, disk, prepared, clock, active: None, next_number, poisoned: 0 }
+        Self {
+            shard,
+            disk,
+            prepared,
+            clock,
+            active: None,
+            next_number,
+            poisoned: 0,
+            waits: Waiters::none(Guard::JournalSegment),
+        }
     }
 
     /// Works until the shard is closed.
@@ -156,6 +167,7 @@ impl<D: Disk> Writer<D> {
     /// Waits for a segment or for other work. Nothing is in flight here, so either may be abandoned.
     async fn wait(&mut self) -> Result<(), WriterError> {
         let shard = Arc::clone(&self.shard);
+        self.waits.set(1);
         if let Some(refusal) = shard.depot.lost() {
             return Err(WriterError::NoSegment { shard: shard.index, refusal });
         }
@@ -188,6 +200,7 @@ impl<D: Disk> Writer<D> {
     }
 
     fn activate(&mut self, prepared: Prepared) -> Result<(), WriterError> {
+        self.waits.set(0);
         self.shard.depot.want(self.shard.index);
         let Prepared { segment, path, file_bytes } = prepared;
         let opened = self.disk.open(&path);
@@ -246,11 +259,12 @@ impl<D: Disk> Writer<D> {
 
     fn done(&mut self, at: CommitAt, commit_bytes: usize, batch: Batch) {
         self.poisoned = 0;
+        self.waits.set(0);
         self.next_number += 1;
         if let Some(active) = &mut self.active {
             active.end_bytes += commit_bytes as u64;
         }
-        self.shard.committed(at, commit_bytes, batch);
+        self.shard.committed(at, commit_bytes, batch, self.clock.wall());
     }
 
     /// At the end: marks that are not durable yet would only cost uploads done twice, so what does not fit is left.

@@ -652,6 +652,7 @@ impl Assembler {
         let open = self.open_batch(target);
         open.records += message.records.len() as u64;
         open.plain_bytes += plain_bytes as u64;
+        let records = message.records.len() as u64;
         let meta = MessageMeta {
             epoch: message.epoch,
             first: message.first,
@@ -669,6 +670,7 @@ impl Assembler {
         open.builder.push(&message.disk, meta, stored);
         self.feedback.lock().sealed.push((target.ordinal, plain_bytes, info.stored_bytes as usize));
         let codec = info.codec.as_str();
+        metrics::counter!(names::PIPELINE_RECORDS).increment(records);
         metrics::counter!(names::PIPELINE_MESSAGES, "codec" => codec).increment(1);
         metrics::counter!(names::PIPELINE_PLAIN_BYTES, "codec" => codec).increment(plain_bytes as u64);
         metrics::counter!(names::PIPELINE_SEALED_BYTES, "codec" => codec).increment(u64::from(info.stored_bytes));

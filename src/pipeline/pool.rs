@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex};
 
 use crate::fault::{Classify, Fault};
+use crate::telemetry::waits::{Guard, Waiters};
 
 /// The bounds of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +123,7 @@ impl<J: Send + 'static, R: Send + 'static> Pool<J, R> {
     pub fn submit(&self, job: J, bytes: usize) -> Result<(), PoolError> {
         let config = self.shared.config;
         let mut state = self.shared.state.lock();
+        let mut waits = Waiters::none(Guard::PipelineMemory);
         loop {
             state.check()?;
             if state.closed {
@@ -132,6 +134,7 @@ impl<J: Send + 'static, R: Send + 'static> Pool<J, R> {
             if bytes_fit && held_jobs < config.queue_jobs_max.max(1) {
                 break;
             }
+            waits.set(1);
             self.shared.room.wait(&mut state);
         }
         let ticket = state.next_in;

@@ -36,12 +36,24 @@ metric_names! {
     counter VAULTED_RECORDS = "tidegate_vaulted_records_total";
     /// Journal bytes freed because all their records are vaulted.
     counter RELEASED_BYTES = "tidegate_released_bytes_total";
+    /// Records whose journal space was freed.
+    counter RELEASED_RECORDS = "tidegate_released_records_total";
     /// Acks sent to agents, by level.
     counter ACKS_SENT = "tidegate_acks_sent_total";
+    /// Seconds from receiving a record until its ack may be sent, by level: journaled, vaulted.
+    histogram ACK_SECONDS = "tidegate_ack_seconds";
+    /// How many wait now, by the guard that they wait for.
+    gauge WAITING = "tidegate_waiting";
+    /// How often somebody began to wait, by guard.
+    counter WAITS = "tidegate_waits_total";
+    /// Seconds that all waiters together have waited, by guard; also those of waits that are not over.
+    counter WAIT_SECONDS = "tidegate_wait_seconds_total";
     /// Journal bytes in use.
     gauge JOURNAL_USED_BYTES = "tidegate_journal_used_bytes";
     /// Journal bytes that the configuration allows.
     gauge JOURNAL_CAPACITY_BYTES = "tidegate_journal_capacity_bytes";
+    /// Age of the oldest record in the journal that is not vaulted, at most; 0 if there is none.
+    gauge JOURNAL_OLDEST_SECONDS = "tidegate_journal_oldest_seconds";
     /// Seconds of one journal commit: write and sync.
     histogram JOURNAL_COMMIT_SECONDS = "tidegate_journal_commit_seconds";
     /// Bytes of one journal commit.
@@ -54,6 +66,8 @@ metric_names! {
     gauge PIPELINE_QUEUE_BYTES = "tidegate_pipeline_queue_bytes";
     /// Messages sealed, by codec.
     counter PIPELINE_MESSAGES = "tidegate_pipeline_messages_total";
+    /// Records sealed.
+    counter PIPELINE_RECORDS = "tidegate_pipeline_records_total";
     /// Batches closed, by reason: bytes, age, asked.
     counter PIPELINE_BATCHES = "tidegate_pipeline_batches_total";
     /// Messages kept raw untried, because the last one of their disk and a sample of them did not become smaller.
@@ -66,6 +80,8 @@ metric_names! {
     counter PIPELINE_SEALED_BYTES = "tidegate_pipeline_sealed_bytes_total";
     /// Blob requests by operation and outcome.
     counter BLOB_REQUESTS = "tidegate_blob_requests_total";
+    /// Blob requests under way, by operation.
+    gauge BLOB_RUNNING = "tidegate_blob_requests_running";
     /// Seconds of a blob request by operation.
     histogram BLOB_REQUEST_SECONDS = "tidegate_blob_request_seconds";
     /// Blob requests tried again.
@@ -78,6 +94,8 @@ metric_names! {
     gauge UPLOAD_QUEUE_BYTES = "tidegate_upload_queue_bytes";
     /// 1 while uploads wait for somebody to change something, such as a credential.
     gauge UPLOAD_PARKED = "tidegate_upload_parked";
+    /// Bytes of vaulted batches as they are stored: packed, sealed, with their indexes.
+    counter VAULTED_STORED_BYTES = "tidegate_vaulted_stored_bytes_total";
     /// Agents connected.
     gauge AGENT_SESSIONS = "tidegate_agent_sessions";
     /// Of them those over TCP.
@@ -94,6 +112,16 @@ metric_names! {
     gauge RECORD_MEMORY_WAITING = "tidegate_record_memory_waiting_disks";
     /// 1 while each datagram is kept in a buffer of its own, because the process holds more than its memory.
     gauge RECEIVE_APART = "tidegate_receive_apart";
+    /// Round trip times of the connections over QUIC: their median, 90th and 99th percentile, and the longest.
+    gauge QUIC_RTT_SECONDS = "tidegate_quic_rtt_seconds";
+    /// Congestion windows of the same: bytes that this gateway may have on its way to an agent, by the same percentiles.
+    gauge QUIC_WINDOW_BYTES = "tidegate_quic_window_bytes";
+    /// Packets sent over QUIC by this gateway.
+    counter QUIC_SENT = "tidegate_quic_packets_sent_total";
+    /// Of them those that were lost.
+    counter QUIC_LOST = "tidegate_quic_packets_lost_total";
+    /// Times at which a connection over QUIC met congestion.
+    counter QUIC_CONGESTION = "tidegate_quic_congestion_events_total";
     /// Sessions or streams refused, by reason.
     counter REFUSED = "tidegate_refused_total";
     /// Agents asked to go to another gateway: at a drain and when overloaded.
@@ -106,8 +134,6 @@ metric_names! {
     counter RUNS_RETIRED = "tidegate_runs_retired_total";
     /// Epochs created, by reason.
     counter EPOCHS_CREATED = "tidegate_epochs_created_total";
-    /// Seconds from receiving a record to its batch being vaulted.
-    histogram VAULTED_DELAY_SECONDS = "tidegate_vaulted_delay_seconds";
     /// Seconds until the journal is full if it goes on to grow as of late; infinite if it does not grow.
     gauge JOURNAL_FULL_IN_SECONDS = "tidegate_journal_full_in_seconds";
     /// Seconds until the journal's backlog is gone if it goes on to shrink as of late; infinite if it does not shrink.
@@ -120,6 +146,12 @@ metric_names! {
     gauge DISK_DIRTY_BYTES = "tidegate_disk_dirty_bytes";
     /// Of the same disks: bytes sent and not vaulted, in whole chunks.
     gauge DISK_UNVAULTED_BYTES = "tidegate_disk_unvaulted_bytes";
+    /// Of the disks with the largest anomaly: plaintext over stored bytes of late.
+    gauge DISK_PACKED_RATIO = "tidegate_disk_packed_ratio";
+    /// Of the same disks: the share of the usual saving by packing that is gone of late; 0 as ever, 1 nothing packs any more.
+    gauge DISK_ANOMALY_RATIO = "tidegate_disk_anomaly_ratio";
+    /// The largest anomaly of all disks.
+    gauge DISKS_ANOMALY_MAX_RATIO = "tidegate_disks_anomaly_max_ratio";
     /// The largest of all disks' ages of the oldest write that no recovery point in the vault has.
     gauge DISKS_RPO_MAX_SECONDS = "tidegate_disks_rpo_max_seconds";
     /// Bytes that agents have still to copy, of all disks.
@@ -148,6 +180,38 @@ metric_names! {
     gauge PROCESS_START_SECONDS = "process_start_time_seconds";
     /// Files and sockets that the process has open.
     gauge PROCESS_OPEN_FDS = "process_open_fds";
+    /// 1, with the agent's name and version in the labels.
+    gauge AGENT_BUILD_INFO = "tidegate_agent_build_info";
+    /// 1 while the agent is connected to a gateway.
+    gauge AGENT_CONNECTED = "tidegate_agent_connected";
+    /// 1, with gateway, address and transport of the connection in the labels; none without a connection.
+    gauge AGENT_CONNECTION_INFO = "tidegate_agent_connection_info";
+    /// 1 while TLS over TCP carries the connection because QUIC does not get through.
+    gauge AGENT_FELL_BACK = "tidegate_agent_fell_back";
+    /// Attempts to connect to a gateway, by outcome: connected, failed.
+    counter AGENT_ATTEMPTS = "tidegate_agent_connection_attempts_total";
+    /// Round trip time of the connection; none over TCP.
+    gauge AGENT_RTT_SECONDS = "tidegate_agent_rtt_seconds";
+    /// Packets sent to the gateway over QUIC since the connection began.
+    counter AGENT_SENT = "tidegate_agent_packets_sent_total";
+    /// Of them those that were lost.
+    counter AGENT_LOST = "tidegate_agent_packets_lost_total";
+    /// Memory that changes on their way to the gateway hold, of all disks.
+    gauge AGENT_MEMORY_BYTES = "tidegate_agent_memory_bytes";
+    /// The most that they may.
+    gauge AGENT_MEMORY_LIMIT_BYTES = "tidegate_agent_memory_limit_bytes";
+    /// 1 for the state that each disk is in, 0 for the others: protected, copying, overflowed, waiting, fenced, refused.
+    gauge AGENT_DISK_STATE = "tidegate_agent_disk_state";
+    /// Age of the oldest write that no recovery point in the vault has, as the agent knows it; 0 if there is none.
+    gauge AGENT_DISK_RPO_SECONDS = "tidegate_agent_disk_rpo_seconds";
+    /// Memory that records of the disk hold.
+    gauge AGENT_DISK_QUEUE_BYTES = "tidegate_agent_disk_queue_bytes";
+    /// Bytes of the disk still to be copied.
+    gauge AGENT_DISK_DIRTY_BYTES = "tidegate_agent_disk_dirty_bytes";
+    /// Bytes sent and not vaulted, in whole chunks.
+    gauge AGENT_DISK_UNVAULTED_BYTES = "tidegate_agent_disk_unvaulted_bytes";
+    /// How often the disk's queue was full, so that changes were only marked.
+    counter AGENT_DISK_OVERFLOWS = "tidegate_agent_disk_overflows_total";
     /// NBD connections open.
     gauge NBD_CONNECTIONS = "tidegate_nbd_connections";
     /// NBD requests answered, by command.
@@ -156,6 +220,44 @@ metric_names! {
     counter NBD_ERRORS = "tidegate_nbd_errors_total";
     /// Seconds from reading an NBD request to its answer, by command.
     histogram NBD_REQUEST_SECONDS = "tidegate_nbd_request_seconds";
+    /// When a restore ended well last, in seconds since 1970; 0 if none did.
+    gauge RESTORE_LAST_SUCCESS_SECONDS = "tidegate_restore_last_success_timestamp_seconds";
+    /// When one ended last, well or not.
+    gauge RESTORE_LAST_RUN_SECONDS = "tidegate_restore_last_run_timestamp_seconds";
+    /// How long the last one took.
+    gauge RESTORE_RUN_SECONDS = "tidegate_restore_run_seconds";
+    /// Bytes that the last one read from the vault.
+    gauge RESTORE_RUN_BYTES = "tidegate_restore_run_bytes";
+    /// Damaged ranges that the last one met.
+    gauge RESTORE_RUN_DAMAGE = "tidegate_restore_run_damage";
+    /// When a verification found the vault whole last, in seconds since 1970; 0 if none did.
+    gauge VERIFY_LAST_SUCCESS_SECONDS = "tidegate_verify_last_success_timestamp_seconds";
+    /// When one ended last, whatever it found.
+    gauge VERIFY_LAST_RUN_SECONDS = "tidegate_verify_last_run_timestamp_seconds";
+    /// How long the last one took.
+    gauge VERIFY_RUN_SECONDS = "tidegate_verify_run_seconds";
+    /// Bytes of the objects that the last one looked at.
+    gauge VERIFY_RUN_BYTES = "tidegate_verify_run_bytes";
+    /// Damage that the last one found.
+    gauge VERIFY_RUN_DAMAGE = "tidegate_verify_run_damage";
+}
+
+/// Who shows a metric.
+#[must_use]
+pub fn shown_by(name: &str) -> &'static str {
+    let of_gateway = ["tidegate_agent_sessions", "tidegate_agent_sessions_tcp"].contains(&name);
+    let starts = |start: &str| name.starts_with(start);
+    if name.starts_with("process_") || name.starts_with("tidegate_wait") {
+        "gateway, agent"
+    } else if !of_gateway && (starts("tidegate_agent_") || starts("tidegate_nbd_")) {
+        "agent"
+    } else if starts("tidegate_restore_") {
+        "restore"
+    } else if starts("tidegate_verify_") {
+        "verify"
+    } else {
+        "gateway"
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! The figures of a process that every Prometheus client gives, under their usual names.
 
-use std::fmt::Write;
-
-use super::names;
+use super::{names, text};
 
 /// The figures now, as Prometheus reads them; empty where the system keeps no such accounts.
 #[must_use]
@@ -14,11 +12,9 @@ pub fn lines() -> String {
         (names::PROCESS_START_SECONDS, stat().and_then(|stat| Some(boot_seconds()? + stat.started_seconds))),
         (names::PROCESS_OPEN_FDS, open_files().map(|count| count as f64)),
     ] {
-        let Some(value) = value else { continue };
-        let known = names::ALL.iter().find(|(known, ..)| *known == name);
-        let (kind, help) = known.map_or(("untyped", ""), |(_, kind, help)| (kind, help.trim()));
-        // Writing to a string never fails.
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        if let Some(value) = value {
+            text::single(&mut out, name, value);
+        }
     }
     out
 }

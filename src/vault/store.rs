@@ -129,6 +129,7 @@ impl VaultStore {
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BlobError> {
         let started = Instant::now();
+        let _running = Running::new(operation);
         let result = match timeout(limit, request).await {
             Ok(result) => result.map_err(|error| self.error(operation, path, &error)),
             Err(_) => Err(BlobError::timeout(operation, path.as_ref(), &self.place, limit)),
@@ -291,6 +292,23 @@ impl VaultStore {
             }
         }
         unreachable!("the last try returns its result")
+    }
+}
+
+/// Counts a request for as long as it runs, also when its future is dropped.
+struct Running(metrics::Gauge);
+
+impl Running {
+    fn new(operation: &'static str) -> Self {
+        let gauge = metrics::gauge!(names::BLOB_RUNNING, "operation" => operation);
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

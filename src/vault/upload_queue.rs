@@ -202,6 +202,15 @@ impl UploadQueue {
         self.waiting.contains_key(&n)
     }
 
+    /// Batches that could run and wait for others to end, and those that wait after a failure: each for its own, or all for a
+    /// probe.
+    #[must_use]
+    pub fn waiting(&self, now: Duration) -> [u64; 2] {
+        let ready = self.waiting.values().filter(|waiting| waiting.not_before <= now).count();
+        let ready = if self.is_parked() { 0 } else { ready };
+        [ready as u64, (self.waiting.len() - ready) as u64]
+    }
+
     /// Failures of a running batch so far.
     #[must_use]
     pub fn failures(&self, n: u64) -> u32 {

@@ -36,7 +36,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{Id as TaskId, JoinError, JoinHandle, JoinSet};
 
 use super::fault::BlobCause;
-use super::index::SealedIndex;
+use super::index::{MessageMeta, SealedIndex};
 use super::lane::Lane;
 use super::put::{PutError, create_only};
 use super::rng::Rng;
@@ -47,6 +47,7 @@ use crate::flow::{Budget, BudgetGuard, Clock, Hold, Pace, Tally, Watermark};
 use crate::mutants::{self, Mutant};
 use crate::pipeline::BatchObject;
 use crate::telemetry;
+use crate::telemetry::waits::{Guard, Waiters};
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
 
 /// The bounds of an uploader.
@@ -192,8 +193,38 @@ struct Job {
 struct Uploaded {
     vaulted: Vaulted,
     sealed_index: SealedIndex,
-    received_first: Micros,
+    received: Vec<ReceivedSpan>,
     _place: OwnedSemaphorePermit,
+}
+
+/// When the records of a message came.
+struct ReceivedSpan {
+    first: Micros,
+    last: Micros,
+    records: u64,
+}
+
+/// Steps in which the records of a message are taken to have come, for only the first and the last are known. A message
+/// spans a batch's age at most, and a step a sixteenth of that.
+const RECEIVED_STEPS: u64 = 16;
+
+impl ReceivedSpan {
+    fn of(message: &MessageMeta) -> Self {
+        let (first, last) = (message.received_first, message.received_last);
+        Self { first, last, records: message.records.len() as u64 }
+    }
+
+    /// How long its records took until `now`: microseconds, and how many of them.
+    fn times(&self, now: Micros) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let steps = self.records.min(RECEIVED_STEPS);
+        let (first, records) = (self.first.0, self.records);
+        let span_micros = self.last.0.saturating_sub(first);
+        (0..steps).map(move |step| {
+            let came = first + span_micros * step / (steps - 1).max(1);
+            let these = records * (step + 1) / steps - records * step / steps;
+            (now.0.saturating_sub(came), these)
+        })
+    }
 }
 
 /// The handle of a running uploader. Submitting is for one feeder at a time: numbers must come in order.
@@ -260,6 +291,7 @@ impl Uploader {
             done,
             events,
             stop: Arc::clone(&stop),
+            waits: [Guard::UploadWindow, Guard::UploadPause, Guard::Bandwidth].map(Waiters::none),
         };
         let driver = handle.spawn(driver.run());
         let confirmer = handle.spawn(confirmer.run(done_receiver));
@@ -293,19 +325,28 @@ impl Uploader {
     /// [`SubmitError`] if the lane is over; the batch is dropped, its records are in the journal.
     pub async fn submit(&self, batch: BatchObject) -> Result<(), SubmitError> {
         let stored_bytes = batch.body.content_length() as u64;
-        let place = match Arc::clone(&self.places).acquire_owned().await {
+        let place = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(place) => place,
-            Err(_) => return Err(self.ended()),
+            Err(_) => {
+                let _waits = Guard::UploadPlace.wait();
+                Arc::clone(&self.places).acquire_owned().await.map_err(|_| self.ended())?
+            }
         };
-        let body_guard = self.bodies.claim(stored_bytes).await;
+        let body_guard = match self.bodies.try_claim(stored_bytes) {
+            Some(guard) => guard,
+            None => {
+                let _waits = Guard::UploadMemory.wait();
+                self.bodies.claim(stored_bytes).await
+            }
+        };
         let vaulted = summary(&batch);
         let messages = batch.index.disks.iter().flat_map(|part| &part.messages);
-        let received_first = messages.map(|message| message.received_first).min().unwrap_or_default();
+        let received = messages.map(ReceivedSpan::of).collect();
         let job = Job {
             n: batch.n,
             body: batch.body,
             body_guard,
-            rest: Uploaded { vaulted, sealed_index: batch.sealed_index, received_first, _place: place },
+            rest: Uploaded { vaulted, sealed_index: batch.sealed_index, received, _place: place },
         };
         self.jobs.send(job).await.map_err(|_| self.ended())
     }
@@ -381,6 +422,8 @@ struct Driver {
     done: mpsc::Sender<Uploaded>,
     events: mpsc::Sender<UploadEvent>,
     stop: Arc<OnceLock<Arc<UploadStop>>>,
+    /// Batches that wait for others to end, for their next try, and for a limit of bandwidth.
+    waits: [Waiters; 3],
 }
 
 impl Driver {
@@ -388,7 +431,13 @@ impl Driver {
         let mut open = true;
         while open || !self.queue.is_empty() {
             let wake = self.start_ready();
-            self.held_up.set(self.opens_in.is_some() || self.queue.is_held_up(self.clock.monotonic()));
+            let now = self.clock.monotonic();
+            self.held_up.set(self.opens_in.is_some() || self.queue.is_held_up(now));
+            let [ready, paused] = self.queue.waiting(now);
+            let (window, limit) = if self.opens_in.is_some() { (0, ready) } else { (ready, 0) };
+            for (waits, count) in self.waits.iter_mut().zip([window, paused, limit]) {
+                waits.set(count);
+            }
             self.gauges();
             let pause = wake.map_or(Duration::MAX, |at| at.saturating_sub(self.clock.monotonic()));
             tokio::select! {

@@ -65,7 +65,7 @@ pub use messages::{Condition, ForkReason, OpenDisk, REDIRECT_GATEWAYS_MAX, Repor
 pub use net::Net;
 pub use server::{ServerLimits, serve};
 pub use tls::{TlsError, TlsFiles};
-pub use transport::{NoTransport, Transport};
+pub use transport::{NoTransport, PathFigures, Transport};
 
 use std::time::Duration;
 

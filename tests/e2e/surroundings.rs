@@ -13,6 +13,16 @@ const DISK_BYTES: u64 = 96 << 20;
 /// Below a folder of /usr/lib: what Debian's libfaketime puts under a process that has threads.
 const FAKETIME: &str = "faketime/libfaketimeMT.so.1";
 
+/// The arguments with which `env` runs `tidegate` with a wall clock that is another one, as on a machine whose time service
+/// died long ago. Its monotonic clock is the machine's.
+pub fn faketime(offset: &str, arguments: &[&str]) -> Vec<String> {
+    let library = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|dir| dir.path().join(FAKETIME));
+    let preload = format!("LD_PRELOAD={}", library.into_iter().find(|path| path.exists()).unwrap().display());
+    let faked = [preload, format!("FAKETIME={offset}"), "FAKETIME_DONT_FAKE_MONOTONIC=1".into()];
+    let program = [program().to_str().unwrap()];
+    faked.into_iter().chain(program.iter().chain(arguments).map(|text| (*text).to_owned())).collect()
+}
+
 #[test]
 fn a_disk_that_changed_its_size_is_refused_by_name_and_the_others_go_on() {
     let _turn = turn();
@@ -86,11 +96,8 @@ fn a_clock_that_is_off_is_told_and_labels_are_right_all_the_same() {
     assert_eq!(apart(&scene), 0.0);
     scene.agent.take().unwrap().terminate(PATIENCE).unwrap();
     let (config, logs) = (scene.site.path("agent.toml"), scene.site.path("logs/agent.log"));
-    // Only the wall clock is another one: 90 s ahead, as on a machine whose time service died long ago.
-    let library = std::fs::read_dir("/usr/lib").unwrap().flatten().map(|dir| dir.path().join(FAKETIME));
-    let preload = format!("LD_PRELOAD={}", library.into_iter().find(|path| path.exists()).unwrap().display());
-    let faked = [&preload, "FAKETIME=+90s", "FAKETIME_DONT_FAKE_MONOTONIC=1", program().to_str().unwrap()];
-    let arguments = [&faked[..], &["agent", "--config", config.to_str().unwrap()]].concat();
+    let faked = faketime("+90s", &["agent", "--config", config.to_str().unwrap()]);
+    let arguments: Vec<&str> = faked.iter().map(String::as_str).collect();
     scene.agent = Some(Child::start("agent", &Family::default(), &logs, Path::new("env"), &arguments).unwrap());
     let load = scene.load("disk1", 84, 8);
     scene.write_more(&load, 4 << 20);

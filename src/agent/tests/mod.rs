@@ -59,6 +59,7 @@ impl World {
             drain_grace: Duration::from_secs(10),
             copy_parallel: 2,
             copy_rate_bytes: 0,
+            metrics_listen: None,
             disks: disks
                 .iter()
                 .map(|name| DiskConfig {

@@ -39,6 +39,22 @@ fn only_the_disks_furthest_behind_have_lines_and_sums_are_over_all() {
 }
 
 #[test]
+fn the_disk_whose_writes_pack_no_more_has_lines_and_one_that_never_packed_anything_has_none() {
+    let mut views = views();
+    (views[0].packed_ratio, views[0].anomaly) = (Some(3.0), 0.1);
+    (views[1].packed_ratio, views[1].anomaly) = (Some(1.0), 0.9);
+    let text = lines(&views, 1);
+    for line in [
+        "tidegate_disk_anomaly_ratio{disk=\"b\"} 0.9",
+        "tidegate_disk_packed_ratio{disk=\"b\"} 1",
+        "tidegate_disks_anomaly_max_ratio 0.9",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+    }
+    assert_eq!(text.matches("tidegate_disk_anomaly_ratio{").count(), 1, "{text}");
+}
+
+#[test]
 fn an_agent_that_has_left_tells_nothing_any_more() {
     let roll = Roll::default();
     let agent = AgentIdentity { vault: Id128([1; 16]), agent: "x".into(), disks: vec![] };

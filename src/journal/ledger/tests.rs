@@ -6,7 +6,8 @@ fn disk(name: &str) -> DiskId {
 
 fn commit(ledger: &mut Ledger, segment: u64, number: u64, lasts: &[(&DiskId, u64)]) {
     let at = CommitAt { segment, offset_bytes: number * 4096, number };
-    ledger.committed(at, 4096, lasts.iter().map(|(disk, seq)| (*disk, Epoch(1), Seq(*seq))));
+    let came = Came { records: lasts.len() as u64, first: Micros(number) };
+    ledger.committed(at, 4096, came, lasts.iter().map(|(disk, seq)| (*disk, Epoch(1), Seq(*seq))));
 }
 
 fn vault(ledger: &mut Ledger, disk: &DiskId, seq: u64) {
@@ -125,4 +126,36 @@ fn a_new_segment_starts_with_what_is_held_and_a_release_is_noted_before_it_happe
     });
     assert_eq!(notes, [(RowKind::Released, 2, 0)]);
     assert_eq!(release(&mut ledger), ["s2"]);
+}
+
+#[test]
+fn the_oldest_record_is_the_first_that_is_not_vaulted() {
+    let (a, b) = (disk("a"), disk("b"));
+    let mut ledger = two_segments(&a, &b);
+    assert_eq!(ledger.oldest(), Some(Micros(1)));
+    vault(&mut ledger, &a, 4);
+    assert_eq!(ledger.oldest(), Some(Micros(1)), "disk b");
+    vault(&mut ledger, &b, 1);
+    assert_eq!(ledger.oldest(), Some(Micros(2)), "the commit of seq 5");
+    ledger.forget(&a, Epoch(1));
+    assert_eq!(ledger.oldest(), None);
+}
+
+#[test]
+fn a_long_backlog_keeps_few_times_and_never_looks_younger_than_it_is() {
+    let a = disk("a");
+    let mut ledger = Ledger::default();
+    ledger.activate(1, "s1".into(), 1 << 30);
+    for number in 1..=10_000 {
+        commit(&mut ledger, 1, number, &[(&a, number)]);
+    }
+    assert!(ledger.runs[&a][&Epoch(1)].times.kept.len() <= TIMES_MAX);
+    for vaulted in (0..10_000).step_by(7) {
+        vault(&mut ledger, &a, vaulted);
+        let oldest = ledger.oldest().expect("behind").0;
+        assert!(oldest <= vaulted + 1, "vaulted {vaulted}, oldest {oldest}");
+        assert!(oldest + 10_000 / 30 >= vaulted, "vaulted {vaulted}, oldest {oldest}");
+    }
+    vault(&mut ledger, &a, 10_000);
+    assert_eq!(ledger.oldest(), None);
 }

@@ -100,12 +100,13 @@ impl Confirmer {
     }
 
     async fn confirm(&mut self, uploaded: Uploaded) -> Result<(), UploadStop> {
-        let Uploaded { vaulted, sealed_index, received_first, _place } = uploaded;
+        let Uploaded { vaulted, sealed_index, received, _place } = uploaded;
         self.write_routes(&vaulted).await?;
         self.check_seal().await?;
         self.confirmed.advance(vaulted.n);
-        let delay_micros = self.clock.wall().0.saturating_sub(received_first.0);
-        metrics::histogram!(telemetry::names::VAULTED_DELAY_SECONDS).record(Duration::from_micros(delay_micros));
+        let now = self.clock.wall();
+        telemetry::latency::vaulted().record(received.iter().flat_map(|span| span.times(now)));
+        metrics::counter!(telemetry::names::VAULTED_STORED_BYTES).increment(vaulted.stored_bytes);
         metrics::counter!(telemetry::names::VAULTED_BYTES).increment(vaulted.record_bytes);
         metrics::counter!(telemetry::names::VAULTED_RECORDS).increment(vaulted.records);
         self.index_bytes += sealed_index.bytes.len();

@@ -12,6 +12,7 @@ use super::lost;
 use crate::fault::{Classify, Fault};
 use crate::flow::{Clock, watch};
 use crate::limits;
+use crate::telemetry::waits::{Guard, Waiters};
 use crate::types::{Chain, Epoch, RECORD_HEAD_BYTES, RecordHead, Seq};
 use crate::wire::code::Code;
 use crate::wire::frame::{self, Kind};
@@ -358,6 +359,7 @@ impl DiskSender {
 
     /// Waits until a record of `bytes` may be sent; asks for it if that is not so yet.
     async fn credit(&mut self, bytes: u64) -> Result<(), SendError> {
+        let mut waits = Waiters::none(Guard::Credit);
         loop {
             if self.credit_bytes() >= bytes && self.asking.is_empty() {
                 return Ok(());
@@ -367,6 +369,7 @@ impl DiskSender {
             {
                 self.asking = Message::Ask(ask).encode();
             }
+            waits.set(1);
             let Self { send, asking, state, granted, purse, .. } = self;
             tokio::select! {
                 biased;

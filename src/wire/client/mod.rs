@@ -33,7 +33,7 @@ use super::net::Net;
 use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles};
 use super::transport::tcp::Dialer;
-use super::transport::{SendHalf, Session, SessionEnd, StreamEnd, Transport, congestion};
+use super::transport::{PathFigures, SendHalf, Session, SessionEnd, StreamEnd, Transport, congestion};
 use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
 use crate::flow::{Clock, watch};
 use crate::keys;
@@ -166,6 +166,12 @@ impl Client {
     #[must_use]
     pub fn clock(&self) -> ClockOffset {
         self.sync.lock().offset(self.clock.wall(), self.clock.monotonic())
+    }
+
+    /// How the connection's path fares; none over TCP, of which the system keeps the books.
+    #[must_use]
+    pub fn path(&self) -> Option<PathFigures> {
+        self.session.path_figures()
     }
 
     /// Opens a disk stream. May wait long: a fork is answered when the gateway has everything older in the vault.

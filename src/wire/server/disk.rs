@@ -20,6 +20,7 @@ use super::{Gauged, Server, count_refused};
 use crate::flow::{Clock, Drain, Hold, Pace, Watermark, watch};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::telemetry::names;
+use crate::telemetry::waits::{Guard, Waiters};
 use crate::types::{DiskId, Epoch, Seq};
 use crate::wire::CREDIT_BASE_BYTES;
 use crate::wire::code::Code;
@@ -163,6 +164,7 @@ async fn carry<H: Host>(
         grants: Grants::default(),
         granted_at: server.clock.monotonic(),
         lease,
+        waits: Waiters::none(Guard::RecordMemory),
         clock: Arc::clone(&server.clock),
         sent: Ack { journaled: Seq::NONE, vaulted: Seq::NONE },
     };
@@ -405,6 +407,8 @@ struct Outlet {
     grants: Grants,
     granted_at: Duration,
     lease: Lease,
+    /// What its agent waits for, if it does.
+    waits: Waiters,
     clock: Arc<dyn Clock>,
     sent: Ack,
 }
@@ -479,6 +483,18 @@ impl Outlet {
         Some(self.grant(taken_bytes, flow))
     }
 
+    /// What keeps the agent's next record waiting, if something here does.
+    fn waits_for(&self, flow: &Flow) -> Option<Guard> {
+        if flow.wanted_bytes.load(Ordering::Acquire) <= self.grants.granted_bytes() {
+            return None;
+        }
+        match (*self.window.borrow(), self.lease.waits()) {
+            (0, _) => Some(Guard::JournalFull),
+            (_, true) => Some(Guard::RecordMemory),
+            (_, false) => None,
+        }
+    }
+
     /// Told that others need what is leased here, and that nothing comes of it.
     fn give_way(&mut self, flow: &Flow) -> Option<End> {
         let blamed = flow.signs.is_blamed();
@@ -536,6 +552,7 @@ impl Outlet {
             {
                 return end;
             }
+            self.waits.set_for(self.waits_for(flow));
             let newest = *self.fenced.borrow_and_update();
             if let Some(newest) = newest.filter(|newest| *newest > self.epoch) {
                 return DiskRefusal::Fenced { newest }.into();

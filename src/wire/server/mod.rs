@@ -14,6 +14,7 @@
 pub(super) mod admission;
 mod disk;
 mod memory;
+mod paths;
 mod session;
 mod skew;
 
@@ -153,7 +154,14 @@ pub async fn serve<H: Host>(
             accept_tcp(&server, listener, &handshakes).await;
         }
     };
-    tokio::join!(accept_quic(&server, &handshakes), over_tcp);
+    let served = async {
+        tokio::join!(accept_quic(&server, &handshakes), over_tcp);
+    };
+    tokio::select! {
+        biased;
+        () = served => {}
+        () = paths::watch(&server) => {}
+    }
 }
 
 async fn accept_quic<H: Host>(server: &Arc<Server<H>>, handshakes: &Arc<Places<Network>>) {

@@ -8,6 +8,8 @@ pub(super) mod congestion;
 mod quic;
 pub(super) mod tcp;
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes};
 use rustls::pki_types::CertificateDer;
 
@@ -201,6 +203,19 @@ impl Session {
         }
     }
 
+    /// How its path fares, where a transport tells.
+    pub(super) fn path_figures(&self) -> Option<PathFigures> {
+        let Self::Quic(connection, _) = self else { return None };
+        let path = connection.stats().path;
+        Some(PathFigures {
+            rtt: path.rtt,
+            window_bytes: path.cwnd,
+            sent: path.sent_packets,
+            lost: path.lost_packets,
+            congestion_events: path.congestion_events,
+        })
+    }
+
     /// What carries it.
     pub(super) const fn transport(&self) -> Transport {
         match self {
@@ -208,6 +223,21 @@ impl Session {
             Self::Tcp(_) => Transport::Tcp,
         }
     }
+}
+
+/// What a connection over QUIC says of its path. The counts are since it began.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PathFigures {
+    /// The round trip time, smoothed.
+    pub rtt: Duration,
+    /// The congestion window.
+    pub window_bytes: u64,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets lost.
+    pub lost: u64,
+    /// Times at which it met congestion.
+    pub congestion_events: u64,
 }
 
 /// What a verified chain of certificates says.

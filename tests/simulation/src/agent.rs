@@ -137,6 +137,7 @@ impl AgentMachine {
             drain_grace: Duration::from_secs(10),
             copy_parallel: 2,
             copy_rate_bytes: 0,
+            metrics_listen: None,
             disks: self.disks.iter().map(disk).collect(),
         }
     }

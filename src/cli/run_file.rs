@@ -1,0 +1,184 @@
+//! What a run of `restore` or `verify` leaves for Prometheus: a file that node-exporter's textfile collector reads, for jobs
+//! that no scrape would meet while they run.
+//!
+//! The file is written when the run has ended, however it ended, and replaces the one before as a whole. The time of the last
+//! success is taken over from there by a run that fails. Every line has the file's name as its label `run`, because the
+//! collector reads all files of its folder as one page.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::telemetry::{names, text};
+use crate::types::Micros;
+
+/// The collector reads files of this name only.
+const ENDING: &str = "prom";
+/// More is no file of ours.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// The names of one verb's figures.
+struct Names {
+    last_success: &'static str,
+    last_run: &'static str,
+    seconds: &'static str,
+    bytes: &'static str,
+    damage: &'static str,
+}
+
+const RESTORE: Names = Names {
+    last_success: names::RESTORE_LAST_SUCCESS_SECONDS,
+    last_run: names::RESTORE_LAST_RUN_SECONDS,
+    seconds: names::RESTORE_RUN_SECONDS,
+    bytes: names::RESTORE_RUN_BYTES,
+    damage: names::RESTORE_RUN_DAMAGE,
+};
+
+const VERIFY: Names = Names {
+    last_success: names::VERIFY_LAST_SUCCESS_SECONDS,
+    last_run: names::VERIFY_LAST_RUN_SECONDS,
+    seconds: names::VERIFY_RUN_SECONDS,
+    bytes: names::VERIFY_RUN_BYTES,
+    damage: names::VERIFY_RUN_DAMAGE,
+};
+
+/// What a run has found out, as far as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Figures {
+    /// Bytes read from the vault, or looked at.
+    pub(super) bytes: u64,
+    /// Findings that are damage.
+    pub(super) damage: u64,
+}
+
+/// The file of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RunFile(PathBuf);
+
+impl std::str::FromStr for RunFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = PathBuf::from(text);
+        let named = path.extension().is_some_and(|ending| ending == ENDING) && path.file_stem().is_some();
+        if !named {
+            return Err(format!("the collector reads files that end in .{ENDING}, such as restore-web.{ENDING}"));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match folder.is_dir() {
+            true => Ok(Self(path)),
+            false => Err(format!("there is no folder {}", folder.display())),
+        }
+    }
+}
+
+impl RunFile {
+    /// Tells of a restore that ended at `now`.
+    pub(super) fn tell_restore(&self, disk: &str, now: Micros, took: Duration, success: bool, figures: Figures) {
+        self.tell(&RESTORE, &[("disk", disk)], now, took, success, figures);
+    }
+
+    /// Tells of a verification that ended at `now`.
+    pub(super) fn tell_verify(&self, now: Micros, took: Duration, success: bool, figures: Figures) {
+        self.tell(&VERIFY, &[], now, took, success, figures);
+    }
+
+    fn tell(
+        &self,
+        names: &Names,
+        labels: &[(&str, &str)],
+        now: Micros,
+        took: Duration,
+        success: bool,
+        figures: Figures,
+    ) {
+        let run = self.0.file_stem().unwrap_or_default().to_string_lossy();
+        let labels: Vec<(&str, &str)> = [("run", &*run)].into_iter().chain(labels.iter().copied()).collect();
+        let labels = text::labels(&labels);
+        let now_seconds = now.0 as f64 / 1e6;
+        let before = self.before();
+        let succeeded = if success { Some(now_seconds) } else { last_success(&before, names, &labels) };
+        let mut out = String::new();
+        let mut one = |name: &str, value: f64| text::family(&mut out, name, [(labels.clone(), value)]);
+        // Never is long ago.
+        one(names.last_success, succeeded.unwrap_or(0.0));
+        one(names.last_run, now_seconds);
+        one(names.seconds, took.as_secs_f64());
+        one(names.bytes, figures.bytes as f64);
+        one(names.damage, figures.damage as f64);
+        if let Err(error) = self.replace(&out) {
+            eprintln!("tidegate: warning: {} was not written, so alerts will miss this run: {error}", self.0.display());
+        }
+    }
+
+    fn before(&self) -> String {
+        let mut before = String::new();
+        if let Ok(file) = std::fs::File::open(&self.0) {
+            // What cannot be read is no file of ours, and says nothing.
+            let _ = file.take(FILE_BYTES_MAX).read_to_string(&mut before);
+        }
+        before
+    }
+
+    /// The collector finds the old file or the new one.
+    fn replace(&self, content: &str) -> std::io::Result<()> {
+        let new = self.0.with_extension("new");
+        std::fs::write(&new, content)?;
+        std::fs::rename(&new, &self.0)
+    }
+}
+
+fn last_success(before: &str, names: &Names, labels: &str) -> Option<f64> {
+    let start = format!("{}{labels} ", names.last_success);
+    before.lines().find_map(|line| line.strip_prefix(&start))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(page: &str, start: &str) -> Option<f64> {
+        page.lines().find_map(|line| line.strip_prefix(start)?.strip_prefix(' '))?.parse().ok()
+    }
+
+    #[test]
+    fn a_run_that_fails_keeps_the_time_of_the_last_that_did_not() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("nightly.prom");
+        let file: RunFile = path.to_str().expect("text").parse().expect("a name");
+        let read = || std::fs::read_to_string(&path).expect("written");
+        let took = Duration::from_millis(1500);
+        let figures = Figures { bytes: 7, damage: 0 };
+        file.tell_verify(Micros(1_000_000), took, false, Figures::default());
+        assert_eq!(value(&read(), "tidegate_verify_last_success_timestamp_seconds{run=\"nightly\"}"), Some(0.0));
+        file.tell_verify(Micros(5_000_000), took, true, figures);
+        file.tell_verify(Micros(9_000_000), took, false, Figures { bytes: 8, damage: 3 });
+        let page = read();
+        for (name, expected) in
+            [("last_success_timestamp_seconds", 5.0), ("last_run_timestamp_seconds", 9.0), ("run_seconds", 1.5)]
+        {
+            assert_eq!(value(&page, &format!("tidegate_verify_{name}{{run=\"nightly\"}}")), Some(expected), "{page}");
+        }
+        assert_eq!(value(&page, "tidegate_verify_run_bytes{run=\"nightly\"}"), Some(8.0), "{page}");
+        assert_eq!(value(&page, "tidegate_verify_run_damage{run=\"nightly\"}"), Some(3.0), "{page}");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 1, "nothing half-written is left");
+    }
+
+    #[test]
+    fn the_disk_stands_beside_the_run() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("drill.prom");
+        let file: RunFile = path.to_str().expect("text").parse().expect("a name");
+        file.tell_restore("web.sda", Micros(2_000_000), Duration::ZERO, true, Figures { bytes: 4096, damage: 0 });
+        let page = std::fs::read_to_string(&path).expect("written");
+        assert_eq!(value(&page, "tidegate_restore_run_bytes{run=\"drill\",disk=\"web.sda\"}"), Some(4096.0), "{page}");
+        assert_eq!(page.matches("# TYPE ").count(), 5, "{page}");
+    }
+
+    #[test]
+    fn a_file_that_the_collector_would_not_read_is_refused_before_the_run() {
+        assert!("/tmp/restore.txt".parse::<RunFile>().is_err_and(|error| error.contains(".prom")));
+        assert!("/nowhere/at/all.prom".parse::<RunFile>().is_err_and(|error| error.contains("/nowhere/at")));
+        assert!("here.prom".parse::<RunFile>().is_ok());
+    }
+}
