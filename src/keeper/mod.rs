@@ -1,0 +1,3 @@
+//! Retention: what a vault keeps, and for how long.
+
+pub mod policy;
