@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(count(Reason::Newest), 1);
         assert_eq!(count(Reason::Every), 359);
         assert_eq!(count(Reason::Minute), 60);
-        assert_eq!(count(Reason::Hour), 23);
-        // The first day is cut by the start, and counts as one; the last stands as minute and hour too.
+        assert_eq!(count(Reason::Hour), 22);
+        // The first day is cut by the start, and counts as one; the last one stands for an hour too.
         assert_eq!(count(Reason::Day), 7);
     }
 

@@ -26,6 +26,7 @@
 pub mod ask;
 pub mod damage;
 pub mod fetch;
+mod gone;
 pub mod head;
 pub mod history;
 pub mod open;
