@@ -3,11 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::limits;
 use crate::vault::objects::LetGoRun;
 
-/// Most runs of one manifest: one that is read stays within the bound of a control object. A lane in which more would be let go
-/// keeps the rest until neighbours go too.
-pub const MANIFEST_RUNS_MAX: usize = 16 << 10;
+/// Most runs of one manifest, so that it stays within the bound of a control object. A lane in which more would be let go keeps
+/// the rest until neighbours go too.
+pub const MANIFEST_RUNS_MAX: usize = 15 << 10;
+/// The longest run as text: three numbers of 20 digits.
+const RUN_BYTES_MAX: usize = 64;
+
+const _: () = assert!(
+    (MANIFEST_RUNS_MAX * RUN_BYTES_MAX + 1024) as u64 <= limits::CONTROL_OBJECT_BYTES_MAX,
+    "a manifest is a control object"
+);
 
 /// A set of batch numbers, sparse: numbers come from names and indexes, and must cost nobody's memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -30,6 +30,7 @@ mod gone;
 pub mod head;
 pub mod history;
 pub mod open;
+pub mod pin;
 pub mod plan;
 pub mod points;
 pub mod progress;
