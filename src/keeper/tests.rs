@@ -624,3 +624,30 @@ async fn a_week_of_points_is_thinned_to_the_policy_and_each_is_right() {
     let refused = points::choose(&history, &points::list(&history), &asked);
     assert!(matches!(refused, Err(points::ChooseError::LetGo { .. })), "{refused:?}");
 }
+
+/// What whole batches cost: four disks share each batch and write at random, the worst case, for a week of which one hour is kept.
+#[tokio::test(start_paused = true)]
+async fn a_week_of_random_writes_under_an_hour_of_barriers_keeps_little_more_than_batches_that_hold_live_data() {
+    const ROUNDS: u64 = 7 * 24 * 2;
+    const SLOTS: u64 = 64;
+    let mut chance = crate::vault::rng::Rng::seeded(7);
+    let mut disks: Vec<ModelDisk> = ["sda", "sdb", "sdc", "sdd"].map(|name| ModelDisk::named(name, SLOTS << 12)).into();
+    for round in 0..ROUNDS {
+        for disk in &mut disks {
+            disk.wait(1800);
+            for _ in 0..4 {
+                disk.write(chance.below(SLOTS) << 12, vec![round as u8 | 1; 4096]);
+            }
+            disk.barrier(if round == 0 { BarrierKind::SyncEnd } else { BarrierKind::Crash }, "");
+        }
+    }
+    let now = disks[0].records[&Epoch(1)].last().unwrap().head.label;
+    let mut site = Site::new(disks, 5, 4, 100).await;
+    site.policies.default = Policy { every: Term::For(Duration::from_secs(3600)), app: NONE, ..app_points() };
+    let plan = run::plan(&site.vault.vault, &site.work, &site.policies, now).await.unwrap();
+    let stays = plan.stored.bytes - plan.unneeded.bytes;
+    let live: u64 =
+        site.disks.iter().map(|disk| disk.image_at(disk.head()).iter().filter(|byte| **byte > 0).count() as u64).sum();
+    println!("stored {} stays {stays} needed {} live {live}", plan.stored.bytes, plan.needed_bytes);
+    assert!(stays < plan.stored.bytes / 3, "{stays} of {} bytes stay", plan.stored.bytes);
+}
