@@ -18,7 +18,7 @@ use tidegate::keys::{CatalogKey, LaneKey};
 use tidegate::limits::COMMIT_BYTES_MAX;
 use tidegate::pipeline::codec::{Codec, Packing};
 use tidegate::pipeline::message::{MessageContext, Scratch, open, seal};
-use tidegate::restore::history::{History, Row};
+use tidegate::restore::history::{History, Presence, Row};
 use tidegate::restore::plan::Plan;
 use tidegate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq, record_digest};
 use tidegate::vault::index::{BatchIndex, IndexPlace, MessageMeta, RecordMeta};
@@ -263,7 +263,7 @@ fn rows(count: u64) -> Vec<Row> {
             records: records.collect(),
             ..template.clone()
         };
-        Row { object: (number / 32) as u32, confirmed: true, message }
+        Row { object: (number / 32) as u32, confirmed: true, presence: Presence::Here, message }
     };
     (0..count).map(row).collect()
 }

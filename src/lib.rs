@@ -23,6 +23,8 @@ pub mod vault;
 
 pub mod restore;
 
+pub mod keeper;
+
 pub mod gateway;
 
 pub mod bundle;

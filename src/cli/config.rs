@@ -7,6 +7,7 @@ use crate::agent::config::Config as AgentConfig;
 use crate::config::ConfigError;
 use crate::fault::exit;
 use crate::gateway::config::GatewayConfig;
+use crate::keeper::config::KeeperConfig;
 
 /// Options of `tidegate config`.
 #[derive(clap::Args)]
@@ -36,6 +37,8 @@ enum Kind {
     Gateway,
     /// `tidegate agent`.
     Agent,
+    /// `tidegate keeper`.
+    Keeper,
 }
 
 /// Runs the verb.
@@ -44,6 +47,7 @@ pub fn run(args: Args) -> Outcome {
     let result: Result<(), ConfigError> = match kind {
         Kind::Gateway => GatewayConfig::load(&file).map(|_| ()),
         Kind::Agent => AgentConfig::load(&file).map(|_| ()),
+        Kind::Keeper => KeeperConfig::load(&file).map(|_| ()),
     };
     if json {
         let mistakes = result.as_ref().err().map(|error| error.mistakes.clone()).unwrap_or_default();

@@ -11,6 +11,7 @@ mod doctor;
 mod gateway;
 mod generate;
 mod journal;
+mod keeper;
 pub mod keyring;
 mod pki;
 mod plan;
@@ -124,12 +125,14 @@ enum Verb {
     Agent(agent::Args),
     /// Make a recovery point now.
     Point(point::Args),
-    /// List the recovery points of a disk.
+    /// List the recovery points of a disk, or of groups.
     Points(points::Args),
     /// Bring a disk back as it was at a point.
     Restore(restore::Args),
     /// Check that a vault is whole.
     Verify(verify::Args),
+    /// Apply retention to a vault.
+    Keeper(keeper::Args),
     /// Create or look at a vault.
     Vault(vault::Args),
     /// Make a private certificate authority and certificates.
@@ -160,6 +163,7 @@ pub fn main() -> ExitCode {
         Verb::Points(args) => points::run(args),
         Verb::Restore(args) => restore::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Keeper(args) => keeper::run(args),
         Verb::Vault(args) => vault::run(args),
         Verb::Pki(args) => pki::run(args),
         Verb::Generate(args) => generate::run(&args, Cli::command()),

@@ -1,16 +1,22 @@
-//! `tidegate points`: the recovery points of a disk.
+//! `tidegate points`: the recovery points of a disk, or of groups of disks.
 
+mod groups;
+
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use super::keyring::{self, Opened, VaultArgs};
 use super::{Failure, Outcome};
 use crate::config::show_size;
 use crate::fault::exit;
+use crate::flow::{Clock, SystemClock};
+use crate::restore::ask;
 use crate::restore::damage::Damage;
 use crate::restore::history::{Gap, History};
-use crate::restore::points::{self, Point};
+use crate::restore::points::{self, Ask, Point};
 use crate::restore::source;
-use crate::types::{BarrierKind, DiskId};
+use crate::types::{BarrierKind, DiskId, Id128, Micros};
 use crate::vault::Vault;
 use crate::vault::reader::{Catalog, Want};
 
@@ -23,8 +29,15 @@ pub struct Args {
     #[command(flatten)]
     vault: VaultArgs,
     /// The disk.
-    #[arg(long)]
-    disk: DiskId,
+    #[arg(long, required_unless_present = "groups", conflicts_with = "groups")]
+    disk: Option<DiskId>,
+    /// The points of groups: those that several disks took at one moment; with an id only that one.
+    #[arg(long, value_name = "ID", num_args = 0..=1)]
+    groups: Option<Option<Id128>>,
+    /// Only the last point at or before this time and the first after it: 2026-11-22T21:00:05Z, "2026-11-22 21:00:05"
+    /// (local), now, "-10 min".
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    near: Option<String>,
     /// Print every point; otherwise the named ones and the newest. JSON always has all.
     #[arg(long)]
     all: bool,
@@ -82,9 +95,8 @@ impl DiskView {
 /// A gap in words.
 pub(super) fn gap_text(disk: &DiskId, gap: &Gap) -> String {
     let what = if gap.lost { "are lost" } else { "are not vaulted yet" };
-    let label = |label: Option<_>| {
-        label.map_or_else(|| "an unknown time".to_owned(), |label: crate::types::Micros| label.to_string())
-    };
+    let label =
+        |label: Option<_>| label.map_or_else(|| "an unknown time".to_owned(), |label: Micros| label.to_string());
     format!(
         "disk {disk}: records e{0}-s{1} to e{0}-s{2} {what} (between {3} and {4})",
         gap.epoch,
@@ -125,21 +137,65 @@ pub(super) fn point_line(point: &Point) -> String {
 /// Runs the verb.
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
+    let near = args.near.as_deref().map(|text| match ask::at(text, SystemClock::new().wall(), &TimeZone::system()) {
+        Ok(Ask::At(time)) => Ok(time),
+        Ok(_) => Err(Failure::usage("--near takes a time; `tidegate points` names the newest point by itself")),
+        Err(error) => Err(Failure::usage(error.to_string())),
+    });
+    let near = near.transpose()?;
     let runtime = keyring::runtime()?;
+    match (&args.disk, args.groups) {
+        (Some(disk), _) => of_disk(&args, &runtime, disk, near),
+        (None, group) => groups::run(&args.vault, &runtime, group.flatten(), near, args.json),
+    }
+}
+
+fn of_disk(args: &Args, runtime: &Runtime, disk: &DiskId, near: Option<Micros>) -> Outcome {
     let view = runtime.block_on(async {
         let Opened { vault, .. } = args.vault.open_with_key().await?;
-        load(&vault, &args.disk).await
+        load(&vault, disk).await
     })?;
-    let warnings = view.warnings(&args.disk);
-    if args.json {
-        println!("{}", as_json(&args.disk, &view, &warnings));
-    } else {
-        print_text(&args, &view);
+    let warnings = view.warnings(disk);
+    match near {
+        Some(time) => print_near(args, disk, &view, time, &warnings),
+        None if args.json => println!("{}", as_json(disk, &view, &warnings)),
+        None => print_text(args, disk, &view),
     }
     for warning in warnings {
         eprintln!("tidegate: warning: {warning}");
     }
     Ok(exit::OK)
+}
+
+/// The points beside a time, and what lies between them.
+fn print_near(args: &Args, disk: &DiskId, view: &DiskView, time: Micros, warnings: &[String]) {
+    let points::Nearest { before, after } = points::around_time(&view.points, time);
+    if args.json {
+        let point = |point: &Option<Point>| point.as_ref().map(point_json);
+        println!(
+            "{}",
+            json!({
+                "disk": disk, "time": time.to_string(), "before": point(&before), "after": point(&after),
+                "seconds_before": before.as_ref().map(|point| seconds(point.label, time)),
+                "seconds_after": after.as_ref().map(|point| seconds(time, point.label)),
+                "damaged": view.history.damaged(), "warnings": warnings,
+            })
+        );
+        return;
+    }
+    println!("disk {disk}, around {time}");
+    match &before {
+        Some(point) => println!("before  {}  {:.3} s earlier", point_line(point), seconds(point.label, time)),
+        None => println!("before  none: the oldest point is later"),
+    }
+    match &after {
+        Some(point) => println!("after   {}  {:.3} s later", point_line(point), seconds(time, point.label)),
+        None => println!("after   none: the newest point is earlier"),
+    }
+}
+
+pub(super) fn seconds(from: Micros, until: Micros) -> f64 {
+    until.0.saturating_sub(from.0) as f64 / 1e6
 }
 
 fn as_json(disk: &DiskId, view: &DiskView, warnings: &[String]) -> Value {
@@ -171,9 +227,9 @@ fn as_json(disk: &DiskId, view: &DiskView, warnings: &[String]) -> Value {
     })
 }
 
-fn print_text(args: &Args, view: &DiskView) {
+fn print_text(args: &Args, disk: &DiskId, view: &DiskView) {
     let points = &view.points;
-    println!("disk {}, {}, {} recovery points", args.disk, show_size(view.history.disk_bytes()), points.len());
+    println!("disk {disk}, {}, {} recovery points", show_size(view.history.disk_bytes()), points.len());
     let plain = |point: &Point| point.name.is_none() && point.kind == Some(BarrierKind::Crash);
     let shown_from = points.iter().rev().filter(|point| plain(point)).nth(CRASH_POINTS_SHOWN - 1).map(|point| point.id);
     let mut left_out = 0;
@@ -188,6 +244,6 @@ fn print_text(args: &Args, view: &DiskView) {
         println!("… and {left_out} older crash points (--all shows them)");
     }
     for gap in view.history.gaps.iter().filter(|gap| !gap.lost) {
-        println!("note: {}", gap_text(&args.disk, gap));
+        println!("note: {}", gap_text(disk, gap));
     }
 }

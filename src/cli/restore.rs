@@ -20,6 +20,7 @@ use crate::keys::Identity;
 use crate::restore::ask;
 use crate::restore::damage::Damage;
 use crate::restore::fetch::{self, FetchLimits};
+use crate::restore::pin;
 use crate::restore::plan::Plan;
 use crate::restore::points::{self, Ask, Point};
 use crate::restore::progress::Progress;
@@ -177,6 +178,12 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut Figures) -> Outcome {
         eprintln!("tidegate: warning: {warning}");
     }
     eprintln!("restoring disk {} to {}", args.disk, view::point_line(&point));
+    if let Err(error) = pin::pin(&vault, &args.disk, point.id, SystemClock::new().wall(), "restore").await {
+        let what = "the point could not be pinned: what the keeper lets go meanwhile stays for its `delete_after`";
+        warnings.push(format!("{what} ({})", crate::fault::chain_text(&error)));
+        warnings.last().into_iter().for_each(|warning| eprintln!("tidegate: warning: {warning}"));
+    }
+    let pinned = tokio::spawn(pin::hold(vault.clone(), args.disk.clone(), point.id, SystemClock::new()));
     let DiskView { history, .. } = loaded;
     let plan = Plan::build(&history, point.id)
         .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;
@@ -184,6 +191,7 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut Figures) -> Outcome {
     let display = tokio::spawn(show(args.progress, Arc::clone(&progress)));
     let options = RestoreOptions { force: args.force, limits: limits(args.memory, args.jobs) };
     let result = write::restore(&source, &args.disk, Arc::new(history), &plan, &args.to, &options, progress).await;
+    pinned.abort();
     display.abort();
     // Wait for its end, or the bar would be drawn into what follows.
     let _ = display.await;

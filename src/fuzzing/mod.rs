@@ -25,7 +25,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its folder in `fuzz/corpus/` and of its binary in `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("wire_frames", wire::frames),
     ("record", wire::record),
     ("nbd_server", nbd::server),
@@ -36,6 +36,7 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("index", vault::index),
     ("lane_index", vault::lane_index),
     ("objects", vault::objects),
+    ("keeper", vault::keeper),
     ("message", vault::message),
     ("keys", local::keys),
     ("config", local::config),

@@ -163,6 +163,17 @@ fn objects(seeds: &mut Vec<Seed>) {
         let Some(line) = bytes.split(|byte| *byte == b'\n').next().filter(|line| line.starts_with(b"{")) else {
             continue;
         };
+        if name.starts_with("m~") {
+            let kind = match name.split('~').nth(1) {
+                Some("l") => 0,
+                Some("p") => 1,
+                _ => 2,
+            };
+            let name = name.replace('~', "-");
+            seeds.push(seed("keeper", &name, &[kind], &bytes));
+            seeds.push(seed("keeper", &format!("{name}-authentic"), &[0x80 | kind], line));
+            continue;
+        }
         let kind = match name.split('~').collect::<Vec<_>>()[..] {
             ["vault"] => 0,
             ["lanes", lane] if lane.ends_with(".end") => 2,
@@ -192,6 +203,10 @@ fn local(seeds: &mut Vec<Seed>) {
     let short =
         "id='g'\n[tls]\nca='a'\ncert='b'\nkey='c'\n[vault]\nurl='file:///v'\ncatalog_key='k'\n[journal]\ndir='/j'\n";
     seeds.push(seed("config", "gateway-short", &[0], short.as_bytes()));
+    seeds.push(seed("keeper", "config", &[3], crate::keeper::config::DEFAULT_FILE.as_bytes()));
+    let hold = "[vault]\nurl='file:///v'\ncatalog_key='k'\n[policy]\nholds=['2026-11-01T00:00:00Z/2026-11-02T00:00:00Z']\n\
+                [[disk]]\nname='a'\nmonths='forever'\n";
+    seeds.push(seed("keeper", "config-hold", &[3], hold.as_bytes()));
     let state = fixture("agent/v1.state");
     seeds.push(seed("agent_state", "fixture", &[0], &state));
     seeds.push(seed("agent_state", "line", &[1], state.split(|byte| *byte == b'\n').next().unwrap()));

@@ -1,8 +1,12 @@
 //! What a blob store may give back: batches, indexes, control objects, sealed messages.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use object_store::path::Path;
 
+use crate::keeper::config::KeeperConfig;
+use crate::keeper::marks::next_runs;
 use crate::keys::{CatalogKey, LaneKey, mac};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::pipeline::codec::{Codec, Packing, unpack};
@@ -13,8 +17,8 @@ use crate::vault::epochs::Lineage;
 use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::objects::{
-    ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, RouteObject, VaultObject,
-    decode, decode_unchecked, encode,
+    ClaimObject, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, ManifestObject,
+    PinObject, RouteObject, VaultObject, decode, decode_unchecked, encode,
 };
 
 const PART_BYTES: usize = 64;
@@ -134,6 +138,36 @@ pub(super) fn objects(input: &[u8]) {
         4 => drop(object::<DiskObject>(bytes, authentic)),
         5 => drop(object::<RouteObject>(bytes, authentic)),
         _ => lineage(bytes, authentic),
+    }
+}
+
+/// First byte: which of the keeper's objects, or its configuration; bit 7 appends the right MAC to the line. Of a manifest also
+/// what a reader and the next run of the keeper do with it.
+pub(super) fn keeper(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let authentic = mode & 0x80 != 0;
+    match mode & 3 {
+        0 => {
+            let Some(manifest) = object::<ManifestObject>(bytes, authentic) else { return };
+            if !manifest.is_sound(manifest.lane, manifest.n) {
+                return;
+            }
+            let numbers = [1, 2, 3, 40, 44, u64::MAX];
+            let told: Vec<u64> = numbers.into_iter().filter(|n| manifest.run_of(*n).is_some()).collect();
+            let (present, none) = (numbers.into_iter().collect(), BTreeSet::new());
+            let let_go = next_runs(&manifest.let_go, &present, &none, &none, 7);
+            let next = ManifestObject { let_go, ..manifest };
+            assert!(next.is_sound(next.lane, next.n));
+            assert!(numbers.into_iter().filter(|n| next.run_of(*n).is_some()).eq(told));
+        }
+        1 => drop(object::<PinObject>(bytes, authentic)),
+        2 => drop(object::<ClaimObject>(bytes, authentic)),
+        _ => {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            if let Err(error) = KeeperConfig::parse(std::path::Path::new("/nowhere/keeper.toml"), text) {
+                assert!(!error.mistakes.is_empty(), "a file is refused for a reason");
+            }
+        }
     }
 }
 

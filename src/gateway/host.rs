@@ -50,6 +50,9 @@ const FORK_DRAIN_WAIT: Duration = Duration::from_secs(15);
 /// Two gateways that race for the same epoch number: the loser looks again, and finds the winner's epoch unless the
 /// store's listing lags.
 const EPOCH_RACES_MAX: u32 = 8;
+/// Oldest look at a disk's end that an epoch may be forked from. The keeper deletes what no place needs at which a history may
+/// still be forked, and takes for such places only what was the end of it within the last hour.
+const FORK_LOOK_AGE_MAX: Duration = Duration::from_secs(600);
 /// Ends of epochs that are read from the vault at the same time. Each may have some dozens of requests and 256 MiB of
 /// indexes under way, and at a fail-over thousands of disks ask at once.
 const HEADS_AT_ONCE: usize = 8;
@@ -409,6 +412,7 @@ impl GatewayHost {
         let asked_at = asked_at.map(|newest| newest.epoch);
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
+            let looked = self.clock.monotonic();
             let newest = self.newest_epoch(&open.disk).await?;
             let (previous, at, touched) = match &newest {
                 None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }, touched::whole(open.size_bytes)),
@@ -441,7 +445,7 @@ impl GatewayHost {
                 None => self.describe_disk(agent, open).await?,
                 Some(_) => self.announce(&object).await?,
             }
-            if self.create_epoch(&object).await? {
+            if self.create_epoch(&object, looked).await? {
                 return Ok(self.start_epoch(slot, &object, touched));
             }
         }
@@ -473,8 +477,11 @@ impl GatewayHost {
         Ok((at, self.touched(slot, newest, end, floor).await?))
     }
 
-    /// Returns false if another gateway took the number first.
-    async fn create_epoch(&self, object: &EpochObject) -> Result<bool, DiskRefusal> {
+    /// Returns false if another gateway took the number first, or if the vault's end was looked up too long ago.
+    async fn create_epoch(&self, object: &EpochObject, looked: Duration) -> Result<bool, DiskRefusal> {
+        if self.clock.monotonic().saturating_sub(looked) > FORK_LOOK_AGE_MAX {
+            return Ok(false);
+        }
         match self.vault.create_epoch(object).await {
             Ok(_) => Ok(true),
             Err(CreateEpochError::Exists { .. }) => Ok(false),

@@ -10,6 +10,8 @@
 //! - Messages may overlap: a gateway that restarts vaults again what it cannot prove. Identical copies collapse.
 //! - Two copies of one seq that differ are a conflict. Neither is believed: the epoch is usable only below it.
 //! - An epoch whose parent is not whole up to the fork has no known base, so nothing in it is usable.
+//! - Rows stay when their batch was let go: they are history, and tell which images can still be had. Where a record has a
+//!   copy that can be read, that copy is taken.
 
 use std::collections::HashMap;
 
@@ -19,6 +21,17 @@ use crate::vault::epochs::{Lineage, LineageError, Segment};
 use crate::vault::index::{MessageMeta, RecordMeta};
 use crate::vault::objects::EpochObject;
 
+/// Whether the batch of a row can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Presence {
+    /// It is there.
+    Here,
+    /// It was there, and is lost.
+    Missing,
+    /// The keeper let it go: it is deleted, or may be at any moment.
+    LetGo,
+}
+
 /// One message and where it is.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -27,6 +40,8 @@ pub struct Row {
     /// Whether the batch was confirmed together with every earlier batch of its lane. What is missing before a
     /// confirmed row was vaulted once, so it is lost and not merely late.
     pub confirmed: bool,
+    /// Whether the batch can be read.
+    pub presence: Presence,
     /// The index's words.
     pub message: MessageMeta,
 }
@@ -279,14 +294,27 @@ impl History {
 
     /// The usable records in history's order, from the oldest.
     pub fn records(&self) -> impl Iterator<Item = (Epoch, &RecordMeta)> {
-        self.spans.iter().flat_map(move |span| {
-            span.picks.iter().flat_map(move |pick| {
-                let message = &self.rows[pick.row].message;
-                let from = (pick.first.0 - message.first.0) as usize;
-                let to = (pick.last.0 - message.first.0) as usize;
-                message.records[from..=to].iter().map(move |record| (span.segment.epoch, record))
-            })
-        })
+        self.picks().flat_map(|(epoch, pick)| self.picked(pick).iter().map(move |record| (epoch, record)))
+    }
+
+    /// The stretches in which the usable records are read, from the oldest.
+    pub fn picks(&self) -> impl Iterator<Item = (Epoch, &Pick)> {
+        self.spans.iter().flat_map(|span| span.picks.iter().map(move |pick| (span.segment.epoch, pick)))
+    }
+
+    /// The index's words on the records of a stretch.
+    #[must_use]
+    pub fn picked(&self, pick: &Pick) -> &[RecordMeta] {
+        let message = &self.rows[pick.row].message;
+        let from = (pick.first.0 - message.first.0) as usize;
+        let to = (pick.last.0 - message.first.0) as usize;
+        &message.records[from..=to]
+    }
+
+    /// Whether batches with records of the disk were let go.
+    #[must_use]
+    pub fn thinned(&self) -> bool {
+        self.rows.iter().any(|row| row.presence == Presence::LetGo)
     }
 
     /// Whether something that was vaulted can no longer be had: loss, contradiction, or a broken lineage.
@@ -320,27 +348,35 @@ impl ChainBook {
     }
 }
 
-/// Chooses, seq by seq, the message that reaches furthest; returns the choices and the holes between them.
+/// Chooses, seq by seq, the message that reaches furthest, of those that can be read before all others; returns the choices
+/// and the holes between them.
 fn sweep(rows: &[Row], order: &[usize], limit: u64) -> (Vec<Pick>, Vec<(u64, u64)>) {
     let mut picks = Vec::new();
     let mut gaps = Vec::new();
-    let mut waiting = order.iter().copied().peekable();
-    let mut best: Option<usize> = None;
+    let begins = begins_here(rows, order);
+    let mut waiting = 0;
+    // The best of those that can be read, and of the others.
+    let mut best: [Option<usize>; 2] = [None, None];
     let mut next = 1_u64;
+    let last_of = |row: usize| rows[row].message.last.0;
     while next <= limit {
-        while let Some(index) = waiting.next_if(|&index| rows[index].message.first.0 <= next) {
-            if best.is_none_or(|best| rows[index].message.last > rows[best].message.last) {
-                best = Some(index);
+        while let Some(&index) = order.get(waiting).filter(|&&index| rows[index].message.first.0 <= next) {
+            let best = &mut best[usize::from(rows[index].presence != Presence::Here)];
+            if best.is_none_or(|best| last_of(index) > last_of(best)) {
+                *best = Some(index);
             }
+            waiting += 1;
         }
-        let reach = best.map_or(0, |best| rows[best].message.last.0);
-        if let Some(row) = best.filter(|_| reach >= next) {
-            let last = reach.min(limit);
+        let [here, gone] = best.map(|row| row.filter(|&row| last_of(row) >= next));
+        if let Some(row) = here.or(gone) {
+            // One that cannot be read gives way where one that can begins.
+            let give_way = if here.is_some() { u64::MAX } else { begins[waiting].saturating_sub(1) };
+            let last = last_of(row).min(give_way).min(limit);
             picks.push(Pick { row, first: Seq(next), last: Seq(last) });
             next = last + 1;
             continue;
         }
-        match waiting.peek() {
+        match order.get(waiting) {
             Some(&index) if rows[index].message.first.0 <= limit => {
                 let first = rows[index].message.first.0;
                 gaps.push((next, first - 1));
@@ -355,6 +391,16 @@ fn sweep(rows: &[Row], order: &[usize], limit: u64) -> (Vec<Pick>, Vec<(u64, u64
         }
     }
     (picks, gaps)
+}
+
+/// For each place in `order`, and its end, the seq at which the next message that can be read begins.
+fn begins_here(rows: &[Row], order: &[usize]) -> Vec<u64> {
+    let mut begins = vec![u64::MAX; order.len() + 1];
+    for (at, &index) in order.iter().enumerate().rev() {
+        let here = rows[index].presence == Presence::Here;
+        begins[at] = if here { rows[index].message.first.0 } else { begins[at + 1] };
+    }
+    begins
 }
 
 /// Last seq of the run that starts at 1.

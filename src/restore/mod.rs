@@ -26,9 +26,11 @@
 pub mod ask;
 pub mod damage;
 pub mod fetch;
+mod gone;
 pub mod head;
 pub mod history;
 pub mod open;
+pub mod pin;
 pub mod plan;
 pub mod points;
 pub mod progress;

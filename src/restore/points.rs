@@ -3,12 +3,16 @@
 //! A point is a crash, fs or app barrier outside every sync span, or the end of a sync span. An epoch starts inside one:
 //! it forked because something may differ, and until its first finished sync nobody knows what. Any other record
 //! outside the spans may still be asked for by its id: the image is exact at every seq there.
+//!
+//! Where the keeper let batches go, only those points are offered whose image needs none of them. That follows from the
+//! rows alone: a byte of the disk is gone from where a record of such a batch sets it until another record sets it anew.
 
 use std::cmp::Ordering;
 
 use crate::types::{BarrierKind, Epoch, Id128, Micros, PointId, RecordKind, Seq};
 
-use super::history::History;
+use super::gone::Gone;
+use super::history::{History, Presence};
 use crate::vault::index::RecordMeta;
 
 /// A place to which a disk can be restored.
@@ -110,23 +114,51 @@ pub enum ChooseError {
         /// What there is.
         nearest: Box<Nearest>,
     },
+    /// The keeper let go what the image needs.
+    #[error("{id} is not kept any more: the policy let go what its image needs; {nearest}")]
+    LetGo {
+        /// The id asked for.
+        id: PointId,
+        /// What there is.
+        nearest: Box<Nearest>,
+    },
 }
 
-/// Walks the usable records and tells for each whether the image is whole after it.
-fn walk(history: &History, mut visit: impl FnMut(Epoch, &RecordMeta, bool)) {
+/// How the image is after a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Image {
+    Whole,
+    InSync,
+    LetGo,
+}
+
+/// Walks the usable records and tells for each how the image is after it.
+fn walk(history: &History, mut visit: impl FnMut(Epoch, &RecordMeta, Image)) {
     let mut in_sync = true;
     let mut epoch_before = None;
-    for (epoch, record) in history.records() {
-        if epoch_before != Some(epoch) {
-            in_sync = true;
-            epoch_before = Some(epoch);
+    let mut gone = history.thinned().then(Gone::default);
+    for (epoch, pick) in history.picks() {
+        let let_go = history.rows[pick.row].presence == Presence::LetGo;
+        for record in history.picked(pick) {
+            if epoch_before != Some(epoch) {
+                in_sync = true;
+                epoch_before = Some(epoch);
+            }
+            match record.kind {
+                RecordKind::Barrier(BarrierKind::SyncBegin) => in_sync = true,
+                RecordKind::Barrier(BarrierKind::SyncEnd) => in_sync = false,
+                _ => {}
+            }
+            if let Some(gone) = &mut gone {
+                record.extents.iter().for_each(|extent| gone.set(extent, let_go));
+            }
+            let image = match gone.as_ref().is_some_and(|gone| !gone.is_empty()) {
+                _ if in_sync => Image::InSync,
+                true => Image::LetGo,
+                false => Image::Whole,
+            };
+            visit(epoch, record, image);
         }
-        match record.kind {
-            RecordKind::Barrier(BarrierKind::SyncBegin) => in_sync = true,
-            RecordKind::Barrier(BarrierKind::SyncEnd) => in_sync = false,
-            _ => {}
-        }
-        visit(epoch, record, !in_sync);
     }
 }
 
@@ -148,8 +180,8 @@ fn point(epoch: Epoch, record: &RecordMeta) -> Point {
 #[must_use]
 pub fn list(history: &History) -> Vec<Point> {
     let mut points = Vec::new();
-    walk(history, |epoch, record, whole| {
-        if whole && matches!(record.kind, RecordKind::Barrier(_)) {
+    walk(history, |epoch, record, image| {
+        if image == Image::Whole && matches!(record.kind, RecordKind::Barrier(_)) {
             points.push(point(epoch, record));
         }
     });
@@ -187,14 +219,15 @@ fn by_id(history: &History, points: &[Point], id: PointId) -> Result<Point, Choo
         return Ok(points[at].clone());
     }
     let mut found = None;
-    walk(history, |epoch, record, whole| {
+    walk(history, |epoch, record, image| {
         if epoch == id.epoch && record.seq == id.seq {
-            found = Some((point(epoch, record), whole));
+            found = Some((point(epoch, record), image));
         }
     });
     match found {
-        Some((point, true)) => Ok(point),
-        Some((_, false)) => Err(ChooseError::InSync { id, nearest: Box::new(around(points, id)) }),
+        Some((point, Image::Whole)) => Ok(point),
+        Some((_, Image::InSync)) => Err(ChooseError::InSync { id, nearest: Box::new(around(points, id)) }),
+        Some((_, Image::LetGo)) => Err(ChooseError::LetGo { id, nearest: Box::new(around(points, id)) }),
         None => Err(ChooseError::Unknown { id, nearest: Box::new(around(points, id)) }),
     }
 }
@@ -205,6 +238,13 @@ pub fn around(points: &[Point], id: PointId) -> Nearest {
     let at = points.partition_point(|point| point.id.cmp(&id) == Ordering::Less);
     let after = points[at..].iter().find(|point| point.id != id).cloned();
     Nearest { before: at.checked_sub(1).map(|before| points[before].clone()), after }
+}
+
+/// The last point labelled at or before a time, and the first one after it.
+#[must_use]
+pub fn around_time(points: &[Point], time: Micros) -> Nearest {
+    let at = points.partition_point(|point| point.label <= time);
+    Nearest { before: at.checked_sub(1).map(|before| points[before].clone()), after: points.get(at).cloned() }
 }
 
 /// The damage that hides newer points than `chosen` from an ask for the newest, if there is any: such an ask cannot then

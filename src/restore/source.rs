@@ -6,7 +6,7 @@ use std::sync::Arc;
 use object_store::path::Path;
 
 use super::damage::Damage;
-use super::history::{History, Row};
+use super::history::{History, Presence, Row};
 use crate::fault::{self, Classify, Fault};
 use crate::keys::{Identity, LaneKey};
 use crate::types::{DiskId, Id128};
@@ -49,7 +49,12 @@ pub fn history(catalog: &Catalog, disk: &DiskId, epochs: &[EpochObject]) -> Hist
         let index = &batch.index;
         let confirmed = confirmed.get(&index.lane).is_some_and(|through| index.n <= *through);
         for part in index.disks.iter().filter(|part| part.disk == *disk) {
-            let row = |message: &_| Row { object: object as u32, confirmed, message: Clone::clone(message) };
+            let presence = match (batch.let_go, batch.present) {
+                (true, _) => Presence::LetGo,
+                (false, true) => Presence::Here,
+                (false, false) => Presence::Missing,
+            };
+            let row = |message: &_| Row { object: object as u32, confirmed, presence, message: Clone::clone(message) };
             rows.extend(part.messages.iter().map(row));
         }
     }

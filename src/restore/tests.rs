@@ -14,7 +14,7 @@ use crate::types::{
     encode_extents, record_digest,
 };
 
-use super::history::{History, Row};
+use super::history::{History, Presence, Row};
 use super::source::{self, Source};
 use crate::flow::SystemClock;
 use crate::keys::Identity;
@@ -92,6 +92,11 @@ impl ModelDisk {
             created_micros: Micros(self.label),
         });
         self.records.insert(epoch, Vec::new());
+    }
+
+    /// Lets time pass for the next labels.
+    pub fn wait(&mut self, seconds: u64) {
+        self.label += seconds * 1_000_000;
     }
 
     /// Opens the next epoch at `seq` of the newest.
@@ -206,7 +211,7 @@ impl ModelDisk {
             let count = records.len() as u64;
             for first in (1..=count).step_by(step as usize) {
                 let message = self.message(epoch, first, (first + step - 1).min(count));
-                rows.push(Row { object: rows.len() as u32, confirmed: false, message });
+                rows.push(Row { object: rows.len() as u32, confirmed: false, presence: Presence::Here, message });
             }
         }
         rows
@@ -362,6 +367,13 @@ impl TestVault {
         }
         let path = names::lane_index(self.lane.id(), 1);
         create_only(self.vault.store(), &path, builder.finish().into(), Duration::from_secs(5)).await.unwrap();
+    }
+
+    /// Goes on in a lane of its own.
+    pub async fn turn(&mut self) {
+        self.lane = Lane::open(&self.vault, "g1", &SystemClock::new()).await.unwrap();
+        self.next_batch = 1;
+        self.batches.clear();
     }
 
     pub async fn end(&self) {

@@ -7,14 +7,15 @@
 //!  d/<disk>/disk · e/<n> · r/…  a disk, its epochs, the lanes that carried it ┘ see `objects`
 //!  b/<3 digits>/<lane>/<n>      batches: sealed messages and a sealed index     see `batch`
 //!  x/<lane>/<k>                 lane indexes: the indexes of many batches       see `index`
+//!  m/l/<lane>/<n> · m/p · m/c   the keeper's manifests, pins, claims            see `keeper`
 //! ```
 //!
 //! Purpose: [`Vault`] opens and makes it; [`lane::Lane`] is a gateway's right to write; [`uploader`] carries batches
 //! there; [`reader`] finds them again; [`epochs`] decides which records count.
 //!
 //! Invariants
-//! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten or deleted here. So
-//!   a credential that can only create suffices for a gateway, and any two writers are safe beside each other.
+//! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten. Only the keeper deletes.
+//!   So a credential that can only create suffices for a gateway, and any two writers are safe beside each other.
 //! - "Already exists" is never believed: `put` reads back and compares, or says that nothing is known.
 //! - A batch is reported as vaulted only after every batch before it in the lane, and after the route objects of its
 //!   disks, are there, and while no seal of the lane was seen.
@@ -44,7 +45,7 @@ pub mod rng;
 pub mod store;
 mod store_clock;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod upload_queue;
 pub mod uploader;
 pub mod url;
@@ -55,7 +56,9 @@ use bytes::Bytes;
 use object_store::PutPayload;
 use object_store::path::Path;
 
-use self::objects::{ControlObject, DiskObject, EpochObject, LaneObject, ObjectError, RouteObject, VaultObject};
+use self::objects::{
+    ControlObject, DiskObject, EpochObject, LaneObject, ManifestObject, ObjectError, RouteObject, VaultObject,
+};
 use self::put::{Created, PutError, create_only};
 use self::rng::Rng;
 use self::store::{GetError, Listed, VaultStore};
@@ -67,6 +70,8 @@ use crate::types::{DiskId, Epoch, Id128, Micros};
 
 /// Time for one PUT of a control object.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Least rate of the PUT of a larger object, in bytes per second.
+const PUT_RATE_MIN: u64 = 128 << 10;
 /// Tries of a control object's PUT before its error is handed on.
 const CONTROL_TRIES: u32 = 6;
 
@@ -336,10 +341,15 @@ impl Vault {
         self.put_bytes(path, bytes.into()).await
     }
 
-    async fn put_bytes(&self, path: &Path, bytes: Bytes) -> Result<Created, VaultError> {
+    /// Writes an object of any size if its name is free, with some tries. Writing the same twice is a success.
+    ///
+    /// # Errors
+    /// As [`Vault::put_object`].
+    pub(crate) async fn put_bytes(&self, path: &Path, bytes: Bytes) -> Result<Created, VaultError> {
         let mut rng = Rng::from_entropy();
+        let limit = CONTROL_TIMEOUT + Duration::from_secs(bytes.len() as u64 / PUT_RATE_MIN);
         for attempt in 1.. {
-            match create_only(&self.store, path, PutPayload::from(bytes.clone()), CONTROL_TIMEOUT).await {
+            match create_only(&self.store, path, PutPayload::from(bytes.clone()), limit).await {
                 Ok(created) => return Ok(created),
                 Err(PutError::Taken { object, place, .. }) => {
                     let found = self.store.get(path, limits::CONTROL_OBJECT_BYTES_MAX).await?;
@@ -483,6 +493,23 @@ impl Vault {
     /// [`VaultError::Missing`] and others.
     pub async fn lane(&self, lane: Id128) -> Result<LaneObject, VaultError> {
         self.require_object(&names::lane(lane)).await
+    }
+
+    /// The newest manifest of a lane: what the keeper let go of it.
+    ///
+    /// # Errors
+    /// A failed request, or a manifest that is not believed.
+    pub async fn manifest(&self, lane: Id128) -> Result<Option<ManifestObject>, VaultError> {
+        let listed = self.store.list(Some(&names::manifests(lane))).await?;
+        let Some(n) = listed.iter().filter_map(|listed| names::number(&listed.path)).max() else { return Ok(None) };
+        let path = names::manifest(lane, n);
+        match self.get_object::<ManifestObject>(&path).await? {
+            Some(manifest) if !manifest.is_sound(lane, n) => {
+                let what = "it describes another lane, or its runs are out of order".to_owned();
+                Err(ObjectError::Malformed { object: path.to_string(), what }.into())
+            }
+            found => Ok(found),
+        }
     }
 
     /// Opens a lane's key with a recovery identity.

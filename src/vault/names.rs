@@ -153,6 +153,48 @@ pub fn lane_of_route(path: &Path) -> Option<Id128> {
     (parts.next()?.as_ref() == "r").then(|| parts.next()?.as_ref().parse().ok())?
 }
 
+/// Folder of everything that keepers write, but lane indexes and seals.
+#[must_use]
+pub fn kept() -> Path {
+    Path::from("m")
+}
+
+/// Folder of the keeper's manifests of a lane.
+#[must_use]
+pub fn manifests(lane: Id128) -> Path {
+    Path::from(format!("m/l/{lane}"))
+}
+
+/// Manifest `n` of a lane, from 1.
+#[must_use]
+pub fn manifest(lane: Id128, n: u64) -> Path {
+    manifests(lane).join(format!("{n:08}"))
+}
+
+/// Folder of the pins.
+#[must_use]
+pub fn pins() -> Path {
+    Path::from("m/p")
+}
+
+/// A pin.
+#[must_use]
+pub fn pin(id: Id128) -> Path {
+    Path::from(format!("m/p/{id}"))
+}
+
+/// Folder of the keepers' claims.
+#[must_use]
+pub fn claims() -> Path {
+    Path::from("m/c")
+}
+
+/// A keeper's claim of a lane, or a run of a keeper.
+#[must_use]
+pub fn claim(id: Id128) -> Path {
+    Path::from(format!("m/c/{id}"))
+}
+
 /// The number at the end of a batch's or lane index's or epoch's name.
 #[must_use]
 pub fn number(path: &Path) -> Option<u64> {
@@ -183,5 +225,8 @@ mod tests {
         assert_eq!(announced(&told), Some((disk.clone(), Epoch(7))));
         assert_eq!(announced(&route(&disk, lane)), None);
         assert_eq!(number(&lane_end(lane)), None);
+        assert_eq!(manifest(lane, 3).as_ref(), format!("m/l/{hex}/00000003"));
+        assert_eq!(pin(lane).as_ref(), format!("m/p/{hex}"));
+        assert_eq!(claim(lane).as_ref(), format!("m/c/{hex}"));
     }
 }

@@ -329,5 +329,99 @@ impl ControlObject for RouteObject {
     const FORMAT: &'static str = "tidegate-route";
 }
 
+/// Consecutive batches of a lane that the keeper let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64, i64)", into = "(u64, u64, i64)")]
+pub struct LetGoRun {
+    /// First batch.
+    pub first: u64,
+    /// Last batch.
+    pub last: u64,
+    /// When they were marked, by the store's clock, in microseconds since 1970; zero if they are deleted.
+    pub marked_micros: i64,
+}
+
+impl From<(u64, u64, i64)> for LetGoRun {
+    fn from((first, last, marked_micros): (u64, u64, i64)) -> Self {
+        Self { first, last, marked_micros }
+    }
+}
+
+impl From<LetGoRun> for (u64, u64, i64) {
+    fn from(run: LetGoRun) -> Self {
+        (run.first, run.last, run.marked_micros)
+    }
+}
+
+/// `m/l/<lane>/<n>`: what the keeper let go of a lane. The highest number counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestObject {
+    /// The lane.
+    pub lane: Id128,
+    /// Its number, from 1.
+    pub n: u64,
+    /// When it was made, by the store's clock, in microseconds since 1970.
+    pub made_micros: i64,
+    /// The run of a keeper that made it.
+    pub run: Id128,
+    /// Every batch that was let go, in ascending runs.
+    pub let_go: Vec<LetGoRun>,
+}
+
+impl ControlObject for ManifestObject {
+    const FORMAT: &'static str = "tidegate-manifest";
+}
+
+impl ManifestObject {
+    /// Whether it is what its name says, and its runs ascend without overlap.
+    #[must_use]
+    pub fn is_sound(&self, lane: Id128, n: u64) -> bool {
+        let runs = &self.let_go;
+        let ascend = runs.windows(2).all(|pair| pair[0].last < pair[1].first);
+        self.lane == lane && self.n == n && ascend && runs.iter().all(|run| 0 < run.first && run.first <= run.last)
+    }
+
+    /// The run that holds a batch.
+    #[must_use]
+    pub fn run_of(&self, n: u64) -> Option<&LetGoRun> {
+        let at = self.let_go.partition_point(|run| run.last < n);
+        self.let_go.get(at).filter(|run| run.first <= n)
+    }
+}
+
+/// `m/p/<id>`: a point that is in use, and stays until the pin ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinObject {
+    /// Its random id.
+    pub pin: Id128,
+    /// The disk.
+    pub disk: DiskId,
+    /// Epoch of the point.
+    pub epoch: Epoch,
+    /// Seq of the point.
+    pub seq: Seq,
+    /// When it ends, by the clock of who made it.
+    pub until_micros: Micros,
+    /// What for, for people.
+    pub reason: String,
+}
+
+impl ControlObject for PinObject {
+    const FORMAT: &'static str = "tidegate-pin";
+}
+
+/// `m/c/<id>`: a run of a keeper, or a lane that such a run works on. Saves double work and tells the store's time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimObject {
+    /// The lane, or the run itself.
+    pub claim: Id128,
+    /// The run.
+    pub run: Id128,
+}
+
+impl ControlObject for ClaimObject {
+    const FORMAT: &'static str = "tidegate-claim";
+}
+
 #[cfg(test)]
 mod tests;

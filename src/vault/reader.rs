@@ -8,6 +8,8 @@
 //!                                             └ what no lane index covers: last 64 KiB of the batch
 //! ```
 //!
+//! What the keeper let go is no damage: the newest manifest of a sealed lane tells it, and the rows stand in a lane index.
+//!
 //! A batch is missing *provably* when its number is at or below one that a later index states as confirmed, or that the
 //! lane's end states as its last. Any other hole is what a crash leaves: a batch that was never acked.
 //!
@@ -49,6 +51,10 @@ pub struct CatalogBatch {
     pub size_bytes: u64,
     /// Whether the object itself is there.
     pub present: bool,
+    /// When it appeared, by the store's clock, in microseconds since 1970; zero if it is not there.
+    pub modified_micros: i64,
+    /// Whether the keeper let it go: then it is deleted, or may be at any moment.
+    pub let_go: bool,
     /// Its rows, only those of the wanted disks.
     pub index: BatchIndex,
 }

@@ -212,6 +212,35 @@ impl VaultStore {
         }
     }
 
+    /// When an object appeared, by the store's clock, in microseconds since 1970; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries.
+    pub async fn modified(&self, path: &Path) -> Result<Option<i64>, GetError> {
+        let once = || async {
+            self.run("head", path, SMALL_REQUEST_TIMEOUT, self.store.head(path)).await.map_err(GetError::from)
+        };
+        match self.again("head", once).await {
+            Ok(meta) => Ok(Some(meta.last_modified.timestamp_micros())),
+            Err(GetError::Blob(error)) if error.cause == BlobCause::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes an object; one that is not there is deleted already. Only the keeper does, and only its credential may.
+    ///
+    /// # Errors
+    /// [`GetError`] after some tries.
+    pub async fn delete(&self, path: &Path) -> Result<(), GetError> {
+        let once = || async {
+            self.run("delete", path, SMALL_REQUEST_TIMEOUT, self.store.delete(path)).await.map_err(GetError::from)
+        };
+        match self.again("delete", once).await {
+            Err(GetError::Blob(error)) if error.cause == BlobCause::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
     /// All objects below a folder, sorted by name; an absent folder is empty.
     ///
     /// # Errors

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
@@ -42,8 +42,8 @@ type Plan = Box<dyn FnMut(&'static str, &Path) -> Fate + Send>;
 
 /// The store: memory, and a plan of what fails.
 pub(crate) struct FaultStore {
-    inner: InMemory,
-    plan: Mutex<Plan>,
+    inner: Arc<InMemory>,
+    plan: Arc<Mutex<Plan>>,
     puts: Mutex<(usize, usize)>,
 }
 
@@ -62,10 +62,11 @@ impl fmt::Display for FaultStore {
 impl FaultStore {
     /// A store where nothing fails yet.
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { inner: InMemory::new(), plan: Mutex::new(Box::new(|_, _| Fate::Good)), puts: Mutex::default() })
+        let plan: Plan = Box::new(|_, _| Fate::Good);
+        Arc::new(Self { inner: Arc::new(InMemory::new()), plan: Arc::new(Mutex::new(plan)), puts: Mutex::default() })
     }
 
-    /// From now on `plan` decides, by operation (`put`, `get`) and name.
+    /// From now on `plan` decides, by operation (`put`, `get`, `delete`) and name.
     pub(crate) fn plan(&self, plan: impl FnMut(&'static str, &Path) -> Fate + Send + 'static) {
         *self.plan.lock() = Box::new(plan);
     }
@@ -146,7 +147,18 @@ impl ObjectStore for FaultStore {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let (inner, plan) = (Arc::clone(&self.inner), Arc::clone(&self.plan));
+        let delete = move |location: Path| {
+            let (inner, fate) = (Arc::clone(&inner), (plan.lock())("delete", &location));
+            async move {
+                match fate {
+                    Fate::Status(status) => Err(answer(status, &location)),
+                    Fate::AnswerLost | Fate::Hang => inner.delete(&location).await.and(Err(broken())),
+                    Fate::Good | Fate::Slow(_) => inner.delete(&location).await.map(|()| location),
+                }
+            }
+        };
+        locations.and_then(delete).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -15,7 +15,7 @@ fn disk_of(count: u64) -> ModelDisk {
 }
 
 fn row(disk: &ModelDisk, epoch: u64, first: u64, last: u64) -> Row {
-    Row { object: 0, confirmed: false, message: disk.message(Epoch(epoch), first, last) }
+    Row { object: 0, confirmed: false, presence: Presence::Here, message: disk.message(Epoch(epoch), first, last) }
 }
 
 proptest! {
@@ -116,7 +116,11 @@ fn a_duplicate_that_differs_only_in_its_bytes_is_found_by_the_chain() {
     }
     let mut message = other.message(Epoch(1), 5, 8);
     message.records = disk.message(Epoch(1), 5, 8).records;
-    let rows = vec![row(&disk, 1, 1, 4), row(&disk, 1, 5, 8), Row { object: 1, confirmed: false, message }];
+    let rows = vec![
+        row(&disk, 1, 1, 4),
+        row(&disk, 1, 5, 8),
+        Row { object: 1, confirmed: false, presence: Presence::Here, message },
+    ];
     let history = History::build(&disk.epochs, rows);
     assert_eq!(history.spans[0].through, Seq(4));
     assert_eq!(history.conflicts[0].seq, Seq(8));

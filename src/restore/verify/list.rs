@@ -327,8 +327,8 @@ fn check_lanes(listing: &Listing, report: &mut Report) {
                 first <= end.max(names_of.confirmed_through) || newest.saturating_sub(last) >= BATCHES_IN_FLIGHT_MAX;
             match (proven, names_of.sealed) {
                 (true, false) => report.damaged(Damage::object(object, format!("is missing{many}"))),
-                (true, true) => report.notes.push(format!("{object} is gone{many}; its lane is sealed for retention")),
-                (false, _) => {
+                (_, true) => report.notes.push(format!("{object} is gone{many}; its lane is sealed for retention")),
+                (false, false) => {
                     report.late.push(format!(
                         "{object} is missing{many}; the names alone do not tell whether it was ever there"
                     ));

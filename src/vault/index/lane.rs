@@ -29,6 +29,8 @@ use crate::vault::batch::{BatchError, check_part, crc32c, id_at, le_u32, le_u64}
 pub const LANE_INDEX_MAGIC: [u8; 4] = *b"TGX\x01";
 /// Size at which a lane index is closed before it covers all its batches: it is built and read in memory.
 pub const LANE_INDEX_BYTES_TARGET: usize = 64 << 20;
+/// Largest lane index that is read: it is closed when it passes its target by the last index.
+pub const LANE_INDEX_BYTES_MAX: u64 = (LANE_INDEX_BYTES_TARGET + super::INDEX_PLAIN_BYTES_MAX) as u64;
 
 const HEADER_BYTES: usize = 64;
 const ENTRY_HEAD_BYTES: usize = 32;

@@ -57,6 +57,38 @@ fn a_newer_version_and_another_format_are_named_as_such() {
     assert!(matches!(decode::<RouteObject>(&key(), &path, other), Err(ObjectError::Format { .. })));
 }
 
+fn manifest(lane: Id128) -> ManifestObject {
+    let run = |first, last, marked_micros| LetGoRun { first, last, marked_micros };
+    ManifestObject {
+        lane,
+        n: 3,
+        made_micros: 1_800_000_000_000_001,
+        run: Id128([6; 16]),
+        let_go: vec![run(1, 40, 0), run(44, 44, 1_799_999_000_000_000), run(46, 90, 1_800_000_000_000_001)],
+    }
+}
+
+fn pin(disk: DiskId) -> PinObject {
+    let until_micros = Micros(1_800_000_000_000_001);
+    PinObject { pin: Id128([5; 16]), disk, epoch: Epoch(2), seq: Seq(4711), until_micros, reason: "restore".into() }
+}
+
+#[test]
+fn a_manifest_tells_its_batches_and_is_sound_only_in_its_place_and_order() {
+    let lane = Id128([0xab; 16]);
+    let good = manifest(lane);
+    assert!(good.is_sound(lane, 3) && !good.is_sound(lane, 4) && !good.is_sound(Id128([1; 16]), 3));
+    let held: Vec<u64> = (1..=100).filter(|n| good.run_of(*n).is_none()).collect();
+    assert_eq!(held, [41, 42, 43, 45, 91, 92, 93, 94, 95, 96, 97, 98, 99, 100]);
+    let spoils: [fn(&mut ManifestObject); 3] =
+        [|one| one.let_go.swap(0, 1), |one| one.let_go[0].first = 0, |one| one.let_go[1].last = 46];
+    for spoil in spoils {
+        let mut bad = good.clone();
+        spoil(&mut bad);
+        assert!(!bad.is_sound(lane, 3), "{bad:?}");
+    }
+}
+
 /// One object of each kind, all fields filled.
 fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(Path, Vec<u8>)> {
     let (disk, lane) = (DiskId::new("web-1.sda").expect("valid"), Id128([0xab; 16]));
@@ -89,7 +121,10 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         one(key, names::lane_seal(lane), &LaneSealObject { lane, sealed_micros: at, reason: "retention".into() }),
         one(key, names::disk(&disk), &described),
         one(key, names::epoch(&disk, Epoch(2)), &epoch),
-        one(key, names::route(&disk, lane), &RouteObject { disk, lane }),
+        one(key, names::route(&disk, lane), &RouteObject { disk: disk.clone(), lane }),
+        one(key, names::manifest(lane, 3), &manifest(lane)),
+        one(key, names::pin(Id128([5; 16])), &pin(disk)),
+        one(key, names::claim(lane), &ClaimObject { claim: lane, run: Id128([6; 16]) }),
     ]
 }
 
@@ -123,6 +158,9 @@ fn every_control_object_of_version_1_is_read_and_written_as_recorded() {
     let identity = Identity::read(&fixture(&Path::from("recovery.key"))).expect("the fixtures' identity");
     assert_eq!(*crate::keys::unwrap(&identity, &wrapped).expect("opens"), [9; 32]);
     for (path, bytes) in samples(&key(), recipient, wrapped) {
+        if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !fixture(&path).exists() {
+            std::fs::write(fixture(&path), &bytes).expect("written");
+        }
         let stored = std::fs::read(fixture(&path)).expect("a fixture per object");
         assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes), "{path}");
     }

@@ -8,15 +8,12 @@ use tokio::task::JoinSet;
 use super::{Catalog, CatalogBatch, CatalogLane, Finding, Problem, Shared, task_error};
 use crate::types::Id128;
 use crate::vault::batch::{self, BatchError, Tail};
-use crate::vault::index::lane::{LANE_INDEX_BYTES_TARGET, LaneIndex};
+use crate::vault::index::lane::{LANE_INDEX_BYTES_MAX, LaneIndex};
 use crate::vault::index::{BatchIndex, INDEX_PLAIN_BYTES_MAX, IndexPlace, SealedIndex};
 use crate::vault::lane::ListedLane;
-use crate::vault::objects::{LaneEndObject, LaneObject};
+use crate::vault::objects::{LaneEndObject, LaneObject, ManifestObject};
 use crate::vault::store::Listed;
 use crate::vault::{VaultError, names};
-
-/// Largest lane index that is read: it is closed when it passes its target by the last index.
-const LANE_INDEX_BYTES_MAX: u64 = (LANE_INDEX_BYTES_TARGET + INDEX_PLAIN_BYTES_MAX) as u64;
 
 /// Missing batches of one lane that are named: more say nothing more.
 const MISSING_NAMED_MAX: usize = 1 << 14;
@@ -30,13 +27,19 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let store = shared.vault.store();
     let mut batches = store.list(Some(&names::batches(lane))).await?;
     batches.retain(|batch| !listed.is_late(batch.modified_micros));
+    // A lane is sealed before anything of it is let go.
+    let manifest = if listed.sealed.is_some() { manifest(&shared, lane, &mut out.findings).await? } else { None };
+    let let_go = |n: u64| manifest.as_ref().is_some_and(|manifest| manifest.run_of(n).is_some());
+    let appeared: BTreeMap<u64, i64> =
+        batches.iter().filter_map(|batch| Some((names::number(&batch.path)?, batch.modified_micros))).collect();
     let mut present = numbered(batches, &mut out.findings, |n| names::batch(lane, n));
     let mut rows = BTreeMap::new();
     let mut cut = false;
     match shared.want.newest {
         Some(newest) => {
             let skipped = present.len().saturating_sub(newest.batches);
-            cut = skipped > 0;
+            // The rows of what was let go stand in lane indexes, which are not read here.
+            cut = skipped > 0 || manifest.as_ref().is_some_and(|manifest| !manifest.let_go.is_empty());
             present = present.into_iter().skip(skipped).collect();
         }
         None => read_lane_indexes(&shared, lane, &mut rows, &mut out.findings).await?,
@@ -46,7 +49,10 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let stated = rows.values().map(|row| row.index.confirmed_through).max().unwrap_or(0);
     let confirmed_through = stated.max(end.unwrap_or(0));
     let first_read = if shared.want.newest.is_some() { present.keys().next().copied().unwrap_or(u64::MAX) } else { 1 };
-    for n in missing(&present, first_read, confirmed_through) {
+    let runs = manifest.iter().flat_map(|manifest| &manifest.let_go).map(|run| (run.first, run.last));
+    let mut accounted: Vec<(u64, u64)> = present.keys().map(|&n| (n, n)).chain(runs).collect();
+    accounted.sort_unstable();
+    for n in missing(&accounted, first_read, confirmed_through) {
         out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
     }
     let (batches, bytes) = (present.len() as u64, present.values().sum());
@@ -59,7 +65,9 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
         }
         let size_bytes = listed_bytes.unwrap_or(row.size_bytes);
         if !row.index.disks.is_empty() {
-            out.batches.push(CatalogBatch { object, size_bytes, present: listed_bytes.is_some(), index: row.index });
+            let modified_micros = appeared.get(&n).copied().unwrap_or(0);
+            let (present, let_go) = (listed_bytes.is_some(), let_go(n));
+            out.batches.push(CatalogBatch { object, size_bytes, present, modified_micros, let_go, index: row.index });
         }
     }
     let sealed = listed.sealed.is_some();
@@ -67,18 +75,20 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     Ok(out)
 }
 
-/// The numbers `first..=through` that are not there: by name as long as there are few, and always the last of them, because
-/// what may lie behind it counts (see [`crate::restore::source::lost_tail`]). `through` is what an index or an end says:
-/// who has the catalog key may write any number there, and it must cost nobody's memory.
-fn missing(present: &BTreeMap<u64, u64>, first: u64, through: u64) -> Vec<u64> {
+/// The numbers `first..=through` that are in no run of `accounted`, which is sorted: by name as long as there are few, and
+/// always the last of them, because what may lie behind it counts (see [`crate::restore::source::lost_tail`]). `through` and the
+/// runs are what an index, an end or a manifest says: who has the catalog key may write any number there, and it must cost nobody's
+/// memory.
+fn missing(accounted: &[(u64, u64)], first: u64, through: u64) -> Vec<u64> {
     let mut out = Vec::new();
     let mut last = None;
     let mut from = first;
-    let ends = present.keys().copied().filter(|n| (first..=through).contains(n));
-    for (start, end) in ends.map(|n| (n, n.saturating_add(1))).chain([(through.saturating_add(1), 0)]) {
+    let runs = accounted.iter().filter(|(_, end)| *end >= first).take_while(|(start, _)| *start <= through);
+    let runs = runs.map(|&(start, end)| (start, end.saturating_add(1)));
+    for (start, next) in runs.chain([(through.saturating_add(1), 0)]) {
         out.extend((from..start).take(MISSING_NAMED_MAX - out.len()));
         last = if from < start { Some(start - 1) } else { last };
-        from = end;
+        from = from.max(next);
     }
     match (last, out.last_mut()) {
         (Some(last), Some(named)) if *named < last => *named = last,
@@ -111,6 +121,21 @@ async fn registration(
         }
         Err(error) => {
             findings.push(Finding::of(&path, error)?);
+            Ok(None)
+        }
+    }
+}
+
+/// The newest manifest of a lane. One that is damaged is a finding: what it let go is then told as missing.
+async fn manifest(
+    shared: &Shared,
+    lane: Id128,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<ManifestObject>, VaultError> {
+    match shared.vault.manifest(lane).await {
+        Ok(found) => Ok(found),
+        Err(error) => {
+            findings.push(Finding::of(&names::manifests(lane), error)?);
             Ok(None)
         }
     }
@@ -297,7 +322,7 @@ mod tests {
 
     #[test]
     fn missing_batches_are_named_and_a_number_beyond_all_costs_nothing() {
-        let present: BTreeMap<u64, u64> = [1, 3, 4, 7].map(|n| (n, 10)).into();
+        let present = [1, 3, 4, 7].map(|n| (n, n));
         assert_eq!(missing(&present, 1, 0), Vec::<u64>::new());
         assert_eq!(missing(&present, 1, 1), Vec::<u64>::new());
         assert_eq!(missing(&present, 1, 7), [2, 5, 6]);
@@ -306,7 +331,8 @@ mod tests {
         assert_eq!(missing(&present, u64::MAX, 9), Vec::<u64>::new());
         let many = missing(&present, 1, u64::MAX - 1);
         assert_eq!((many.len(), many[0], many[many.len() - 1]), (MISSING_NAMED_MAX, 2, u64::MAX - 1));
-        assert_eq!(missing(&BTreeMap::new(), 1, u64::MAX - 1).len(), MISSING_NAMED_MAX);
-        assert_eq!(missing(&BTreeMap::new(), 1, u64::MAX).len(), MISSING_NAMED_MAX);
+        assert_eq!(missing(&[], 1, u64::MAX - 1).len(), MISSING_NAMED_MAX);
+        assert_eq!(missing(&[], 1, u64::MAX).len(), MISSING_NAMED_MAX);
+        assert_eq!(missing(&[(1, 5), (3, 3), (8, u64::MAX)], 1, u64::MAX), [6, 7]);
     }
 }

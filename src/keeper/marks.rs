@@ -1,0 +1,253 @@
+//! What is to be done in one lane. Pure: what is there, what was let go, what is needed, and the time in; steps out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::limits;
+use crate::vault::objects::LetGoRun;
+
+/// Most runs of one manifest, so that it stays within the bound of a control object. A lane in which more would be let go keeps
+/// the rest until neighbours go too.
+pub const MANIFEST_RUNS_MAX: usize = 15 << 10;
+/// The longest run as text: three numbers of 20 digits.
+const RUN_BYTES_MAX: usize = 64;
+
+const _: () = assert!(
+    (MANIFEST_RUNS_MAX * RUN_BYTES_MAX + 1024) as u64 <= limits::CONTROL_OBJECT_BYTES_MAX,
+    "a manifest is a control object"
+);
+
+/// A set of batch numbers, sparse: numbers come from names and indexes, and must cost nobody's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers(BTreeMap<u64, u64>);
+
+impl Numbers {
+    /// Adds a number.
+    pub fn insert(&mut self, n: u64) {
+        *self.0.entry(n / 64).or_default() |= 1 << (n % 64);
+    }
+
+    /// Whether a number is there.
+    #[must_use]
+    pub fn contains(&self, n: u64) -> bool {
+        self.0.get(&(n / 64)).is_some_and(|word| word & (1 << (n % 64)) != 0)
+    }
+}
+
+/// A batch as a listing shows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Present {
+    /// Its number.
+    pub n: u64,
+    /// Its size.
+    pub size_bytes: u64,
+    /// When it appeared, by the store's clock.
+    pub modified_micros: i64,
+}
+
+/// What was judged of a lane.
+#[derive(Clone, Debug, Default)]
+pub struct LaneVerdict {
+    /// Batches whose rows were looked at.
+    pub seen: Numbers,
+    /// Those of them that hold something needed.
+    pub needed: Numbers,
+}
+
+/// When something is old enough, by the store's clock, in microseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Now.
+    pub now_micros: i64,
+    /// What is older may be marked.
+    pub old_micros: i64,
+    /// What was marked before may be deleted.
+    pub delete_micros: i64,
+}
+
+impl Times {
+    /// The times of a moment.
+    #[must_use]
+    pub fn at(now_micros: i64, fork_window: Duration, delete_after: Duration) -> Self {
+        let before = |span: Duration| now_micros - span.as_micros() as i64;
+        Self { now_micros, old_micros: before(fork_window), delete_micros: before(delete_after) }
+    }
+}
+
+/// The steps in one lane.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LaneSteps {
+    /// To be marked.
+    pub mark: Vec<Present>,
+    /// Marked, and needed all the same: the mark is to be taken back.
+    pub take_back: Vec<u64>,
+    /// To be deleted.
+    pub delete: Vec<Present>,
+    /// Marked, and not yet old enough.
+    pub waiting: Vec<Present>,
+    /// What stays.
+    pub stay: Vec<Present>,
+}
+
+impl LaneSteps {
+    /// The steps for what is `present`, `let_go` by the newest manifest, and judged.
+    #[must_use]
+    pub fn new(present: &[Present], let_go: &[LetGoRun], verdict: &LaneVerdict, times: &Times) -> Self {
+        let mut steps = Self::default();
+        for &batch in present {
+            let at = let_go.partition_point(|run| run.last < batch.n);
+            let marked = let_go.get(at).filter(|run| run.first <= batch.n).map(|run| run.marked_micros);
+            let unneeded = verdict.seen.contains(batch.n) && !verdict.needed.contains(batch.n);
+            match marked {
+                Some(_) if !unneeded => steps.take_back.push(batch.n),
+                Some(marked) if marked <= times.delete_micros => steps.delete.push(batch),
+                Some(_) => steps.waiting.push(batch),
+                None if unneeded && batch.modified_micros <= times.old_micros => steps.mark.push(batch),
+                None => steps.stay.push(batch),
+            }
+        }
+        steps
+    }
+
+    /// Whether there is nothing to do now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.mark.is_empty() && self.take_back.is_empty() && self.delete.is_empty()
+    }
+}
+
+/// The runs of the next manifest: those of the one before, without what is taken back, and with `mark`. Numbers that are not
+/// present are deleted for good, and join into long runs. The newest of `mark` are left out, if the runs would be too many.
+#[must_use]
+pub fn next_runs(
+    before: &[LetGoRun],
+    present: &BTreeSet<u64>,
+    take_back: &BTreeSet<u64>,
+    mark: &BTreeSet<u64>,
+    now_micros: i64,
+) -> Vec<LetGoRun> {
+    let mut mark = mark.clone();
+    loop {
+        let runs = join(split(before, present, take_back), &mark, now_micros);
+        if runs.len() <= MANIFEST_RUNS_MAX || mark.is_empty() {
+            return runs;
+        }
+        let half = mark.len() / 2;
+        mark = mark.into_iter().take(half).collect();
+    }
+}
+
+/// The old runs, cut at what is present: that keeps its time of the mark, the rest needs none any more.
+fn split(before: &[LetGoRun], present: &BTreeSet<u64>, take_back: &BTreeSet<u64>) -> Vec<LetGoRun> {
+    let mut runs = Vec::new();
+    for run in before {
+        let mut from = Some(run.first);
+        for &n in present.range(run.first..=run.last) {
+            if let Some(first) = from.filter(|first| *first < n) {
+                runs.push(LetGoRun { first, last: n - 1, marked_micros: 0 });
+            }
+            if !take_back.contains(&n) {
+                runs.push(LetGoRun { first: n, last: n, marked_micros: run.marked_micros });
+            }
+            from = n.checked_add(1);
+        }
+        if let Some(first) = from.filter(|first| *first <= run.last) {
+            runs.push(LetGoRun { first, last: run.last, marked_micros: 0 });
+        }
+    }
+    runs
+}
+
+fn join(mut runs: Vec<LetGoRun>, mark: &BTreeSet<u64>, now_micros: i64) -> Vec<LetGoRun> {
+    runs.extend(mark.iter().map(|&n| LetGoRun { first: n, last: n, marked_micros: now_micros }));
+    runs.sort_unstable_by_key(|run| run.first);
+    let mut joined: Vec<LetGoRun> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.last.checked_add(1) == Some(run.first) && last.marked_micros == run.marked_micros => {
+                last.last = run.last;
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::types::Id128;
+    use crate::vault::objects::ManifestObject;
+
+    fn batch(n: u64, modified_micros: i64) -> Present {
+        Present { n, size_bytes: 100, modified_micros }
+    }
+
+    fn run(first: u64, last: u64, marked_micros: i64) -> LetGoRun {
+        LetGoRun { first, last, marked_micros }
+    }
+
+    #[test]
+    fn a_batch_is_marked_waits_and_goes_and_a_mark_that_is_wrong_is_taken_back() {
+        let mut verdict = LaneVerdict::default();
+        (1..=6).for_each(|n| verdict.seen.insert(n));
+        [2, 4].into_iter().for_each(|n| verdict.needed.insert(n));
+        let times = Times { now_micros: 1000, old_micros: 900, delete_micros: 500 };
+        let present = [1, 2, 3, 4, 5, 6, 7].map(|n| batch(n, if n == 6 { 950 } else { 10 }));
+        let steps = LaneSteps::new(&present, &[run(3, 3, 500), run(4, 5, 501)], &verdict, &times);
+        let numbers = |batches: &[Present]| batches.iter().map(|batch| batch.n).collect::<Vec<_>>();
+        assert_eq!(numbers(&steps.mark), [1]);
+        assert_eq!(numbers(&steps.delete), [3]);
+        assert_eq!(steps.take_back, [4]);
+        assert_eq!(numbers(&steps.waiting), [5]);
+        assert_eq!(numbers(&steps.stay), [2, 6, 7], "needed, too young, never looked at");
+    }
+
+    proptest! {
+        #[test]
+        fn the_next_manifest_holds_what_was_let_go_and_is_sound(
+            old in prop::collection::btree_map(1..200_u64, 1..4_i64, 0..60),
+            deleted in prop::collection::btree_set(1..200_u64, 0..60),
+            back in prop::collection::btree_set(1..200_u64, 0..20),
+            mark in prop::collection::btree_set(1..200_u64, 0..40),
+        ) {
+            let before = join(old.iter().map(|(&n, &at)| run(n, n, at)).collect(), &BTreeSet::new(), 0);
+            let present: BTreeSet<u64> = (1..200).filter(|n| !deleted.contains(n)).collect();
+            let back: BTreeSet<u64> = back.into_iter().filter(|n| present.contains(n)).collect();
+            let mark: BTreeSet<u64> = mark.into_iter().filter(|n| present.contains(n) && !old.contains_key(n)).collect();
+            let manifest = ManifestObject {
+                lane: Id128([1; 16]),
+                n: 2,
+                made_micros: 9,
+                run: Id128([2; 16]),
+                let_go: next_runs(&before, &present, &back, &mark, 9),
+            };
+            prop_assert!(manifest.is_sound(Id128([1; 16]), 2));
+            for n in 1..200 {
+                let expected = match (old.get(&n), mark.contains(&n)) {
+                    (_, true) => Some(9),
+                    (Some(_), _) if back.contains(&n) => None,
+                    (Some(_), _) if !present.contains(&n) => Some(0),
+                    (Some(at), _) => Some(*at),
+                    (None, _) => None,
+                };
+                prop_assert_eq!(manifest.run_of(n).map(|run| run.marked_micros), expected, "{}", n);
+            }
+        }
+    }
+
+    #[test]
+    fn a_manifest_stays_within_its_bound_and_numbers_beyond_all_cost_nothing() {
+        let all: BTreeSet<u64> = (1..=4 * MANIFEST_RUNS_MAX as u64).collect();
+        let odd: BTreeSet<u64> = all.iter().copied().filter(|n| n % 2 == 1).collect();
+        let runs = next_runs(&[], &all, &BTreeSet::new(), &odd, 5);
+        assert!(runs.len() <= MANIFEST_RUNS_MAX && runs.len() > MANIFEST_RUNS_MAX / 4, "{}", runs.len());
+        assert_eq!(runs[0], run(1, 1, 5));
+        let forged = [run(1, u64::MAX, 3)];
+        let present = BTreeSet::from([7, u64::MAX]);
+        let runs = next_runs(&forged, &present, &BTreeSet::from([7]), &BTreeSet::new(), 5);
+        assert_eq!(runs, [run(1, 6, 0), run(8, u64::MAX - 1, 0), run(u64::MAX, u64::MAX, 3)]);
+    }
+}
