@@ -126,6 +126,7 @@ impl Config {
             drain_grace,
             copy_parallel,
             copy_rate_bytes,
+            metrics_listen,
             disks,
         } = self;
         let changed = [
@@ -142,6 +143,7 @@ impl Config {
             ("drain_grace", *drain_grace != new.drain_grace),
             ("copy.parallel", *copy_parallel != new.copy_parallel),
             ("copy.rate", *copy_rate_bytes != new.copy_rate_bytes),
+            ("metrics_listen", *metrics_listen != new.metrics_listen),
             ("[[disk]]", *disks != new.disks),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()

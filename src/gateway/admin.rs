@@ -199,7 +199,8 @@ pub async fn serve(
         .merge(page::routes());
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let sampled = stop.clone();
-    let served = async { axum::serve(listener, service).with_graceful_shutdown(async move { stop.wait().await }).await };
+    let served =
+        async { axum::serve(listener, service).with_graceful_shutdown(async move { stop.wait().await }).await };
     tokio::pin!(served);
     tokio::select! {
         biased;
