@@ -324,47 +324,59 @@ pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Resul
     say("warm-up");
     let full = stand.plan(plan);
     measured(&RunPlan { bytes: Some(plan.bytes / WARM_UP_PART), ..full.clone() }, pool).await?;
-    let bare = Bare::start(plan).await?;
+    let bench = Bench { plan, pool, full, bare: Bare::start(plan).await? };
     let mut rounds = Vec::with_capacity(plan.rounds);
     for number in 1..=plan.rounds {
-        say(&format!("round {number} of {}: full load", plan.rounds));
-        let at_full = measured(&full, pool).await?;
-        let (mut half, mut floor, mut seventy) = (None, None, None);
-        if !plan.steady.is_zero() {
-            let steady = |percent: f64| RunPlan {
-                bytes_per_second: (at_full.throughput_bytes_per_second * percent / 100.0) as u64,
-                duration: Some(plan.steady),
-                bytes: None,
-                ..full.clone()
-            };
-            say(&format!("round {number} of {}: half load", plan.rounds));
-            let half_load = steady(50.0);
-            half = Some(measured(&half_load, pool).await?);
-            say(&format!("round {number} of {}: half load, the floor beside it", plan.rounds));
-            let light = light(&full, plan.steady);
-            let (beside, at_floor) = tokio::join!(measured(&half_load, pool), bare.load(&light, pool));
-            beside?;
-            floor = Some(at_floor?.ack_seconds);
-            say(&format!("round {number} of {}: 70 % load", plan.rounds));
-            seventy = Some(measured(&steady(70.0), pool).await?);
-        }
-        say(&format!("round {number} of {}: primitives", plan.rounds));
-        let limits = limits(plan, pool, &at_full).await?;
-        let mut limits_beside = None;
-        if !plan.steady.is_zero() {
-            say(&format!("round {number} of {}: half load, primitives beside it", plan.rounds));
-            let rate = (at_full.throughput_bytes_per_second / 2.0) as u64;
-            let long = RunPlan { bytes_per_second: rate, duration: Some(BESIDE), bytes: None, ..full.clone() };
-            let (load, beside) = tokio::join!(measured(&long, pool), self::limits(plan, pool, &at_full));
-            load?;
-            limits_beside = Some(beside?);
-        }
-        rounds.push(Round { full: at_full, half, floor, seventy, limits, limits_beside });
+        rounds.push(bench.round(|text| say(&format!("round {number} of {}: {text}", plan.rounds))).await?);
     }
-    drop(bare);
+    drop(bench);
     say("stopping");
     stand.stop().await?;
     Ok(report(plan, rounds))
+}
+
+/// What all rounds have.
+struct Bench<'a> {
+    plan: &'a Plan,
+    pool: &'a Pool,
+    /// Full load.
+    full: RunPlan,
+    bare: Bare,
+}
+
+impl Bench<'_> {
+    async fn round(&self, mut say: impl FnMut(&str)) -> Result<Round, BenchError> {
+        let (plan, pool) = (self.plan, self.pool);
+        say("full load");
+        let full = measured(&self.full, pool).await?;
+        let steady = |percent: f64, duration: Duration| RunPlan {
+            bytes_per_second: (full.throughput_bytes_per_second * percent / 100.0) as u64,
+            duration: Some(duration),
+            bytes: None,
+            ..self.full.clone()
+        };
+        let (mut half, mut floor, mut seventy, mut limits_beside) = (None, None, None, None);
+        if !plan.steady.is_zero() {
+            say("half load");
+            let half_load = steady(50.0, plan.steady);
+            half = Some(measured(&half_load, pool).await?);
+            say("half load, the floor beside it");
+            let light = light(&self.full, plan.steady);
+            let (load, beside) = tokio::join!(measured(&half_load, pool), self.bare.load(&light, pool));
+            load?;
+            floor = Some(beside?.ack_seconds);
+            say("70 % load");
+            seventy = Some(measured(&steady(70.0, plan.steady), pool).await?);
+            say("half load, primitives beside it");
+            let half_load = steady(50.0, BESIDE);
+            let (load, beside) = tokio::join!(measured(&half_load, pool), limits(plan, pool, &full));
+            load?;
+            limits_beside = Some(beside?);
+        }
+        say("primitives");
+        let limits = limits(plan, pool, &full).await?;
+        Ok(Round { full, half, floor, seventy, limits, limits_beside })
+    }
 }
 
 /// The floor's load, as long as another one.
@@ -401,7 +413,8 @@ pub(crate) async fn limits(plan: &Plan, pool: &Pool, full: &Outcome) -> Result<L
     measured.map_err(|error| because("primitives")(&error))?.map_err(|error| because("primitives")(&error))
 }
 
-fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
+/// Every figure by its name, over all rounds.
+fn figures(plan: &Plan, rounds: &[Round]) -> Vec<(&'static str, Spread)> {
     let sum_of = |limits: &Limits| match plan.transport {
         Transport::Quic => limits.sum_quic,
         Transport::Tcp => limits.sum_tcp,
@@ -420,7 +433,7 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
         peaks.max().unwrap_or(0) as f64
     };
     let spread = |of: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(of));
-    let all = vec![
+    vec![
         ("gateway_cpu_seconds_per_gib", spread(&cpu)),
         ("primitives_cpu_seconds_per_gib", spread(&sum)),
         ("cpu_ratio", spread(&|round| cpu(round) / sum(round))),
@@ -445,7 +458,11 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
             spread(&|round| per_gib(round, (used(round).waits + used(round).preemptions) as f64)),
         ),
         ("read_write_calls_per_gib", spread(&|round| per_gib(round, used(round).calls as f64))),
-    ];
+    ]
+}
+
+fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
+    let all = figures(plan, &rounds);
     let median = |name: &str| all.iter().find(|(found, _)| *found == name).map_or(0.0, |(_, spread)| spread.median);
     let percentiles = |name: &str| Percentiles {
         p50: median(&format!("{name}.p50")),
@@ -457,7 +474,7 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
     Report {
         profile: plan.profile,
         transport: plan.transport,
-        payload_ratio: spread(&|round| round.limits.payload_ratio).median,
+        payload_ratio: Spread::of(rounds.iter().map(|round| round.limits.payload_ratio)).median,
         gateway_cpu_seconds_per_gib: median("gateway_cpu_seconds_per_gib"),
         primitives_cpu_seconds_per_gib: median("primitives_cpu_seconds_per_gib"),
         cpu_ratio: median("cpu_ratio"),

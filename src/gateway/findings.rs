@@ -137,6 +137,16 @@ fn vault(scene: &Scene<'_>, all: &mut Vec<Finding>) {
         });
         return;
     }
+    for limit in scene.status.bandwidth.iter().filter(|limit| limit.holds) {
+        let stage = if limit.limit == "upload" { "vault" } else { "wire" };
+        all.push(Finding {
+            severity: Severity::Note,
+            stage,
+            text: format!("A limit of bandwidth is the bottleneck: {}.", limit.words),
+            next: "If it lasts too long: `tidegate bandwidth set` lifts it for a while.",
+            runbook: "TidegateJournalFills",
+        });
+    }
     let Some(stages) = scene.stages else { return };
     let vault = &stages.vault;
     let failing = vault.failed_per_second > FAILED * vault.requests_per_second;
@@ -350,6 +360,7 @@ mod tests {
             journal_capacity_bytes: 100,
             journal_level: "low",
             journal_heading: None,
+            bandwidth: Vec::new(),
         }
     }
 
@@ -359,6 +370,23 @@ mod tests {
             assert!(RUNBOOK.contains(&format!("\n## {}\n", finding.runbook)), "{} is no section", finding.runbook);
         }
         all.into_iter().map(|finding| (finding.severity, finding.runbook, finding.text)).collect()
+    }
+
+    #[test]
+    fn a_limit_that_holds_is_named_as_the_bottleneck_and_one_that_does_not_is_not() {
+        let limit = |limit, holds| crate::gateway::bandwidth::LimitView {
+            limit,
+            bytes_per_second: Some(50 << 20),
+            by: "calendar",
+            until: None,
+            held_bytes: 0,
+            holds,
+            words: format!("{limit} held to 50 MiB/s"),
+        };
+        let all = found(&Status { bandwidth: vec![limit("upload", true), limit("receive", false)], ..status() }, None);
+        let notes: Vec<_> =
+            all.iter().filter(|(severity, ..)| *severity == Severity::Note).map(|(.., text)| text).collect();
+        assert_eq!(notes, ["A limit of bandwidth is the bottleneck: upload held to 50 MiB/s."]);
     }
 
     #[test]
