@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::host::{Disks, GatewayHost, Lanes};
+use super::host::{Disks, GatewayHost};
+use super::lanes::Lanes;
 use super::lookout::Lookout;
 use super::overload::Overload;
 use super::runs::{Mark, Session, Span};

@@ -40,7 +40,7 @@ fn broken(scene: &Scene, from: &str, to: &str) -> (i32, Vec<(String, String)>) {
 }
 
 #[track_caller]
-fn assert_only(found: (i32, Vec<(String, String)>), code: i32, check: &str, words: &str) {
+fn assert_only(found: &(i32, Vec<(String, String)>), code: i32, check: &str, words: &str) {
     assert_eq!(found.0, code, "{found:?}");
     assert!(found.1.len() == 1 && found.1[0].0 == check && found.1[0].1.contains(words), "{found:?}");
 }
@@ -82,15 +82,15 @@ fn the_doctor_passes_a_sound_gateway_and_names_each_thing_that_is_broken() {
     assert_eq!(vault_files(&scene), before, "nothing is left in the vault");
     assert_eq!(std::fs::read_dir(scene.site.path("journal")).unwrap().count(), 0, "nothing is left in the journal");
 
-    assert_only(broken(&scene, "gateway-gw1.key", "ca.key"), 1, "certificate", "cannot be used");
-    assert_only(broken(&scene, "id = \"gw1\"", "id = \"gw2\""), 1, "certificate", "gw2");
+    assert_only(&broken(&scene, "gateway-gw1.key", "ca.key"), 1, "certificate", "cannot be used");
+    assert_only(&broken(&scene, "id = \"gw1\"", "id = \"gw2\""), 1, "certificate", "gw2");
     assert_only(
-        broken(&scene, "capacity = \"2 GiB\"", "capacity = \"512 TiB\""),
+        &broken(&scene, "capacity = \"2 GiB\"", "capacity = \"512 TiB\""),
         1,
         "journal-space",
         "512 TiB configured",
     );
-    assert_only(broken(&scene, "dir = \"journal\"", "dir = \"gateway.toml\""), 1, "journal-directory", "no directory");
+    assert_only(&broken(&scene, "dir = \"journal\"", "dir = \"gateway.toml\""), 1, "journal-directory", "no directory");
     let (code, found) = broken(&scene, "/vault\"", "/nowhere\"");
     assert!(code == 1 && found.iter().all(|(check, _)| check == "vault-read"), "{found:?}");
     let (code, found) = broken(&scene, "catalog.key", "recovery.key");
@@ -101,7 +101,7 @@ fn the_doctor_passes_a_sound_gateway_and_names_each_thing_that_is_broken() {
     // A name that leads nowhere passes by itself, as far as anybody can tell.
     let url = scene.site.vault_url().to_owned();
     let away = "http://127.0.0.1:9/devstoreaccount1/c";
-    assert_only(broken(&scene, &url, away), 75, "vault-read", "127.0.0.1:9");
+    assert_only(&broken(&scene, &url, away), 75, "vault-read", "127.0.0.1:9");
 
     let (code, _, err) = tidegate(&["doctor", "agent", "--config", config.to_str().unwrap()]);
     assert!(code == 2 && err.contains("gateways"), "{err}");

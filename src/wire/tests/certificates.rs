@@ -210,7 +210,7 @@ async fn certificates_that_are_replaced_count_for_whoever_comes_next_and_who_is_
     let ends = server.credentials.ends();
     let longer = pki::IssueOptions { days: 60, ..options() };
     let renewed = pki::issue_gateway(new.path(), "g1", &["127.0.0.1".into()], longer).expect("issued");
-    server.credentials.replace(server.credentials.check(&files(&renewed)).ok().expect("usable"));
+    server.credentials.replace(server.credentials.check(&files(&renewed)).expect("usable"));
     assert!(server.credentials.ends() > ends);
     // The old authority counts no more, on either side.
     refused(&server.addr, &second, 0).await;
