@@ -52,9 +52,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// A gateway has so long to vault what is left when it is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(60);
 const GIB: f64 = (1_u64 << 30) as f64;
-/// Disks of the floor's light load, and what each writes: enough for a percentile in some seconds, and next to no work.
-const FLOOR_DISKS: usize = 20;
-const FLOOR_WRITES_PER_SECOND: u64 = 10;
+/// Disks of the floor's light load, and what each writes: enough for a percentile in some seconds, and little work.
+const FLOOR_DISKS: usize = 8;
+const FLOOR_WRITES_PER_SECOND: u64 = 5;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -379,14 +379,12 @@ impl Bench<'_> {
     }
 }
 
-/// The floor's load, as long as another one.
+/// The floor's load: the same kind of writes, few of them.
 fn light(full: &RunPlan, duration: Duration) -> RunPlan {
-    let profile = Profile::Oltp8;
     RunPlan {
         agents: FLOOR_DISKS,
         disks: 1,
-        profile,
-        bytes_per_second: FLOOR_DISKS as u64 * FLOOR_WRITES_PER_SECOND * profile.typical_bytes(),
+        bytes_per_second: FLOOR_DISKS as u64 * FLOOR_WRITES_PER_SECOND * full.profile.typical_bytes(),
         duration: Some(duration),
         bytes: None,
         ..full.clone()

@@ -49,9 +49,10 @@ pub fn history(catalog: &Catalog, disk: &DiskId, epochs: &[EpochObject]) -> Hist
         let index = &batch.index;
         let confirmed = confirmed.get(&index.lane).is_some_and(|through| index.n <= *through);
         for part in index.disks.iter().filter(|part| part.disk == *disk) {
-            let presence = match (batch.let_go, batch.present) {
-                (true, _) => Presence::LetGo,
-                (false, true) => Presence::Here,
+            // What is there can be read, whatever a manifest says of it: a forged one hides nothing.
+            let presence = match (batch.present, batch.let_go) {
+                (true, _) => Presence::Here,
+                (false, true) => Presence::LetGo,
                 (false, false) => Presence::Missing,
             };
             let row = |message: &_| Row { object: object as u32, confirmed, presence, message: Clone::clone(message) };

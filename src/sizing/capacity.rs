@@ -46,8 +46,7 @@ pub struct Capacity {
 pub const LOAD: f64 = 0.7;
 
 /// Each value, and where in docs/PERFORMANCE.md its command stands. All on two cores of an AMD EPYC (Zen 4), release build.
-const FILES: &str =
-    "loadgen bench --bytes 1GiB --rounds 3 --steady 6s, profile files, 2026-11-23 (docs/PERFORMANCE.md, Measured)";
+const FILES: &str = "loadgen bench --bytes 1GiB --rounds 3 --steady 6s, profile files, 2026-11-23 (docs/PERFORMANCE.md, Before, on a busy machine)";
 const OLTP: &str = "loadgen bench --profile oltp --bytes 768MiB --rounds 3 --steady 3s, 2026-11-25 (docs/PERFORMANCE.md, Records of 8 KiB)";
 const FLEET: &str = "loadgen bench --scenario fleet, 2026-11-25 (docs/PERFORMANCE.md, Many agents)";
 const IDLE: &str = "loadgen bench --scenario idle --agents 10000, 2026-11-25 (docs/PERFORMANCE.md, Many agents)";
