@@ -85,8 +85,13 @@ mod tests {
 
     #[test]
     fn of_a_part_that_is_too_long_the_end_is_kept() {
-        let part = Part::new("log", format!("{}end", "ä".repeat(PART_BYTES_MAX)));
+        let lines = "key=ä\n".repeat(PART_BYTES_MAX / 4);
+        let part = Part::new("log", format!("{lines}end"));
         assert!(part.text.len() < PART_BYTES_MAX + 100 && part.text.ends_with("end"), "{}", part.text.len());
-        assert!(part.text.starts_with('['));
+        let mut said = part.text.lines();
+        assert!(said.next().is_some_and(|line| line.starts_with('[')));
+        assert_eq!(said.next(), Some("key=ä"), "a line that is cut tells no secret by its name");
+        // One line that is longer than all is left out whole.
+        assert_eq!(Part::new("log", "x".repeat(2 * PART_BYTES_MAX)).text.lines().count(), 1);
     }
 }

@@ -30,13 +30,15 @@ pub struct Part {
 }
 
 impl Part {
-    /// A part, cut to [`PART_BYTES_MAX`].
+    /// A part, cut to [`PART_BYTES_MAX`] between two lines.
     #[must_use]
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
         let (name, mut text) = (name.into(), text.into());
         if text.len() > PART_BYTES_MAX {
             let least = text.len() - PART_BYTES_MAX;
-            let cut = (least..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len());
+            // A line that was cut may have lost what tells a secret: whole lines only.
+            let line = text.as_bytes()[least..].iter().position(|&byte| byte == b'\n');
+            let cut = line.map_or(text.len(), |at| least + at + 1);
             text = format!("[{cut} bytes before this are left out]\n{}", &text[cut..]);
         }
         Self { name, text }

@@ -149,7 +149,8 @@ impl Admin {
     /// Reads the metrics now and then, until `stop`.
     async fn sample(&self, mut stop: Drain) {
         loop {
-            let figures = Figures::read(&self.metrics_text());
+            // Without latencies and waits, whose locks those share that do the work.
+            let figures = Figures::read(&(self.metrics.render() + &process::lines()));
             let backlog_bytes = self.health.board.get().map(|board| board.backlog_bytes());
             self.health.meter.lock().take(self.health.clock.monotonic(), figures, backlog_bytes);
             tokio::select! {

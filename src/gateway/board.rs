@@ -221,9 +221,10 @@ impl Board {
     /// What agents have still to copy, and what they have sent and is not vaulted.
     #[must_use]
     pub fn backlog_bytes(&self) -> u64 {
-        let of =
-            |seat: &Seat| seat.told.iter().map(|(_, report)| report.dirty_bytes + report.unvaulted_bytes).sum::<u64>();
-        self.roll.agents.iter().map(|seat| of(&seat)).sum()
+        // What agents say is not to be added up unchecked.
+        let add =
+            |sum: u64, report: &Report| sum.saturating_add(report.dirty_bytes).saturating_add(report.unvaulted_bytes);
+        self.roll.agents.iter().fold(0, |sum, seat| seat.told.iter().map(|(_, report)| report).fold(sum, add))
     }
 
     /// Every agent that is here, by name.

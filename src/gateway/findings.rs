@@ -150,7 +150,10 @@ fn vault(scene: &Scene<'_>, all: &mut Vec<Finding>) {
     let Some(stages) = scene.stages else { return };
     let vault = &stages.vault;
     let failing = vault.failed_per_second > FAILED * vault.requests_per_second;
-    let stalled = vault.queue_batches > 0.0 && vault.bytes_per_second <= 0.0 && stages.seconds >= STALL_SECONDS;
+    // A low limit lets no batch through for a while, and that is no fault of the store.
+    let limited = scene.status.bandwidth.iter().any(|limit| limit.limit == "upload" && limit.holds);
+    let stalled =
+        !limited && vault.queue_batches > 0.0 && vault.bytes_per_second <= 0.0 && stages.seconds >= STALL_SECONDS;
     let waiting = format!("{:.0} batches ({}) wait", vault.queue_batches, show_size(vault.queue_bytes as u64));
     if failing || stalled {
         let text = if stalled {
@@ -387,6 +390,12 @@ mod tests {
         let notes: Vec<_> =
             all.iter().filter(|(severity, ..)| *severity == Severity::Note).map(|(.., text)| text).collect();
         assert_eq!(notes, ["A limit of bandwidth is the bottleneck: upload held to 50 MiB/s."]);
+        // A low limit lets nothing through for a while: not the store's fault.
+        let mut stages = Stages { seconds: 10.0, ..Stages::default() };
+        stages.vault.queue_batches = 1.0;
+        let held = Status { bandwidth: vec![limit("upload", true)], ..status() };
+        assert!(found(&held, Some(&stages)).iter().all(|(severity, ..)| *severity >= Severity::Note));
+        assert_eq!(found(&status(), Some(&stages))[0].0, Severity::Critical);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub enum Guard {
     UploadWindow,
     /// Batches that failed and wait for their next try.
     UploadPause,
-    /// Batches that could be uploaded, while a limit of bandwidth holds them back.
+    /// Batches that could be uploaded, and disks whose next record has no credit, while a limit of bandwidth holds them back.
     Bandwidth,
     /// Disks of an agent that have a record and no credit for it.
     Credit,

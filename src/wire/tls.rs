@@ -66,6 +66,16 @@ pub enum TlsError {
         /// Why.
         source: IdentityError,
     },
+    /// The certificate is not of the authority that this side trusts.
+    #[error("certificate {} is not of the authority in {}: {why}", path.display(), authority.display())]
+    Chain {
+        /// The file.
+        path: PathBuf,
+        /// The authority's file.
+        authority: PathBuf,
+        /// What the verifier says.
+        why: String,
+    },
     /// The certificate is for another role.
     #[error("certificate {} is of {found}: {wanted} needs its own, from `tidegate pki issue`", path.display())]
     Role {
@@ -242,7 +252,9 @@ impl Material {
             let (from, until) = (self.facts.not_before, self.facts.not_after);
             return Err(TlsError::Time { path: self.files.cert.clone(), from, until });
         }
-        Ok(())
+        // Agents trust what this side is told to trust: one that its own authority did not sign would be refused by all of them.
+        let chain = if same { Ok(()) } else { self.check_chain() };
+        chain.map_err(|why| TlsError::Chain { path: self.files.cert.clone(), authority: self.files.ca.clone(), why })
     }
 
     /// Makes the tokens by which a gateway tells agents that it does not know their connection. It comes from the

@@ -110,7 +110,7 @@ async fn ask(client: &reqwest::Client, admin: SocketAddr, sender: &SyncSender<An
             Seen::of(status, disks, agents)
         };
         let answer = looked.await.map(Box::new).map_err(|failure| failure.text);
-        // An answer that was not taken yet is replaced by the next one.
+        // While one answer was not taken yet, the next ones are left out.
         if let Err(std::sync::mpsc::TrySendError::Disconnected(_)) = sender.try_send(answer) {
             return;
         }

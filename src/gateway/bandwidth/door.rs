@@ -2,7 +2,8 @@
 //!
 //! The admin port has no password. So what changes something is taken only
 //! - from this machine: from a loopback address, or from the very address that the port listens at;
-//! - not by way of a proxy, which would make anybody a local caller;
+//! - not by way of a proxy that tells so in its headers; one that does not makes anybody a local caller, so that docs/OPERATING.md
+//!   names what a proxy may pass;
 //! - as JSON, by a `Host` that is an address or `localhost`: so no page in a browser on this machine can send it.
 //!
 //! Whoever has an account on the gateway's machine may thus slow it down for a while, and nothing else.

@@ -74,6 +74,7 @@ pub struct LimitView {
 struct InForce {
     setting: Setting,
     by: &'static str,
+    /// When what was set by hand ends.
     until: Option<Micros>,
 }
 
@@ -84,7 +85,12 @@ impl State {
             return InForce { setting, by: "hand", until: Some(Micros(wall.0 + left.as_micros() as u64)) };
         }
         let (setting, by_calendar) = self.calendar.at(what, wall);
-        InForce { setting, by: if by_calendar { "calendar" } else { "config" }, until: self.calendar.until(what, wall) }
+        InForce { setting, by: if by_calendar { "calendar" } else { "config" }, until: None }
+    }
+
+    /// When that ends, as far as it is known: the search goes through all edges of the calendar, so only who shows it asks.
+    fn until(&self, in_force: &InForce, what: What, wall: Micros) -> Option<Micros> {
+        in_force.until.or_else(|| self.calendar.until(what, wall))
     }
 }
 
@@ -212,7 +218,9 @@ impl Bandwidth {
     }
 
     fn view_of(&self, state: &State, what: What, wall: Micros, monotonic: Duration) -> LimitView {
-        let InForce { setting, by, until } = state.in_force(what, wall, monotonic);
+        let in_force = state.in_force(what, wall, monotonic);
+        let until = state.until(&in_force, what, wall);
+        let InForce { setting, by, .. } = in_force;
         let (rate, limit) = (&self.rates[what as usize], setting.limit());
         let mut words = match limit {
             Some(limit) => format!("{} held to {}", what.words(), show_rate(limit)),

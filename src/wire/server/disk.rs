@@ -443,10 +443,14 @@ impl Outlet {
     fn due(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
         let window_bytes = self.hold.window(*self.window.borrow_and_update());
         let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
-        // A record that has begun holds memory, and is let through.
-        self.opens_in = match flow.signs.begun.load(Ordering::Relaxed) {
-            true => None,
-            false => self.hold.look(wanted_bytes.saturating_sub(self.grants.granted_bytes())),
+        // A record that has begun and whose credit has lapsed since holds memory, and is let through. One that has begun on
+        // credit that still counts needs nothing: over a network there is nearly always one.
+        let ungranted_bytes = wanted_bytes.saturating_sub(self.grants.granted_bytes());
+        self.opens_in = if flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0 {
+            self.hold.release();
+            None
+        } else {
+            self.hold.look(ungranted_bytes)
         };
         if window_bytes == 0 || self.opens_in.is_some() {
             self.lease.withdraw();
@@ -487,6 +491,9 @@ impl Outlet {
     fn waits_for(&self, flow: &Flow) -> Option<Guard> {
         if flow.wanted_bytes.load(Ordering::Acquire) <= self.grants.granted_bytes() {
             return None;
+        }
+        if self.opens_in.is_some() {
+            return Some(Guard::Bandwidth);
         }
         match (*self.window.borrow(), self.lease.waits()) {
             (0, _) => Some(Guard::JournalFull),
