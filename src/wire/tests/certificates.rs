@@ -197,8 +197,17 @@ async fn certificates_that_are_replaced_count_for_whoever_comes_next_and_who_is_
 
     // What is refused changes nothing.
     let other = files(&pki::issue_gateway(new.path(), "g2", &["127.0.0.1".into()], options()).expect("issued"));
+    // The new authority's certificate came, and its own certificate not yet: every agent would refuse it.
+    let third = Pki::new();
+    let early = files(&pki::issue_gateway(third.path(), "g1", &["127.0.0.1".into()], options()).expect("issued"));
+    let early = TlsFiles { ca: gateway.ca.clone(), ..early };
     let broken = TlsFiles { ca: "/nowhere/ca".into(), key: "/nowhere/key".into(), ..gateway };
-    for (files, words) in [(other, vec!["/gateway/g2"]), (broken, vec!["/nowhere/ca", "/nowhere/key"])] {
+    let all = [
+        (other, vec!["/gateway/g2"]),
+        (early, vec!["is not of the authority in"]),
+        (broken, vec!["/nowhere/ca", "/nowhere/key"]),
+    ];
+    for (files, words) in all {
         let mistakes = server.credentials.check(&files).err().expect("refused");
         assert_eq!(mistakes.len(), words.len(), "all at once: {mistakes:?}");
         for (mistake, word) in mistakes.iter().zip(words) {
