@@ -328,8 +328,11 @@ async fn a_network_that_falls_silent_is_noticed_on_both_sides() {
     proxy.silent.store(1, Ordering::SeqCst);
     let DiskEvent::Closed(lost) = end(&mut events).await else { panic!("not closed") };
     assert_eq!(lost.code, Code::Timeout);
-    assert!(lost.text.contains("nothing came for 600ms"), "{lost}");
-    log.has(&["agent disconnected", "nothing came for 600ms"]).await;
+    // On a busy machine one side may be so late that it hears of the other's end first.
+    let noticed = |text: &str| text.contains("nothing came for 600ms");
+    assert!(noticed(&lost.text) || lost.text.contains("cut off"), "{lost}");
+    log.has(&["agent disconnected"]).await;
+    assert!(noticed(&lost.text) || noticed(&log.text()), "neither side noticed: {}", log.text());
 }
 
 #[tokio::test]
