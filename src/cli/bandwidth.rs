@@ -8,15 +8,12 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::Value;
 
+use super::admin::{self, PATIENCE};
 use super::{Failure, Outcome};
 use crate::config::parse_duration;
 use crate::fault::{chain_text, exit};
 use crate::gateway::bandwidth::door::Wish;
 use crate::gateway::bandwidth::settings;
-use crate::gateway::config::GatewayConfig;
-
-/// How long the admin port may take: it answers from memory.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Options of `tidegate bandwidth`.
 #[derive(clap::Args)]
@@ -68,10 +65,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs the verb.
 pub fn run(args: Args) -> Outcome {
-    let admin = match &args.config {
-        Some(path) => GatewayConfig::load(path).map_err(|error| Failure::usage(error.to_string()))?.admin_listen,
-        None => args.admin,
-    };
+    let admin = admin::address(args.admin, args.config.as_deref())?;
     let (method, wish) = match args.action.unwrap_or(Action::Show) {
         Action::Show => (Method::GET, None),
         Action::Reset => (Method::DELETE, None),

@@ -3,6 +3,7 @@
 //! Standard output carries results (text, or JSON with `--json`), standard error everything else. Exit codes are
 //! those of [`crate::fault::exit`].
 
+mod admin;
 mod agent;
 mod bandwidth;
 mod bundle;

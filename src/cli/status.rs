@@ -8,14 +8,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::admin::{AdminArgs, PATIENCE};
 use super::{Failure, Outcome};
 use crate::config::show_size;
 use crate::fault::{chain_text, exit};
-use crate::gateway::config::GatewayConfig;
 use crate::gateway::findings::Severity;
 
-/// How long the admin port may take: it answers from memory.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks with `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Disks that the text shows unless all are asked for: those furthest behind.
@@ -24,12 +22,8 @@ const DISKS_SHOWN: usize = 20;
 /// Options of `tidegate status`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The gateway's admin port.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9444", conflicts_with = "config")]
-    admin: SocketAddr,
-    /// Take the admin port of this gateway configuration.
-    #[arg(long, value_name = "FILE")]
-    config: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// Show every disk; otherwise those furthest behind. JSON always has all.
     #[arg(long)]
     all: bool,
@@ -43,10 +37,7 @@ pub struct Args {
 
 /// Runs the verb. Exit code 0 if the gateway takes agents and nothing waits for help, 75 if it is not ready yet, else 1.
 pub fn run(args: &Args) -> Outcome {
-    let admin = match &args.config {
-        Some(path) => GatewayConfig::load(path).map_err(|error| Failure::usage(error.to_string()))?.admin_listen,
-        None => args.admin,
-    };
+    let admin = args.admin.address()?;
     // The client wants one, also where nothing is encrypted.
     crate::vault::url::install_crypto();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -25,11 +25,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::seen::Seen;
 use self::view::{Step, View};
-use super::status::{self, PATIENCE};
+use super::admin::{AdminArgs, PATIENCE};
+use super::status;
 use super::{Failure, Outcome};
 use crate::fault::exit;
 use crate::flow::{Clock as _, SystemClock};
-use crate::gateway::config::GatewayConfig;
 
 /// Between two looks at the gateway.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -41,12 +41,8 @@ const KEYS_PER_TURN: usize = 64;
 /// Options of `tidegate top`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The gateway's admin port.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9444", conflicts_with = "config")]
-    admin: SocketAddr,
-    /// Take the admin port of this gateway configuration.
-    #[arg(long, value_name = "FILE")]
-    config: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    admin: AdminArgs,
 }
 
 /// What the asking thread brings: what the gateway said, or why it said nothing.
@@ -54,10 +50,7 @@ type Answer = Result<Box<Seen>, String>;
 
 /// Runs the verb until the operator leaves.
 pub fn run(args: &Args) -> Outcome {
-    let admin = match &args.config {
-        Some(path) => GatewayConfig::load(path).map_err(|error| Failure::usage(error.to_string()))?.admin_listen,
-        None => args.admin,
-    };
+    let admin = args.admin.address()?;
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
         return Err(Failure::usage(
             "top needs a terminal; tidegate status, with --watch or --json, says the same into a file or pipe",
