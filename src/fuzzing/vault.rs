@@ -240,11 +240,11 @@ pub(super) fn message(input: &[u8]) {
         }
     }
     let packing = if codec == Codec::Zstd { Packing::Zstd(1) } else { Packing::Lz4 };
-    let (mut sealed, mut scratch) = (Vec::new(), Scratch::new(packing));
-    let info = seal(&key, &context, bytes, &mut scratch, &mut sealed).unwrap();
+    let mut scratch = Scratch::new(packing);
+    let (info, sealed) = seal(&key, &context, bytes, &mut scratch).unwrap();
     let opened = MessageContext { codec: info.codec, plain_bytes: bytes.len() as u32, ..context };
-    open(&key, &opened, &sealed, &mut out).unwrap();
+    open(&key, &opened, sealed, &mut out).unwrap();
     assert_eq!(out, bytes);
     let too_large = MessageContext { plain_bytes: MESSAGE_BYTES_MAX as u32 + 1, ..opened };
-    assert!(open(&key, &too_large, &sealed, &mut out).is_err());
+    assert!(open(&key, &too_large, sealed, &mut out).is_err());
 }

@@ -181,6 +181,7 @@ impl Feeding {
             threads: usize::from(self.config.pipeline_threads),
             limits: BatcherLimits { age: self.config.batch_age, ..BatcherLimits::default() },
             queue_bytes_max: (quarter_bytes / 2) as usize,
+            sealed_bytes_max: quarter_bytes as usize,
             codec: self.config.codec,
         };
         let pipeline = self.start_pipeline(&pipeline_config, context, &uploader).map_err(|error| chain_text(&error))?;

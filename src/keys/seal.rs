@@ -159,16 +159,23 @@ impl SealOnce {
     /// # Errors
     /// [`SealError::Layout`] if the room is missing.
     pub fn seal(self, buffer: &mut Vec<u8>) -> Result<(), SealError> {
-        if buffer.len() < SEAL_HEAD_BYTES {
-            return Err(SealError::Layout);
-        }
-        let (head, text) = buffer.split_at_mut(SEAL_HEAD_BYTES);
+        buffer.resize(buffer.len() + TAG_BYTES, 0);
+        self.seal_within(buffer)
+    }
+
+    /// The same where the room for the tag is there: the last [`TAG_BYTES`] bytes of `sealed`.
+    ///
+    /// # Errors
+    /// [`SealError::Layout`] if room is missing.
+    pub fn seal_within(self, sealed: &mut [u8]) -> Result<(), SealError> {
+        let text_bytes = sealed.len().checked_sub(SEAL_OVERHEAD_BYTES).ok_or(SealError::Layout)?;
+        let (head, rest) = sealed.split_at_mut(SEAL_HEAD_BYTES);
+        let (text, tag) = rest.split_at_mut(text_bytes);
         let nonce = Nonce::assume_unique_for_key(self.derived.nonce);
-        let tag =
-            self.derived.key.seal_in_place_separate_tag(nonce, Aad::empty(), text).map_err(|_| SealError::Layout)?;
+        let made = self.derived.key.seal_in_place_separate_tag(nonce, Aad::empty(), text);
+        tag.copy_from_slice(made.map_err(|_| SealError::Layout)?.as_ref());
         head[..SALT_BYTES].copy_from_slice(&self.salt);
         head[SALT_BYTES..].copy_from_slice(&self.derived.commitment);
-        buffer.extend_from_slice(tag.as_ref());
         Ok(())
     }
 }

@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use super::buffers::BufferPool;
 use super::content::{Content, Input};
-use crate::keys::seal::SEAL_HEAD_BYTES;
 use crate::limits;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, RecordError, RecordHead, RecordView, Seq};
 use crate::vault::index::{BATCH_RECORDS_MAX, INDEX_PLAIN_BYTES_MAX, RecordMeta};
@@ -280,10 +279,7 @@ impl Batcher {
     /// A full-size buffer for a busy disk; a small one, which grows, for the many quiet ones.
     fn take_buffer(&self, expected_bytes: usize) -> Vec<u8> {
         let room_left = self.open_capacity_bytes + self.buffers.capacity_bytes() <= OPEN_CAPACITY_BYTES_MAX;
-        let mut buffer =
-            if expected_bytes >= LARGE_MESSAGE_BYTES && room_left { self.buffers.take() } else { Vec::new() };
-        buffer.resize(SEAL_HEAD_BYTES, 0);
-        buffer
+        if expected_bytes >= LARGE_MESSAGE_BYTES && room_left { self.buffers.take() } else { Vec::new() }
     }
 
     fn close_message(&mut self, disk: &DiskId, steps: &mut Vec<Step>) {

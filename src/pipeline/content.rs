@@ -1,12 +1,11 @@
 //! What a message is made of until it is sealed: records that are kept where they came, or copies of them.
 //!
-//! Kept records are put together by the thread that packs them, one message at a time in memory that is still warm from the
-//! one before, and compared with their checksums there. So a byte of a busy disk is read from main memory once between
-//! journal and seal.
+//! A kept record that is a message by itself is packed from where it lies. Several are put together by the thread that packs
+//! them, one message at a time in memory that is still warm from the one before, and compared with their checksums there. So
+//! a byte of a busy disk is read from main memory once between journal and seal.
 
 use bytes::Bytes;
 
-use crate::keys::seal::SEAL_HEAD_BYTES;
 use crate::types::{RecordError, RecordHead};
 use crate::wire::frame::crc32c;
 
@@ -40,6 +39,35 @@ pub struct Piece {
     unchecked_crc: Option<u32>,
 }
 
+impl Piece {
+    /// Whether `bytes`, which are the record's or a copy of them, are what its checksum says.
+    fn is_whole(&self, bytes: &[u8]) -> bool {
+        self.unchecked_crc.is_none_or(|crc| crc32c([bytes]) == crc)
+    }
+}
+
+/// Records that may be packed.
+pub(super) enum Plain<'b> {
+    /// A record where the journal keeps it.
+    Lent(Bytes),
+    /// In the buffer of whoever packs.
+    Gathered(&'b [u8]),
+    /// In a buffer of their own.
+    Copied(Vec<u8>),
+}
+
+impl std::ops::Deref for Plain<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Lent(record) => record,
+            Self::Gathered(records) => records,
+            Self::Copied(records) => records,
+        }
+    }
+}
+
 /// The records of a message.
 #[derive(Debug)]
 pub enum Content {
@@ -50,7 +78,7 @@ pub enum Content {
         /// Bytes of those that are copies.
         copied_bytes: usize,
     },
-    /// Room for the seal's head, then the records.
+    /// The records, one behind the other.
     Copied(Vec<u8>),
 }
 
@@ -86,28 +114,36 @@ impl Content {
         }
     }
 
+    /// The records, one behind the other and each what its checksum says: where they lie if they lie so, otherwise put
+    /// together in `buffer`, and the memory where they came is free. `Err` is the number of the first one that is not what its
+    /// checksum says.
+    pub(super) fn checked(self, buffer: &mut Vec<u8>) -> Result<Plain<'_>, usize> {
+        let pieces = match self {
+            // Compared when they were copied.
+            Self::Copied(records) => return Ok(Plain::Copied(records)),
+            Self::Kept { pieces, .. } => pieces,
+        };
+        if let [alone] = &pieces[..] {
+            return alone.is_whole(&alone.bytes).then(|| Plain::Lent(alone.bytes.clone())).ok_or(0);
+        }
+        buffer.clear();
+        for (number, piece) in pieces.iter().enumerate() {
+            let start = buffer.len();
+            buffer.extend_from_slice(&piece.bytes);
+            // Of the copy, which is what will be packed, and warm.
+            if !piece.is_whole(&buffer[start..]) {
+                return Err(number);
+            }
+        }
+        Ok(Plain::Gathered(buffer))
+    }
+
     /// The records, one behind the other.
     #[cfg(test)]
     pub(super) fn to_vec(&self) -> Vec<u8> {
         match self {
             Self::Kept { pieces, .. } => pieces.iter().flat_map(|piece| piece.bytes.to_vec()).collect(),
-            Self::Copied(buffer) => buffer[SEAL_HEAD_BYTES..].to_vec(),
+            Self::Copied(buffer) => buffer.clone(),
         }
     }
-}
-
-/// Puts kept records into `buffer`, one behind the other after room for the seal's head. `Err` is the number of the first
-/// one that is not what its checksum says.
-pub(super) fn gather(pieces: &[Piece], buffer: &mut Vec<u8>) -> Result<(), usize> {
-    buffer.clear();
-    buffer.resize(SEAL_HEAD_BYTES, 0);
-    for (number, piece) in pieces.iter().enumerate() {
-        let start = buffer.len();
-        buffer.extend_from_slice(&piece.bytes);
-        // Of the copy, which is what will be packed, and warm.
-        if piece.unchecked_crc.is_some_and(|crc| crc32c([&buffer[start..]]) != crc) {
-            return Err(number);
-        }
-    }
-    Ok(())
 }

@@ -24,12 +24,12 @@ use super::batcher::{Batcher, BatcherLimits, CloseReason, OpenMessage, Step};
 use super::buffers::BufferPool;
 use super::choice::{Chooser, CodecChoice};
 use super::codec::Codec;
-use super::content::{Content, Input, gather};
-use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal_in_place};
+use super::content::{Content, Input, Plain};
+use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal};
 use super::pool::{Pool, PoolConfig, PoolError};
+use super::slabs::{Shelf, Slabs};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Tally, Watermark};
-use crate::keys::seal::{SEAL_HEAD_BYTES, SEAL_OVERHEAD_BYTES};
 use crate::keys::{CatalogKey, LaneKey};
 use crate::limits;
 use crate::telemetry::names;
@@ -37,8 +37,8 @@ use crate::types::{DiskId, Id128, Micros, PointId, RecordError, Seq};
 use crate::vault::batch::{BatchBuilder, BatchHeader, FinishedBatch};
 use crate::vault::index::{BatchIndex, IndexWriteError, MessageMeta, SealedIndex};
 
-/// Full-size message buffers: room for the seal around the largest message that ordinary records make.
-const MESSAGE_BUFFER_BYTES: usize = limits::MESSAGE_BYTES_TARGET + (128 << 10) + SEAL_OVERHEAD_BYTES;
+/// Full-size message buffers: the largest message that ordinary records make.
+const MESSAGE_BUFFER_BYTES: usize = limits::MESSAGE_BYTES_TARGET + (128 << 10);
 /// Full-size message buffers kept idle: what the queue of the default size holds.
 const MESSAGE_BUFFERS_IDLE_MAX: usize = 32;
 /// Messages held between batcher and batch: enough that small ones keep every thread busy.
@@ -81,6 +81,8 @@ pub struct PipelineConfig {
     pub limits: BatcherLimits,
     /// Plaintext bytes held between batcher and batch.
     pub queue_bytes_max: usize,
+    /// Bytes that the taker of batches holds at most: as much memory for sealed messages is kept for use again.
+    pub sealed_bytes_max: usize,
     /// How messages are packed.
     pub codec: CodecChoice,
 }
@@ -89,7 +91,7 @@ impl Default for PipelineConfig {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let (limits, codec) = (BatcherLimits::default(), CodecChoice::default());
-        Self { threads, limits, queue_bytes_max: 16 << 20, codec }
+        Self { threads, limits, queue_bytes_max: 16 << 20, sealed_bytes_max: 64 << 20, codec }
     }
 }
 
@@ -271,8 +273,9 @@ impl Pipeline {
             queue_jobs_max: QUEUE_JOBS_MAX,
         };
         let (chooser, buffers) = (Arc::new(Chooser::new(config.codec, config.threads)), Arc::clone(&message_buffers));
+        let slabs = Slabs::new(config.sealed_bytes_max);
         let make_worker = move || {
-            let mut worker = Worker::new(&chooser, &buffers);
+            let mut worker = Worker::new(&chooser, &buffers, &slabs);
             move |job| worker.work(job)
         };
         let thread_error = |error| PipelineError::Thread(Arc::new(error));
@@ -292,7 +295,11 @@ impl Pipeline {
     pub fn in_place(config: &PipelineConfig, lane: LaneContext) -> Self {
         let message_buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, MESSAGE_BUFFERS_IDLE_MAX);
         let feedback = Arc::new(Mutex::new(Feedback::default()));
-        let worker = Worker::new(&Arc::new(Chooser::new(config.codec, 1)), &message_buffers);
+        let worker = Worker::new(
+            &Arc::new(Chooser::new(config.codec, 1)),
+            &message_buffers,
+            &Slabs::new(config.sealed_bytes_max),
+        );
         let work = InPlace { worker, assembler: Assembler::new(&feedback), finished: VecDeque::new() };
         Self::new(config, lane, message_buffers, feedback, Work::InPlace(Box::new(work)))
     }
@@ -487,15 +494,17 @@ impl Drop for Pipeline {
 struct Worker {
     chooser: Arc<Chooser>,
     scratch: Scratch,
+    /// Several records of a message, one behind the other.
     plain: Vec<u8>,
+    sealed: Shelf,
     /// Where copied records go back to.
     buffers: Arc<BufferPool>,
 }
 
 impl Worker {
-    fn new(chooser: &Arc<Chooser>, buffers: &Arc<BufferPool>) -> Self {
-        let (chooser, buffers) = (Arc::clone(chooser), Arc::clone(buffers));
-        Self { chooser, scratch: Scratch::default(), plain: Vec::new(), buffers }
+    fn new(chooser: &Arc<Chooser>, buffers: &Arc<BufferPool>, slabs: &Arc<Slabs>) -> Self {
+        let (chooser, buffers, sealed) = (Arc::clone(chooser), Arc::clone(buffers), Shelf::new(slabs));
+        Self { chooser, scratch: Scratch::default(), plain: Vec::new(), sealed, buffers }
     }
 
     fn work(&mut self, job: Job) -> Done {
@@ -516,28 +525,19 @@ impl Worker {
             codec: Codec::Raw,
             plain_bytes: 0,
         };
-        let sealed = match std::mem::replace(&mut message.content, Content::kept()) {
-            Content::Kept { pieces, .. } => {
-                // As large as the memory that it changes places with, or that would shrink. Exactly so: both would outgrow
-                // each other for ever.
-                self.plain.clear();
-                self.plain.reserve_exact(self.scratch.capacity_bytes());
-                if let Err(number) = gather(&pieces, &mut self.plain) {
-                    let seq = Seq(message.first.0 + number as u64);
-                    return Done::Damaged(message.disk, PointId { epoch: message.epoch, seq }, target);
-                }
-                // The journal's memory is free before the long part of the work.
-                drop(pieces);
-                let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &mut self.plain, &mut self.scratch);
-                sealed.map(|info| (info, Bytes::copy_from_slice(&self.plain)))
-            }
-            Content::Copied(mut buffer) => {
-                let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &mut buffer, &mut self.scratch);
-                let stored = Bytes::copy_from_slice(&buffer);
-                self.buffers.give_back(buffer);
-                sealed.map(|info| (info, stored))
+        let content = std::mem::replace(&mut message.content, Content::kept());
+        let plain = match content.checked(&mut self.plain) {
+            Ok(plain) => plain,
+            Err(number) => {
+                let seq = Seq(message.first.0 + number as u64);
+                return Done::Damaged(message.disk, PointId { epoch: message.epoch, seq }, target);
             }
         };
+        let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &plain, &mut self.scratch);
+        let sealed = sealed.map(|(info, stored)| (info, self.sealed.keep(stored)));
+        if let Plain::Copied(buffer) = plain {
+            self.buffers.give_back(buffer);
+        }
         match sealed {
             Ok((info, stored)) => Done::Sealed(Sealed { message, stored, info }, target),
             Err(source) => Done::Failed(PipelineError::Seal { disk: message.disk, source }),
@@ -545,18 +545,18 @@ impl Worker {
     }
 }
 
-/// [`seal_in_place`], packed as the chooser says.
-fn pack_and_seal(
+/// [`seal`], packed as the chooser says.
+fn pack_and_seal<'s>(
     chooser: &Chooser,
     lane: &LaneContext,
     context: &MessageContext<'_>,
-    buffer: &mut Vec<u8>,
-    scratch: &mut Scratch,
-) -> Result<SealedInfo, SealMessageError> {
-    let chosen = chooser.choose(context.disk, &buffer[SEAL_HEAD_BYTES..], &lane.uplink, scratch);
-    let info = seal_in_place(&lane.key, context, buffer, scratch)?;
+    plain: &[u8],
+    scratch: &'s mut Scratch,
+) -> Result<(SealedInfo, &'s [u8]), SealMessageError> {
+    let chosen = chooser.choose(context.disk, plain, &lane.uplink, scratch);
+    let (info, stored) = seal(&lane.key, context, plain, scratch)?;
     chooser.done(context.disk, chosen, info.codec, &lane.uplink);
-    Ok(info)
+    Ok((info, stored))
 }
 
 struct OpenBatch {

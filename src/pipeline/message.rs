@@ -8,17 +8,17 @@
 //! checks the commitment, then authenticates, and only then unpacks, to exactly the size that was authenticated: no
 //! unauthenticated byte reaches the decompressor.
 //!
-//! Copies: the caller's records are in one pooled buffer with room in front ([`SealOnce::room`]); the codec writes into a
-//! second pooled buffer with the same room; whichever of the two is stored is sealed where it lies.
+//! Copies: the codec writes from where the caller's records lie into the thread's own buffer, behind room for the seal's head;
+//! what does not pay is copied there. It is sealed in that buffer, whose memory is warm, and the caller takes it from there.
 
 use crate::fault::{Classify, Fault};
-use crate::keys::seal::{SEAL_HEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
+use crate::keys::seal::{SEAL_HEAD_BYTES, SEAL_OVERHEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
 use crate::keys::{LaneKey, RandomError};
 use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::types::{DiskId, Epoch, Id128, Seq};
 
-use super::codec::{Codec, Packer, Packing, UnpackError, unpack};
+use super::codec::{Codec, Packer, Packing, UnpackError, packing_pays, unpack};
 use super::probe;
 
 /// What a message is bound to.
@@ -89,6 +89,11 @@ impl Scratch {
         Self { packing, ..Self::default() }
     }
 
+    #[cfg(test)]
+    pub(super) fn packed_capacity_bytes(&self) -> usize {
+        self.packed.capacity()
+    }
+
     /// Whether a sample of `plain` is worth packing.
     pub fn sample_pays(&mut self, packing: Packing, plain: &[u8]) -> bool {
         probe::take_sample(plain, &mut self.sample);
@@ -96,13 +101,6 @@ impl Scratch {
         let packed_bytes = self.packer.pack_always(packing, &self.sample, 0, &mut packed);
         self.packed = packed;
         packed_bytes.is_some_and(|packed_bytes| probe::sample_pays(self.sample.len(), packed_bytes))
-    }
-}
-
-impl Scratch {
-    /// Bytes of the memory that changes places with the caller's.
-    pub(super) fn capacity_bytes(&self) -> usize {
-        self.packed.capacity()
     }
 }
 
@@ -169,65 +167,48 @@ impl Classify for OpenError {
     }
 }
 
-/// Packs and seals the records behind the first [`SEAL_HEAD_BYTES`] bytes of `buffer`. Afterwards `buffer` is the stored
-/// message; the buffers of `scratch` and `buffer` may have changed places.
+/// Packs and seals records. The stored message stands in the memory of `scratch`, until the next one.
 ///
 /// # Errors
-/// [`SealMessageError`] if the records are too many or the random generator fails; `buffer` is then of no use.
-pub fn seal_in_place(
-    key: &LaneKey,
-    context: &MessageContext<'_>,
-    buffer: &mut Vec<u8>,
-    scratch: &mut Scratch,
-) -> Result<SealedInfo, SealMessageError> {
-    seal_by(key, context, buffer, scratch, SealOnce::new)
-}
-
-fn seal_by(
-    key: &LaneKey,
-    context: &MessageContext<'_>,
-    buffer: &mut Vec<u8>,
-    scratch: &mut Scratch,
-    make_key: impl FnOnce(&[u8; 32], &[u8], &[&[u8]]) -> Result<SealOnce, RandomError>,
-) -> Result<SealedInfo, SealMessageError> {
-    let plain_bytes = buffer.len().saturating_sub(SEAL_HEAD_BYTES);
-    if plain_bytes > limits::MESSAGE_BYTES_MAX {
-        return Err(SealMessageError::TooLarge { plain_bytes });
-    }
-    if buffer.len() < SEAL_HEAD_BYTES {
-        return Err(SealError::Layout.into());
-    }
-    let codec = scratch.packer.pack(scratch.packing, &buffer[SEAL_HEAD_BYTES..], SEAL_HEAD_BYTES, &mut scratch.packed);
-    if codec != Codec::Raw {
-        // The scratch buffer keeps the larger memory, so that it need not grow again: a small message is copied instead.
-        if buffer.capacity() >= scratch.packed.capacity() {
-            std::mem::swap(buffer, &mut scratch.packed);
-        } else {
-            buffer.clear();
-            buffer.extend_from_slice(&scratch.packed);
-        }
-    }
-    let context = MessageContext { codec, plain_bytes: plain_bytes as u32, ..*context };
-    let once = context.with(|context| make_key(key.expose(), LABEL, context))?;
-    once.seal(buffer)?;
-    Ok(SealedInfo { codec, stored_bytes: buffer.len() as u32 })
-}
-
-/// [`seal_in_place`] for records that lie elsewhere: one more copy. `out` is replaced.
-///
-/// # Errors
-/// [`SealMessageError`] as there.
-pub fn seal(
+/// [`SealMessageError`] if the records are too many or the random generator fails.
+pub fn seal<'s>(
     key: &LaneKey,
     context: &MessageContext<'_>,
     plain: &[u8],
-    scratch: &mut Scratch,
-    out: &mut Vec<u8>,
-) -> Result<SealedInfo, SealMessageError> {
-    out.clear();
-    out.resize(SEAL_HEAD_BYTES, 0);
-    out.extend_from_slice(plain);
-    seal_in_place(key, context, out, scratch)
+    scratch: &'s mut Scratch,
+) -> Result<(SealedInfo, &'s [u8]), SealMessageError> {
+    seal_by(key, context, plain, scratch, SealOnce::new)
+}
+
+fn seal_by<'s>(
+    key: &LaneKey,
+    context: &MessageContext<'_>,
+    plain: &[u8],
+    scratch: &'s mut Scratch,
+    make_key: impl FnOnce(&[u8; 32], &[u8], &[&[u8]]) -> Result<SealOnce, RandomError>,
+) -> Result<(SealedInfo, &'s [u8]), SealMessageError> {
+    let plain_bytes = plain.len();
+    if plain_bytes > limits::MESSAGE_BYTES_MAX {
+        return Err(SealMessageError::TooLarge { plain_bytes });
+    }
+    let Scratch { packing, packer, packed, .. } = scratch;
+    let paying = packer
+        .pack_always(*packing, plain, SEAL_HEAD_BYTES, packed)
+        .filter(|packed_bytes| packing_pays(plain_bytes, *packed_bytes));
+    let (codec, text_bytes) = paying.map_or((Codec::Raw, plain_bytes), |packed_bytes| (packing.codec(), packed_bytes));
+    let stored_bytes = SEAL_OVERHEAD_BYTES + text_bytes;
+    // Only ever longer: cutting and growing again would zero most of it for each message.
+    if packed.len() < stored_bytes {
+        packed.resize(stored_bytes, 0);
+    }
+    let stored = &mut packed[..stored_bytes];
+    if codec == Codec::Raw {
+        stored[SEAL_HEAD_BYTES..][..plain_bytes].copy_from_slice(plain);
+    }
+    let context = MessageContext { codec, plain_bytes: plain_bytes as u32, ..*context };
+    let once = context.with(|context| make_key(key.expose(), LABEL, context))?;
+    once.seal_within(stored)?;
+    Ok((SealedInfo { codec, stored_bytes: stored_bytes as u32 }, stored))
 }
 
 /// Opens a stored message in place and unpacks its records into `out`, whose content is replaced. Codec, plaintext size

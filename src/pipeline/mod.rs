@@ -14,8 +14,8 @@
 //!
 //! Purpose: the least bytes and requests for the store, at the price of as little CPU and memory as can be: packing is nine
 //! tenths of the work, so it alone is spread over threads, and every buffer of size is used again. A record's bytes are
-//! copied once into the message, by the thread that packs it ([`content`]), packed into a second buffer, sealed there, and
-//! copied packed into the batch.
+//! copied once into the message, by the thread that packs it, unless the record is the message ([`content`]); packed and sealed
+//! in memory of that thread, and copied packed to where they wait for the store ([`slabs`]).
 //!
 //! Invariants
 //! - A disk's records leave in the order in which they came, in messages of consecutive seqs of one epoch.
@@ -25,8 +25,9 @@
 //!   says that it would not pay) is a matter of cost alone: each message states its codec, and readers take any.
 //! - Batches of a lane have dense numbers and reach the sink in that order.
 //! - Memory ≤ open messages (at most 64 MiB of plaintext, copied or kept in memory that the journal counts) + the queue's
-//!   bound + per thread one scratch buffer and the codec's tables (10 MiB at most) + the batch
-//!   being filled + the batches that the sink holds.
+//!   bound + per thread the records and the packed form of one message, an open slab and the codec's tables (18 MiB at most) + the
+//!   slabs of the batch being filled and of the batches that the sink holds, an eighth more than their bytes at most, of which
+//!   as many as the sink may hold are kept when they are empty ([`PipelineConfig::sealed_bytes_max`]).
 //!
 //! What it does not own: when a record counts as vaulted (vault), lane keys and names (vault), reading the journal and
 //! the time (gateway), what records mean (restore).
@@ -47,6 +48,7 @@ pub mod ladder;
 pub mod message;
 pub mod pool;
 pub mod probe;
+mod slabs;
 #[cfg(test)]
 pub(crate) mod testing;
 

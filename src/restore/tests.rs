@@ -330,7 +330,7 @@ impl TestVault {
         let path = names::batch(self.lane.id(), self.next_batch);
         let header = BatchHeader { vault: self.vault.id(), lane: self.lane.id(), n: self.next_batch };
         let mut builder = BatchBuilder::new(header);
-        let (mut scratch, mut sealed) = (message::Scratch::default(), Vec::new());
+        let mut scratch = message::Scratch::default();
         for (disk, meta) in messages {
             let records = &disk.records[&meta.epoch][meta.first.0 as usize - 1..meta.last.0 as usize];
             let plain: Vec<u8> = records.iter().flat_map(ModelRecord::bytes).collect();
@@ -344,9 +344,9 @@ impl TestVault {
                 codec: Codec::Raw,
                 plain_bytes: plain.len() as u32,
             };
-            let info = message::seal(self.lane.key(), &context, &plain, &mut scratch, &mut sealed).unwrap();
+            let (info, sealed) = message::seal(self.lane.key(), &context, &plain, &mut scratch).unwrap();
             let meta = MessageMeta { codec: info.codec, plain_bytes: plain.len() as u32, ..meta.clone() };
-            builder.push(&disk.id, meta, sealed.clone().into());
+            builder.push(&disk.id, meta, sealed.to_vec().into());
             self.vault.create_route(&disk.id, self.lane.id()).await.unwrap();
         }
         let key = self.vault.catalog_key().unwrap();

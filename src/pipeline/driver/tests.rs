@@ -12,7 +12,7 @@ use crate::vault::index::IndexPlace;
 
 fn config(threads: usize, batch_bytes: usize) -> PipelineConfig {
     let limits = BatcherLimits { batch_bytes, age: Duration::from_secs(1), ..BatcherLimits::default() };
-    PipelineConfig { threads, limits, queue_bytes_max: 8 << 20, codec: CodecChoice::default() }
+    PipelineConfig { threads, limits, queue_bytes_max: 8 << 20, ..PipelineConfig::default() }
 }
 
 fn start(threads: usize, batch_bytes: usize) -> (Pipeline, Receiver<BatchObject>) {
@@ -303,18 +303,20 @@ fn a_threads_memory_does_not_grow_with_the_number_of_its_messages() {
     let buffers = BufferPool::new(MESSAGE_BUFFER_BYTES, 1);
     let chooser = Arc::new(Chooser::new(PipelineConfig::default().codec, 1));
     let (mut worker, mut batcher) =
-        (Worker::new(&chooser, &buffers), Batcher::new(BatcherLimits::default(), Arc::clone(&buffers)));
+        (Worker::new(&chooser, &buffers, &Slabs::new(0)), Batcher::new(BatcherLimits::default(), Arc::clone(&buffers)));
     let target = Arc::new(Target { lane: Arc::new(lane()), n: 1, object: "b/1".into(), ordinal: 0 });
     let mut writer = Writer::new("web-1");
     for _ in 0..64 {
         let mut steps = Vec::new();
-        let record = Input { may_keep: true, ..input(&writer.write(0, &[1; 200_000])) };
-        batcher.push(Duration::ZERO, &writer.disk, record, Micros(0), &mut steps).unwrap();
+        for _ in 0..2 {
+            let record = Input { may_keep: true, ..input(&writer.write(0, &[1; 100_000])) };
+            batcher.push(Duration::ZERO, &writer.disk, record, Micros(0), &mut steps).unwrap();
+        }
         batcher.flush(&mut steps);
         let Some(Step::Message(message)) = steps.into_iter().next() else { panic!("no message") };
         assert!(matches!(worker.seal(message, Arc::clone(&target)), Done::Sealed(..)));
     }
-    let held_bytes = worker.plain.capacity() + worker.scratch.capacity_bytes();
+    let held_bytes = worker.plain.capacity() + worker.scratch.packed_capacity_bytes();
     assert!(held_bytes < 1 << 20, "{held_bytes}");
 }
 

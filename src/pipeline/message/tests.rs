@@ -1,5 +1,4 @@
 use super::*;
-use crate::pipeline::codec::packing_pays;
 use crate::pipeline::testing::{LANE, VAULT, disk, noise, object_name};
 use proptest::prelude::*;
 
@@ -23,7 +22,6 @@ impl Sealed {
     fn packed_by(packing: Packing, plain: &[u8]) -> Self {
         let mut scratch = Scratch::new(packing);
         let (disk, object) = (disk("web-1"), object_name(LANE, 7));
-        let mut bytes = Vec::new();
         let context = MessageContext {
             vault: VAULT,
             object: &object,
@@ -34,8 +32,9 @@ impl Sealed {
             codec: Codec::Raw,
             plain_bytes: 0,
         };
-        let info = seal(&key(), &context, plain, &mut scratch, &mut bytes).unwrap();
+        let (info, bytes) = seal(&key(), &context, plain, &mut scratch).unwrap();
         assert_eq!(info.stored_bytes as usize, bytes.len());
+        let bytes = bytes.to_vec();
         Self { bytes, disk, object, info, plain_bytes: plain.len() as u32 }
     }
 
@@ -87,7 +86,8 @@ fn what_cannot_be_packed_is_stored_raw_with_nothing_but_the_seal_around_it() {
 fn more_than_a_message_may_hold_is_refused_both_ways() {
     let plain = vec![0; limits::MESSAGE_BYTES_MAX + 1];
     let sealed = Sealed::new(b"x");
-    let sealing = seal(&key(), &sealed.context(), &plain, &mut Scratch::default(), &mut Vec::new());
+    let mut scratch = Scratch::default();
+    let sealing = seal(&key(), &sealed.context(), &plain, &mut scratch);
     assert!(matches!(sealing, Err(SealMessageError::TooLarge { .. })));
     let context = MessageContext { plain_bytes: u32::MAX, ..sealed.context() };
     assert!(matches!(sealed.opened(&context), Err(OpenError::TooLarge { .. })));
@@ -122,11 +122,11 @@ fn the_border_between_object_and_disk_name_cannot_be_shifted() {
     let sealed = Sealed::new(b"");
     let place = sealed.context();
     let context = MessageContext { object: "xa", disk: &short, codec: Codec::Raw, plain_bytes: 4, ..place };
-    let mut bytes = Vec::new();
-    seal(&key(), &context, b"text", &mut Scratch::default(), &mut bytes).unwrap();
+    let mut scratch = Scratch::default();
+    let (_, bytes) = seal(&key(), &context, b"text", &mut scratch).unwrap();
     let shifted = MessageContext { object: "x", disk: &long, ..context };
-    assert!(open(&key(), &shifted, &bytes, &mut Vec::new()).is_err());
-    assert!(open(&key(), &context, &bytes, &mut Vec::new()).is_ok());
+    assert!(open(&key(), &shifted, bytes, &mut Vec::new()).is_err());
+    assert!(open(&key(), &context, bytes, &mut Vec::new()).is_ok());
 }
 
 #[test]
@@ -194,15 +194,9 @@ fn authenticated_bytes_that_do_not_unpack_are_an_error_and_no_crash() {
 fn scratch_memory_does_not_grow_or_shrink_with_the_run_of_messages() {
     let mut scratch = Scratch::default();
     let sealed = Sealed::new(b"");
-    let mut large = Vec::with_capacity(1 << 20);
     for round in 0..50_usize {
         let plain = vec![round as u8; if round.is_multiple_of(2) { 200_000 } else { 500 }];
-        let mut small = Vec::new();
-        let buffer = if round.is_multiple_of(2) { &mut large } else { &mut small };
-        buffer.clear();
-        buffer.resize(SEAL_HEAD_BYTES, 0);
-        buffer.extend_from_slice(&plain);
-        seal_in_place(&key(), &sealed.context(), buffer, &mut scratch).unwrap();
+        seal(&key(), &sealed.context(), &plain, &mut scratch).unwrap();
     }
     let capacity = scratch.packed.capacity();
     assert!((200_000..=1 << 20).contains(&capacity), "{capacity}");
@@ -227,15 +221,13 @@ fn the_stored_messages_of_version_1_still_open() {
             codec,
             plain_bytes: plain.len() as u32,
         };
-        let mut made = SealOnce::room();
-        made.extend_from_slice(&plain);
         let with_salt = |secret: &[u8; 32], label: &[u8], bound: &[&[u8]]| {
             Ok(SealOnce::with_salt(secret, label, bound, [0x5a; 24]))
         };
         let packing = if codec == Codec::Zstd { Packing::Zstd(3) } else { Packing::Lz4 };
         let mut scratch = Scratch::new(packing);
-        seal_by(&key(), &context, &mut made, &mut scratch, with_salt).unwrap();
-        let stored = crate::pipeline::testing::fixture(name, &made);
+        let (_, made) = seal_by(&key(), &context, &plain, &mut scratch, with_salt).unwrap();
+        let stored = crate::pipeline::testing::fixture(name, made);
         let mut out = Vec::new();
         open(&key(), &context, &stored, &mut out).unwrap();
         assert_eq!(out, plain, "{name}");

@@ -184,8 +184,8 @@ fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
             codec: Codec::Raw,
             plain_bytes: 0,
         };
-        let mut sealed = Vec::new();
-        let info = message::seal(&lane_key, &context, &plain, &mut Scratch::default(), &mut sealed).unwrap();
+        let mut scratch = Scratch::default();
+        let (info, sealed) = message::seal(&lane_key, &context, &plain, &mut scratch).unwrap();
         context.codec = info.codec;
         let meta = MessageMeta {
             epoch: writer.epoch,
@@ -201,7 +201,7 @@ fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
             received_last: Micros(6),
             records: rows,
         };
-        builder.push(&writer.disk, meta, sealed.clone().into());
+        builder.push(&writer.disk, meta, sealed.to_vec().into());
         plains.push(plain);
     }
     (Bytes::from(builder.finish(&key(), NAME, 3).unwrap().body).to_vec(), plains)
