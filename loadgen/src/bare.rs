@@ -6,37 +6,47 @@
 //! ```
 //!
 //! What comes of the same agents, disks and writes here is what receiving, storing and answering cost on this machine, with
-//! its system calls and its waking of threads. There are no frames, checksums, order, books, credit, compression or uploads. Not a
-//! replication of anything: it knows no fault and keeps nothing.
+//! its system calls and its waking of threads. There are no frames, checksums, order, books and credit, and compression and
+//! uploads only where they are asked for ([`onward`]). Not a replication of anything: it knows no fault and keeps nothing.
 
-use std::collections::VecDeque;
+mod load;
+mod onward;
+
 use std::fs::File;
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex};
 use tidegate::flow::{Clock as _, SystemClock, Watermark};
 use tidegate::journal::disk::AlignedBuf;
 use tidegate::limits::{BLOCK_BYTES, COMMIT_BYTES_MAX, SEGMENT_BYTES_DEFAULT};
+use tidegate::wire::Transport;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use self::load::{Disk, Tls};
+use self::onward::{Onward, Progress};
 use crate::bench::{BenchError, Plan, because};
 use crate::limit::disk::{Scratch, segment};
-use crate::limit::network::{self, CHUNKS_MAX, Failure, NAME};
+use crate::limit::network::{self, CHUNKS_MAX, Failure, NAME, READ_BYTES};
 use crate::payload::Pool;
 use crate::process::threads_cpu_seconds;
 use crate::run::Plan as RunPlan;
 use crate::run::connect::orders;
-use crate::run::disk::Orders;
 use crate::run::tally::Latency;
 
-/// Threads by which its processor time is told from the load's.
+/// Threads by which its processor time is told from the load's: all names of its threads begin so.
+const THREADS: &str = "bare-";
 const NET: &str = "bare-net";
 const DISK: &str = "bare-disk";
 /// Before each record: its bytes.
@@ -55,6 +65,10 @@ pub(crate) struct Outcome {
     pub cpu_seconds: f64,
     /// Writes and syncs.
     pub commits: u64,
+    /// Bytes that were written.
+    pub bytes: u64,
+    /// From the first write until everything is stored, and packed and uploaded where it packs.
+    pub duration: Duration,
 }
 
 /// The open commit.
@@ -103,8 +117,8 @@ impl Journal {
         }
     }
 
-    /// Writes and syncs whatever waits, until it is closed.
-    fn run(&self, file: &File) -> std::io::Result<()> {
+    /// Writes and syncs whatever waits, until it is closed; hands it onward if somebody is there.
+    fn run(&self, file: &File, onward: Option<&Onward>) -> Result<(), Failure> {
         let (mut spare, mut at) = (Open::new(), 0);
         loop {
             {
@@ -129,8 +143,11 @@ impl Journal {
             for (stored, number) in spare.pending.drain(..) {
                 stored.advance(number);
             }
-            spare.filled_bytes = 0;
             self.commits.advance(self.commits.get() + 1);
+            if let Some(onward) = onward {
+                spare = onward.exchange(spare)?;
+            }
+            spare.filled_bytes = 0;
         }
     }
 }
@@ -138,11 +155,14 @@ impl Journal {
 /// A server with threads of its own; ends when dropped.
 pub(crate) struct Bare {
     address: SocketAddr,
+    tcp_address: SocketAddr,
     client: quinn::ClientConfig,
+    tcp_client: Arc<rustls::ClientConfig>,
     mtu_max_bytes: u16,
     journal: Arc<Journal>,
     net: Option<tokio::runtime::Runtime>,
-    disk: Option<std::thread::JoinHandle<std::io::Result<()>>>,
+    disk: Option<std::thread::JoinHandle<Result<(), Failure>>>,
+    onward: Option<Arc<Progress>>,
     _scratch: Scratch,
 }
 
@@ -161,14 +181,14 @@ impl Drop for Bare {
 }
 
 impl Bare {
-    /// Starts it on this machine, with a file in the folder of the bench.
-    pub(crate) async fn start(plan: &Plan) -> Result<Self, BenchError> {
+    /// Starts it on this machine, with a file in the folder of the bench. With the URL of a store it packs and uploads, too.
+    pub(crate) async fn start(plan: &Plan, store: Option<String>) -> Result<Self, BenchError> {
         let (folder, mtu_max_bytes) = (plan.dir.clone(), plan.mtu_max_bytes);
-        let started = tokio::task::spawn_blocking(move || Self::begin(&folder, mtu_max_bytes)).await;
+        let started = tokio::task::spawn_blocking(move || Self::begin(&folder, mtu_max_bytes, store)).await;
         started.map_err(|error| because("the floor")(&error))?.map_err(|error| because("the floor")(&*error))
     }
 
-    fn begin(folder: &Path, mtu_max_bytes: u16) -> Result<Self, Failure> {
+    fn begin(folder: &Path, mtu_max_bytes: u16, store: Option<String>) -> Result<Self, Failure> {
         let (server, client) = network::certificates()?;
         let (scratch, file) = segment(folder)?;
         let journal = Arc::new(Journal {
@@ -182,55 +202,101 @@ impl Bare {
             .thread_name(NET)
             .enable_all()
             .build()?;
-        let config = network::server_config(server, mtu_max_bytes)?;
-        let listener = net.block_on(async { network::endpoint(mtu_max_bytes, Some(config)) })?;
-        let address = listener.local_addr()?;
+        let config = network::server_config(server.clone(), mtu_max_bytes)?;
+        let (listener, tcp) = net.block_on(async {
+            let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            Ok::<_, Failure>((network::endpoint(mtu_max_bytes, Some(config))?, tcp))
+        })?;
+        let (address, tcp_address) = (listener.local_addr()?, tcp.local_addr()?);
         net.spawn(serve(listener, Arc::clone(&journal)));
+        net.spawn(serve_tcp(tcp, TlsAcceptor::from(Arc::new(server)), Arc::clone(&journal)));
         let writing = Arc::clone(&journal);
-        let disk = std::thread::Builder::new().name(DISK.into()).spawn(move || writing.run(&file))?;
+        let onward = store.map(Onward::start).transpose()?;
+        let progress = onward.as_ref().map(|onward| Arc::clone(onward.progress()));
+        let disk = std::thread::Builder::new().name(DISK.into()).spawn(move || writing.run(&file, onward.as_ref()))?;
+        let tcp_client = Arc::new(client.clone());
         let client = network::client_config(client, mtu_max_bytes)?;
-        Ok(Self { address, client, mtu_max_bytes, journal, net: Some(net), disk: Some(disk), _scratch: scratch })
+        let (net, disk) = (Some(net), Some(disk));
+        Ok(Self {
+            address,
+            tcp_address,
+            client,
+            tcp_client,
+            mtu_max_bytes,
+            journal,
+            net,
+            disk,
+            onward: progress,
+            _scratch: scratch,
+        })
     }
 
-    /// The writes of `plan`, which has a rate and a duration.
+    /// The writes of `plan`, which has a rate and a duration, or bytes.
     pub(crate) async fn load(&self, plan: &RunPlan, pool: &Pool) -> Result<Outcome, BenchError> {
         self.drive(plan, pool).await.map_err(|error| because("the floor")(&*error))
     }
 
     async fn drive(&self, plan: &RunPlan, pool: &Pool) -> Result<Outcome, Failure> {
         let mut agents = Vec::with_capacity(plan.agents);
-        for _ in 0..plan.agents {
-            let endpoint = network::endpoint(self.mtu_max_bytes, None)?;
-            let connection = endpoint.connect_with(self.client.clone(), self.address, NAME)?.await?;
-            agents.push((endpoint, connection));
+        if plan.transport == Transport::Quic {
+            for _ in 0..plan.agents {
+                let endpoint = network::endpoint(self.mtu_max_bytes, None)?;
+                let connection = endpoint.connect_with(self.client.clone(), self.address, NAME)?.await?;
+                agents.push((endpoint, connection));
+            }
+        }
+        let mut tcp = Vec::new();
+        if plan.transport == Transport::Tcp {
+            // Each disk has a connection of its own: frames that share one are not the floor's.
+            for _ in 0..plan.agents * plan.disks {
+                let stream = TcpStream::connect(self.tcp_address).await?;
+                stream.set_nodelay(true)?;
+                let connector = TlsConnector::from(Arc::clone(&self.tcp_client));
+                tcp.push(tokio::io::split(connector.connect(NAME.try_into()?, stream).await?));
+            }
         }
         let micros = Arc::new(Mutex::new(Histogram::<u64>::new_with_bounds(1, MICROS_MAX, 3)?));
-        let (cpu, commits) = (self.cpu_seconds()?, self.journal.commits.get());
+        let (cpu, commits) = (threads_cpu_seconds(THREADS)?, self.journal.commits.get());
+        let packed_bytes = self.onward.as_ref().map_or(0, |onward| onward.packed_bytes());
         let clock = Arc::new(SystemClock::new());
+        let left_bytes = Arc::new(AtomicU64::new(plan.bytes.unwrap_or(u64::MAX)));
         let mut disks = JoinSet::new();
         for number in 0..plan.agents * plan.disks {
-            let (send, recv) = agents[number / plan.disks].1.open_bi().await?;
-            let disk = Disk { pool: pool.clone(), clock: Arc::clone(&clock), due: Mutex::default() };
-            let (orders, micros, duration) = (orders(plan, number), Arc::clone(&micros), plan.duration);
-            disks.spawn(disk.run(send, recv, orders, duration.unwrap_or_default(), micros));
+            let disk = Disk {
+                pool: pool.clone(),
+                clock: Arc::clone(&clock),
+                left_bytes: Arc::clone(&left_bytes),
+                due: Mutex::default(),
+            };
+            let (orders, micros) = (orders(plan, number), Arc::clone(&micros));
+            let duration = plan.duration.unwrap_or(Duration::MAX);
+            match tcp.pop() {
+                Some((recv, send)) => disks.spawn(disk.run(Tls(send), recv, orders, duration, micros)),
+                None => {
+                    let (send, recv) = agents[number / plan.disks].1.open_bi().await?;
+                    disks.spawn(disk.run(send, recv, orders, duration, micros))
+                }
+            };
         }
+        let mut bytes = 0;
         while let Some(done) = disks.join_next().await {
-            done??;
+            bytes += done??;
+        }
+        if let Some(onward) = &self.onward {
+            tokio::time::timeout(TRAIL, onward.settle(packed_bytes + bytes)).await??;
         }
         let outcome = Outcome {
             ack_seconds: Latency::of(&micros.lock()),
-            cpu_seconds: self.cpu_seconds()? - cpu,
+            cpu_seconds: threads_cpu_seconds(THREADS)? - cpu,
             commits: self.journal.commits.get() - commits,
+            bytes,
+            duration: clock.monotonic(),
         };
         for (endpoint, connection) in agents {
             connection.close(0_u32.into(), b"");
             endpoint.wait_idle().await;
         }
         Ok(outcome)
-    }
-
-    fn cpu_seconds(&self) -> std::io::Result<f64> {
-        Ok(threads_cpu_seconds(NET)? + threads_cpu_seconds(DISK)?)
     }
 }
 
@@ -246,14 +312,55 @@ async fn serve(listener: quinn::Endpoint, journal: Arc<Journal>) {
     }
 }
 
+async fn serve_tcp(listener: TcpListener, acceptor: TlsAcceptor, journal: Arc<Journal>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (acceptor, journal) = (acceptor.clone(), Arc::clone(&journal));
+        tokio::spawn(async move {
+            // A reply would wait for the one before to be acknowledged.
+            if stream.set_nodelay(true).is_err() {
+                return;
+            }
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let (stream, reply) = tokio::io::split(stream);
+            carry(reply, TlsInbound { stream, read: BytesMut::new() }, journal).await;
+        });
+    }
+}
+
+/// Where records come in.
+trait Inbound: Send {
+    /// The next pieces, and how many; `None` at the end.
+    fn next(&mut self, chunks: &mut [Bytes; CHUNKS_MAX]) -> impl Future<Output = Option<usize>> + Send;
+}
+
+impl Inbound for quinn::RecvStream {
+    async fn next(&mut self, chunks: &mut [Bytes; CHUNKS_MAX]) -> Option<usize> {
+        self.read_chunks(chunks).await.ok().flatten()
+    }
+}
+
+struct TlsInbound<R> {
+    stream: R,
+    read: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin + Send> Inbound for TlsInbound<R> {
+    async fn next(&mut self, chunks: &mut [Bytes; CHUNKS_MAX]) -> Option<usize> {
+        self.read.reserve(READ_BYTES);
+        let read_bytes = self.stream.read_buf(&mut self.read).await.ok()?;
+        chunks[0] = self.read.split().freeze();
+        (read_bytes > 0).then_some(1)
+    }
+}
+
 /// One disk at the server.
-async fn carry(mut reply: quinn::SendStream, mut stream: quinn::RecvStream, journal: Arc<Journal>) {
+async fn carry(mut reply: impl AsyncWrite + Unpin + Send, mut stream: impl Inbound, journal: Arc<Journal>) {
     let stored = Arc::new(Watermark::default());
     let replies = async {
         let mut told = 0;
         loop {
             told = stored.beyond(told).await;
-            if reply.write_all(&told.to_le_bytes()).await.is_err() {
+            if reply.write_all(&told.to_le_bytes()).await.is_err() || reply.flush().await.is_err() {
                 return;
             }
         }
@@ -261,7 +368,7 @@ async fn carry(mut reply: quinn::SendStream, mut stream: quinn::RecvStream, jour
     let records = async {
         let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
         let (mut head, mut record, mut left, mut number) = (Vec::new(), Vec::new(), 0_usize, 0);
-        while let Ok(Some(count)) = stream.read_chunks(&mut chunks).await {
+        while let Some(count) = stream.next(&mut chunks).await {
             for chunk in chunks.iter_mut().take(count) {
                 let mut chunk = std::mem::take(chunk);
                 while !chunk.is_empty() {
@@ -290,104 +397,16 @@ async fn carry(mut reply: quinn::SendStream, mut stream: quinn::RecvStream, jour
     }
 }
 
-/// One disk at the load's side.
-struct Disk {
-    pool: Pool,
-    clock: Arc<SystemClock>,
-    /// When the records were due whose replies are still to come.
-    due: Mutex<VecDeque<Duration>>,
-}
-
-impl Disk {
-    async fn run(
-        self,
-        mut send: quinn::SendStream,
-        mut recv: quinn::RecvStream,
-        orders: Orders,
-        duration: Duration,
-        micros: Arc<Mutex<Histogram<u64>>>,
-    ) -> Result<(), Failure> {
-        let last = Watermark::default();
-        let writes = async {
-            let sent = self.write_all(&mut send, orders, duration).await?;
-            last.advance(sent);
-            Ok::<_, Failure>(sent)
-        };
-        let replies = async {
-            let (mut told, mut bytes) = (0, [0; 8]);
-            loop {
-                recv.read_exact(&mut bytes).await?;
-                let (now, number) = (self.clock.monotonic(), u64::from_le_bytes(bytes));
-                let mut due = self.due.lock();
-                let mut micros = micros.lock();
-                while told < number
-                    && let Some(due) = due.pop_front()
-                {
-                    told += 1;
-                    micros.saturating_record((now.saturating_sub(due).as_micros() as u64).clamp(1, MICROS_MAX));
-                }
-                drop((due, micros));
-                if told == last.get() && told > 0 {
-                    return Ok::<_, Failure>(());
-                }
-            }
-        };
-        tokio::pin!(replies);
-        let early = tokio::select! {
-            sent = writes => sent? == 0,
-            ended = &mut replies => return ended,
-        };
-        if early || self.due.lock().is_empty() {
-            return Ok(());
-        }
-        tokio::time::timeout(TRAIL, replies).await?
-    }
-
-    /// Returns how many there were.
-    async fn write_all(
-        &self,
-        send: &mut quinn::SendStream,
-        orders: Orders,
-        duration: Duration,
-    ) -> Result<u64, Failure> {
-        let Orders { mut pattern, pace, .. } = orders;
-        let (mut written_bytes, mut number) = (0, 0);
-        while let Some(due) = pace.due(written_bytes).filter(|due| *due < duration) {
-            let now = self.clock.monotonic();
-            // As in a run: that a timer is late is this program's own fault, and no part of a latency.
-            let due = if due > now {
-                tokio::time::sleep(due - now).await;
-                self.clock.monotonic().max(due)
-            } else {
-                due
-            };
-            let write = pattern.next_write();
-            let (_, payload) = self.pool.slice(pattern.number(), write.length_bytes as usize);
-            self.due.lock().push_back(due);
-            let length = Bytes::copy_from_slice(&(payload.len() as u32).to_le_bytes());
-            send.write_all_chunks(&mut [length, payload]).await?;
-            written_bytes += u64::from(write.length_bytes);
-            number += 1;
-        }
-        Ok(number)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::chance::Share;
     use crate::payload::Source;
     use crate::run::profile::Profile;
+    use crate::sink::{Account, Limits, Sink, Weather};
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn every_write_is_stored_and_answered() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let pool = Pool::fill(&Source::Ratio(2.0), 4 << 20, 1).expect("made");
-        let path = folder.path().to_owned();
-        let begun = tokio::task::spawn_blocking(move || Bare::begin(&path, 8952)).await;
-        let bare = begun.expect("no panic").expect("started");
-        let plan = RunPlan {
+    fn plan(transport: Transport) -> RunPlan {
+        RunPlan {
             gateway: String::new(),
             authority: std::path::PathBuf::new(),
             agents: 2,
@@ -400,7 +419,7 @@ mod tests {
             ramp: Duration::ZERO,
             duration: Some(Duration::from_secs(2)),
             bytes: None,
-            transport: tidegate::wire::Transport::Quic,
+            transport,
             mtu_max_bytes: 8952,
             seed: 1,
             settle: Duration::ZERO,
@@ -408,15 +427,53 @@ mod tests {
             admin: None,
             gateway_pid: None,
             keep_images: false,
-        };
-        let outcome = bare.load(&plan, &pool).await.expect("all of them were answered");
-        // 50 writes a second on four disks for two seconds, each less the phase at its begin.
-        assert!((390..=400).contains(&outcome.ack_seconds.count), "{outcome:?}");
-        assert!((1..=outcome.ack_seconds.count).contains(&outcome.commits), "{outcome:?}");
-        assert!(outcome.cpu_seconds > 0.0 && outcome.ack_seconds.p99 >= outcome.ack_seconds.p50, "{outcome:?}");
+        }
+    }
+
+    async fn begin(folder: &Path, store: Option<String>) -> Bare {
+        let folder = folder.to_owned();
+        let begun = tokio::task::spawn_blocking(move || Bare::begin(&folder, 8952, store)).await;
+        begun.expect("no panic").expect("started")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_write_is_stored_and_answered() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pool = Pool::fill(&Source::Ratio(2.0), 4 << 20, 1).expect("made");
+        let bare = begin(folder.path(), None).await;
+        for transport in [Transport::Quic, Transport::Tcp] {
+            let outcome = bare.load(&plan(transport), &pool).await.expect("all of them were answered");
+            // 50 writes a second on four disks for two seconds, each less the phase at its begin.
+            assert!((390..=400).contains(&outcome.ack_seconds.count), "{outcome:?}");
+            assert_eq!(outcome.bytes, outcome.ack_seconds.count * (8 << 10));
+            assert!((1..=outcome.ack_seconds.count).contains(&outcome.commits), "{outcome:?}");
+            assert!(outcome.cpu_seconds > 0.0 && outcome.ack_seconds.p99 >= outcome.ack_seconds.p50, "{outcome:?}");
+        }
         let written = std::fs::read_dir(folder.path()).expect("readable").count();
         drop(bare);
         let left = std::fs::read_dir(folder.path()).expect("readable").count();
         assert_eq!((written, left), (1, 0), "its file goes with it");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_stored_is_packed_and_uploaded_where_there_is_a_store() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pool = Pool::fill(&Source::Ratio(2.0), 4 << 20, 1).expect("made");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let limits = Limits { discard_above_bytes: 0, ..Limits::default() };
+        let sink = Sink::start(any, None, Account::default(), limits, Weather::default()).expect("a sink");
+        let bare = begin(folder.path(), Some(sink.vault_url("floor"))).await;
+        let all = RunPlan {
+            profile: Profile::Files,
+            bytes_per_second: 0,
+            duration: None,
+            bytes: Some(192 << 20),
+            ..plan(Transport::Quic)
+        };
+        let outcome = bare.load(&all, &pool).await.expect("all of it was packed");
+        // Of the last write there may be no room.
+        assert!(((191 << 20)..=(192 << 20)).contains(&outcome.bytes), "{outcome:?}");
+        let uploaded = sink.counts().stored_bytes;
+        assert!((outcome.bytes / 3..outcome.bytes * 2 / 3).contains(&uploaded), "{uploaded} of {}", outcome.bytes);
     }
 }

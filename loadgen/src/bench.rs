@@ -2,13 +2,15 @@
 //! rounds, medians.
 //!
 //! ```text
-//!  warm-up ─► round: full load ─► half load ─► the same, ─► 70 % load ─► primitives ─► round … ─► medians, spread
-//!             CPU, throughput,    journaled    beside it    vaulted      with the commits
-//!             requests, memory    ack          the floor    (RPO)        that were seen
+//!  warm-up ─► round: full load ─► the same ─► half load ─► the same, ─► 70 % load ─► primitives ─► round … ─► medians,
+//!             CPU, throughput,    at the      journaled    beside it    vaulted      with the commits        spread
+//!             requests, memory    floor       ack          the floor    (RPO)        that were seen
 //! ```
 //!
-//! The floor is [`crate::bare`] with a light load: its acks wait for the same processors and the same disk as the gateway's
-//! at half load, and for no queue of the gateway.
+//! The floor is [`crate::bare`]. At full load it also packs and uploads, alone on the machine but for generator and sink, as
+//! the gateway was: the primitives in a row, with their threads, queues and system calls, and nothing of a gateway. Beside half
+//! load it has a light load: its acks wait for the same processors and the same disk as the gateway's, and for no queue of the
+//! gateway.
 //!
 //! The primitives are measured alone, and once more beside half load: then their memory is as cold, and their core as shared, as it
 //! is for the gateway.
@@ -29,7 +31,7 @@ use tidegate::cli::quickstart::site::{self, Site};
 use tidegate::pipeline::CodecChoice;
 use tidegate::wire::Transport;
 
-use crate::bare::Bare;
+use crate::bare::{self, Bare};
 use crate::chance::Share;
 use crate::limit::{self, COMMIT_BYTES_DEFAULT, Limits};
 use crate::payload::Pool;
@@ -137,6 +139,8 @@ impl Spread {
 pub struct Round {
     /// At full load.
     pub full: Outcome,
+    /// The floor at full load.
+    pub floor_full: FloorLoad,
     /// At half of it.
     pub half: Option<Outcome>,
     /// From a write at the floor until its reply, while the gateway is at half load.
@@ -147,6 +151,25 @@ pub struct Round {
     pub limits: Limits,
     /// The primitives while the gateway is at half load.
     pub limits_beside: Option<Limits>,
+}
+
+/// The floor at full load.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FloorLoad {
+    /// Processor time of its threads per GiB of payload.
+    pub cpu_seconds_per_gib: f64,
+    /// Payload over time until all of it is uploaded.
+    pub throughput_bytes_per_second: f64,
+}
+
+impl FloorLoad {
+    fn of(outcome: &bare::Outcome) -> Self {
+        let bytes = (outcome.bytes as f64).max(1.0);
+        Self {
+            cpu_seconds_per_gib: outcome.cpu_seconds * GIB / bytes,
+            throughput_bytes_per_second: bytes / outcome.duration.as_secs_f64().max(1e-9),
+        }
+    }
 }
 
 /// Percentiles of one kind of latency, in seconds: medians over the rounds.
@@ -177,8 +200,14 @@ pub struct Report {
     pub cpu_ratio: f64,
     /// That of the gateway over its primitives beside half load; none without a steady load.
     pub cpu_ratio_beside: f64,
+    /// Processor time of the floor at full load over its primitives, in the same round.
+    pub floor_over_primitives: f64,
+    /// That of the gateway over the floor's.
+    pub cpu_over_floor: f64,
     /// Payload over time at full load, all of it vaulted.
     pub throughput_bytes_per_second: f64,
+    /// The floor's at full load.
+    pub floor_throughput_bytes_per_second: f64,
     /// At half load; at full load if no steady load was asked for.
     pub journaled_ack_seconds: Percentiles,
     /// From a write until it is vaulted, at 70 % load; at full load if no steady load was asked for.
@@ -208,7 +237,7 @@ pub struct Report {
 }
 
 /// A sink as a process.
-struct SinkProcess {
+pub(crate) struct SinkProcess {
     process: std::process::Child,
     address: SocketAddr,
 }
@@ -236,6 +265,12 @@ impl SinkProcess {
     }
 }
 
+impl SinkProcess {
+    pub(crate) fn vault_url(&self, container: &str) -> String {
+        format!("http://{}/{}/{container}", self.address, crate::sink::ACCOUNT_DEFAULT)
+    }
+}
+
 impl Drop for SinkProcess {
     fn drop(&mut self) {
         // It keeps nothing that anybody wants.
@@ -247,7 +282,7 @@ impl Drop for SinkProcess {
 pub(crate) struct Stand {
     pub(crate) site: Site,
     pub(crate) gateway: Child,
-    _sink: SinkProcess,
+    pub(crate) sink: SinkProcess,
 }
 
 impl Stand {
@@ -269,7 +304,7 @@ impl Stand {
     /// Starts both; the site's agent has `disks`, each a name and an image. Blocks.
     pub(crate) fn begin(plan: &Plan, disks: Vec<(String, PathBuf)>) -> Result<Self, BenchError> {
         let sink = SinkProcess::start(plan)?;
-        let url = format!("http://{}/{}/bench", sink.address, crate::sink::ACCOUNT_DEFAULT);
+        let url = sink.vault_url("bench");
         let of_site = site::Plan {
             dir: plan.dir.clone(),
             program: plan.tidegate.clone(),
@@ -285,7 +320,7 @@ impl Stand {
         };
         let site = Site::create(of_site, &Family::default()).map_err(|error| because("no installation")(&error))?;
         let gateway = site.start_gateway().map_err(|error| because("no gateway")(&error))?;
-        Ok(Self { site, gateway, _sink: sink })
+        Ok(Self { site, gateway, sink })
     }
 
     pub(crate) fn plan(&self, plan: &Plan) -> RunPlan {
@@ -324,7 +359,9 @@ pub async fn bench(plan: &Plan, pool: &Pool, mut say: impl FnMut(&str)) -> Resul
     say("warm-up");
     let full = stand.plan(plan);
     measured(&RunPlan { bytes: Some(plan.bytes / WARM_UP_PART), ..full.clone() }, pool).await?;
-    let bench = Bench { plan, pool, full, bare: Bare::start(plan).await? };
+    let (bare, packing) =
+        (Bare::start(plan, None).await?, Bare::start(plan, Some(stand.sink.vault_url("floor"))).await?);
+    let bench = Bench { plan, pool, full, bare, packing };
     let mut rounds = Vec::with_capacity(plan.rounds);
     for number in 1..=plan.rounds {
         rounds.push(bench.round(|text| say(&format!("round {number} of {}: {text}", plan.rounds))).await?);
@@ -342,6 +379,8 @@ struct Bench<'a> {
     /// Full load.
     full: RunPlan,
     bare: Bare,
+    /// The floor that packs and uploads.
+    packing: Bare,
 }
 
 impl Bench<'_> {
@@ -349,6 +388,8 @@ impl Bench<'_> {
         let (plan, pool) = (self.plan, self.pool);
         say("full load");
         let full = measured(&self.full, pool).await?;
+        say("full load at the floor");
+        let floor_full = FloorLoad::of(&self.packing.load(&self.full, pool).await?);
         let steady = |percent: f64, duration: Duration| RunPlan {
             bytes_per_second: (full.throughput_bytes_per_second * percent / 100.0) as u64,
             duration: Some(duration),
@@ -375,7 +416,7 @@ impl Bench<'_> {
         }
         say("primitives");
         let limits = limits(plan, pool, &full).await?;
-        Ok(Round { full, half, floor, seventy, limits, limits_beside })
+        Ok(Round { full, floor_full, half, floor, seventy, limits, limits_beside })
     }
 }
 
@@ -436,7 +477,10 @@ fn figures(plan: &Plan, rounds: &[Round]) -> Vec<(&'static str, Spread)> {
         ("primitives_cpu_seconds_per_gib", spread(&sum)),
         ("cpu_ratio", spread(&|round| cpu(round) / sum(round))),
         ("cpu_ratio_beside", spread(&|round| cpu(round) / sum_beside(round))),
+        ("floor_over_primitives", spread(&|round| round.floor_full.cpu_seconds_per_gib / sum(round))),
+        ("cpu_over_floor", spread(&|round| cpu(round) / round.floor_full.cpu_seconds_per_gib.max(1e-9))),
         ("throughput_bytes_per_second", spread(&|round| round.full.throughput_bytes_per_second)),
+        ("floor_throughput_bytes_per_second", spread(&|round| round.floor_full.throughput_bytes_per_second)),
         ("journaled_ack_seconds.p50", spread(&|round| acks(round).p50)),
         ("journaled_ack_seconds.p99", spread(&|round| acks(round).p99)),
         ("journaled_ack_seconds.p999", spread(&|round| acks(round).p999)),
@@ -477,7 +521,10 @@ fn report(plan: &Plan, rounds: Vec<Round>) -> Report {
         primitives_cpu_seconds_per_gib: median("primitives_cpu_seconds_per_gib"),
         cpu_ratio: median("cpu_ratio"),
         cpu_ratio_beside: median("cpu_ratio_beside"),
+        floor_over_primitives: median("floor_over_primitives"),
+        cpu_over_floor: median("cpu_over_floor"),
         throughput_bytes_per_second: median("throughput_bytes_per_second"),
+        floor_throughput_bytes_per_second: median("floor_throughput_bytes_per_second"),
         journaled_ack_seconds: percentiles("journaled_ack_seconds"),
         rpo_seconds: percentiles("rpo_seconds"),
         memory_peak_bytes: median("memory_peak_bytes") as u64,

@@ -85,9 +85,17 @@ fn measured(arguments: &[&str]) -> serde_json::Value {
 fn a_bench_holds_a_gateway_against_its_primitives_its_floor_and_its_targets() {
     let told = measured(&["--bytes", "32 MiB", "--steady", "2 s", "--codec", "auto", "--uplink", "64 MiB"]);
     let positive = |name: &str| assert!(told[name].as_f64().is_some_and(|value| value > 0.0), "{name}: {}", told[name]);
-    ["cpu_ratio", "throughput_bytes_per_second", "journaled_p99_over_commit_p99", "floor_p99_over_commit_p99"]
-        .into_iter()
-        .for_each(positive);
+    [
+        "cpu_ratio",
+        "floor_over_primitives",
+        "cpu_over_floor",
+        "throughput_bytes_per_second",
+        "floor_throughput_bytes_per_second",
+        "journaled_p99_over_commit_p99",
+        "floor_p99_over_commit_p99",
+    ]
+    .into_iter()
+    .for_each(positive);
     let targets: Vec<&str> =
         told["targets"].as_array().expect("a list").iter().filter_map(|target| target["figure"].as_str()).collect();
     assert_eq!(targets.len(), 5, "{targets:?}");

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 use tidegate::flow::Clock as _;
@@ -30,7 +31,10 @@ impl Drop for Scratch {
 /// A file as large as a segment, without the page cache. A journal's segments were written once before they are used:
 /// unwritten extents would cost twice as much.
 pub(crate) fn segment(folder: &Path) -> io::Result<(Scratch, File)> {
-    let scratch = Scratch(folder.join(format!("limit-{}.tmp", std::process::id())));
+    // A process may have several at a time.
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let scratch = Scratch(folder.join(format!("limit-{}-{number}.tmp", std::process::id())));
     let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(false).read(true).write(true).custom_flags(direct).open(&scratch.0)?;

@@ -22,7 +22,7 @@ const PROTOCOL: &[u8] = b"limit/1";
 /// Chunks taken from QUIC at once, as the gateway takes them.
 pub(crate) const CHUNKS_MAX: usize = 32;
 /// Bytes that TLS over TCP is read by.
-const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 256 << 10;
 /// The gateway's own: see its configuration of a stream.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// What the gateway allows a connection with its default memory.

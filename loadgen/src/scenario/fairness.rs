@@ -46,7 +46,7 @@ pub(super) async fn measure(
     };
     say("warm-up");
     beside(&light, &RunPlan { duration: Some(LEAD), ..flood.clone() }, pool).await?;
-    let bare = Bare::start(plan).await?;
+    let bare = Bare::start(plan, None).await?;
     bare.load(&RunPlan { duration: Some(LEAD), ..light.clone() }, pool).await?;
     let (mut alone_all, mut beside_all, mut floods) = (Vec::new(), Vec::new(), Vec::new());
     let mut floors = Vec::new();

@@ -31,7 +31,7 @@ pub(super) async fn measure(
     let run = RunPlan { bytes_per_second: BYTES_PER_SECOND, duration: Some(WARM_UP), bytes: None, ..stand.plan(plan) };
     say("warm-up");
     measured(&run, pool).await?;
-    let bare = Bare::start(plan).await?;
+    let bare = Bare::start(plan, None).await?;
     bare.load(&run, pool).await?;
     let long = RunPlan { duration: Some(duration), ..run };
     let (mut runs, mut floors) = (Vec::with_capacity(plan.rounds), Vec::with_capacity(plan.rounds));

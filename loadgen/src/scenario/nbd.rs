@@ -5,6 +5,9 @@
 //!                 └──► gateway ──► sink
 //! ```
 //!
+//! The floor of sequential writes: qemu-nbd, while [`crate::bare`] receives, packs and uploads on the same cores as many bytes a
+//! second as the gateway received in the agent's job of the same round: a guest whose disk is replicated by primitives alone.
+//!
 //! Both images have the same content on the same file system, and both servers write through the page cache, as
 //! they do by default, which knows nothing of either image when a job begins. The agent replicates meanwhile, with gateway and sink on the same cores; before each job what the one
 //! before left to be copied is vaulted, so that no job pays for another.
@@ -15,8 +18,14 @@ use std::process::{Child as Process, Command, Stdio};
 use std::time::Duration;
 
 use super::{Figure, Report, Scenario, median};
+use tidegate::cli::quickstart::child::{http_get, metric};
+use tidegate::telemetry::names;
+
+use crate::bare::Bare;
 use crate::bench::{BenchError, Plan, Stand, because};
 use crate::payload::Pool;
+use crate::run::Plan as RunPlan;
+use crate::run::profile::Profile;
 
 const DISK: &str = "disk1";
 /// How long everything may take to be copied.
@@ -32,6 +41,8 @@ struct Job {
     options: &'static [&'static str],
     /// Names of the ratio, of both throughputs and of both 99th percentiles.
     names: [&'static str; 5],
+    /// What the floor carries meanwhile, and the name of the floor's ratio.
+    floor: Option<(Profile, &'static str)>,
 }
 
 const JOBS: [Job; 2] = [
@@ -44,6 +55,7 @@ const JOBS: [Job; 2] = [
             "random_4k_agent_p99_seconds",
             "random_4k_qemu_p99_seconds",
         ],
+        floor: None,
     },
     Job {
         options: &["--rw=write", "--bs=1M", "--iodepth=8"],
@@ -54,8 +66,12 @@ const JOBS: [Job; 2] = [
             "sequential_1m_agent_p99_seconds",
             "sequential_1m_qemu_p99_seconds",
         ],
+        floor: Some((Profile::Copy, "sequential_1m_floor_ratio")),
     },
 ];
+
+/// Who serves the guest: the agent, qemu-nbd, and qemu-nbd beside the floor.
+const SIDES: [&str; 3] = ["the agent", "qemu-nbd", "qemu-nbd beside the floor"];
 
 /// What fio told of one job.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -77,20 +93,25 @@ pub(super) async fn measure(
     say("making images");
     let (plan, pool) = (plan.clone(), pool.clone());
     let (told, mut tells) = tokio::sync::mpsc::channel::<String>(16);
-    let rounds = tokio::task::spawn_blocking(move || rounds(&plan, duration, &pool, &told));
+    let runtime = tokio::runtime::Handle::current();
+    let rounds = tokio::task::spawn_blocking(move || rounds(&plan, duration, &pool, &told, &runtime));
     while let Some(text) = tells.recv().await {
         say(&text);
     }
     let rounds = rounds.await.map_err(|error| because("no rounds")(&error))??;
     let mut figures = Vec::new();
-    for (number, Job { names, .. }) in JOBS.iter().enumerate() {
-        let of = |value: fn(&[Done; 2]) -> f64| median(rounds.iter().map(|round| value(&round[number])));
-        let ratio = of(|[agent, qemu]| agent.bytes_per_second / qemu.bytes_per_second.max(1.0));
+    for (number, Job { names, floor, .. }) in JOBS.iter().enumerate() {
+        let of = |value: fn(&[Done; SIDES.len()]) -> f64| median(rounds.iter().map(|round| value(&round[number])));
+        let ratio = of(|[agent, qemu, _]| agent.bytes_per_second / qemu.bytes_per_second.max(1.0));
         figures.push(Figure::at_least(names[0], ratio, RATIO_AT_LEAST));
-        figures.push(Figure::new(names[1], of(|[agent, _]| agent.bytes_per_second)));
-        figures.push(Figure::new(names[2], of(|[_, qemu]| qemu.bytes_per_second)));
-        figures.push(Figure::new(names[3], of(|[agent, _]| agent.p99_seconds)));
-        figures.push(Figure::new(names[4], of(|[_, qemu]| qemu.p99_seconds)));
+        if let Some((_, name)) = floor {
+            let ratio = of(|[_, qemu, beside]| beside.bytes_per_second / qemu.bytes_per_second.max(1.0));
+            figures.push(Figure::new(name, ratio));
+        }
+        figures.push(Figure::new(names[1], of(|[agent, ..]| agent.bytes_per_second)));
+        figures.push(Figure::new(names[2], of(|[_, qemu, _]| qemu.bytes_per_second)));
+        figures.push(Figure::new(names[3], of(|[agent, ..]| agent.p99_seconds)));
+        figures.push(Figure::new(names[4], of(|[_, qemu, _]| qemu.p99_seconds)));
     }
     Ok(Report { scenario: Scenario::Nbd, figures, runs: Vec::new() })
 }
@@ -101,7 +122,8 @@ fn rounds(
     duration: Duration,
     pool: &Pool,
     told: &tokio::sync::mpsc::Sender<String>,
-) -> Result<Vec<[[Done; 2]; JOBS.len()]>, BenchError> {
+    runtime: &tokio::runtime::Handle,
+) -> Result<Vec<[[Done; SIDES.len()]; JOBS.len()]>, BenchError> {
     let (image, copy) = (plan.dir.join("disk1.img"), plan.dir.join("disk1-copy.img"));
     for path in [&image, &copy] {
         fill(path, plan.disk_bytes, pool).map_err(|error| because("no image")(&error))?;
@@ -113,21 +135,40 @@ fn rounds(
         other => return Err(BenchError(format!("the agent listens at {other}"))),
     };
     let qemu = QemuNbd::start(&copy, &plan.dir.join("qemu.sock"))?;
+    let floor = runtime.block_on(Bare::start(plan, Some(stand.sink.vault_url("floor"))))?;
     let mut rounds = Vec::with_capacity(plan.rounds);
     for number in 1..=plan.rounds {
-        let mut round = [[Done::default(); 2]; JOBS.len()];
+        let mut round = [[Done::default(); SIDES.len()]; JOBS.len()];
         for (at, job) in JOBS.iter().enumerate() {
             // Turn and turn about, so that neither is always the one with the warmer machine.
-            let order = if number % 2 == 1 { [0, 1] } else { [1, 0] };
+            let order = if number % 2 == 1 { [0, 1, 2] } else { [1, 0, 2] };
+            let mut carried = 0.0;
             for side in order {
-                let (socket, name) = [(&agent_socket, "the agent"), (&qemu.socket, "qemu-nbd")][side];
+                let socket = if side == 0 { &agent_socket } else { &qemu.socket };
+                let beside = if side == 2 { job.floor } else { None };
+                if side == 2 && beside.is_none() {
+                    continue;
+                }
+                let text = format!("round {number} of {}: {} at {}", plan.rounds, job.options[0], SIDES[side]);
                 // Nobody looks on who would not have it.
-                let _ = told.blocking_send(format!("round {number} of {}: {} at {name}", plan.rounds, job.options[0]));
+                let _ = told.blocking_send(text);
                 wait_copied(&stand)?;
                 for path in [&image, &copy] {
                     forget(path).map_err(|error| because("no image")(&error))?;
                 }
-                round[at][side] = fio(socket, job, duration)?;
+                let before = received_bytes(&stand)?;
+                round[at][side] = match beside {
+                    None => fio(socket, job, duration)?,
+                    Some((profile, _)) => {
+                        let all = stand.plan(plan);
+                        let (duration, bytes_per_second) = (Some(duration), (carried as u64).max(1));
+                        let load = RunPlan { profile, duration, bytes: None, bytes_per_second, ..all };
+                        beside_floor(&floor, &load, pool, runtime, || fio(socket, job, duration.unwrap_or_default()))?
+                    }
+                };
+                if side == 0 {
+                    carried = (received_bytes(&stand)? - before) / duration.as_secs_f64();
+                }
             }
         }
         rounds.push(round);
@@ -150,6 +191,28 @@ fn fill(path: &Path, bytes: u64, pool: &Pool) -> std::io::Result<()> {
         left -= piece.len() as u64;
     }
     file.sync_all()
+}
+
+/// What the guest does while the floor has its load.
+fn beside_floor(
+    floor: &Bare,
+    load: &RunPlan,
+    pool: &Pool,
+    runtime: &tokio::runtime::Handle,
+    guest: impl FnOnce() -> Result<Done, BenchError>,
+) -> Result<Done, BenchError> {
+    std::thread::scope(|scope| {
+        let carried = scope.spawn(|| runtime.block_on(floor.load(load, pool)));
+        let done = guest();
+        carried.join().map_err(|_| BenchError("the floor has panicked".into()))??;
+        done
+    })
+}
+
+/// What the gateway has read off the wire so far.
+fn received_bytes(stand: &Stand) -> Result<f64, BenchError> {
+    let page = http_get(stand.site.admin_address(), "/metrics").map_err(|error| because("no metrics")(&error))?;
+    Ok(metric(&page.1, names::RECEIVED_BYTES))
 }
 
 /// Lets the page cache forget an image, so that each job begins with the same: a write into a large page that an earlier

@@ -49,11 +49,14 @@ const BENCHES: [(Profile, u64, Transport); 3] = [
     (Profile::Oltp8, 768 << 20, Transport::Quic),
 ];
 /// Figures of a bench that stand in the table besides those with a target.
-const TOLD: [&str; 9] = [
+const TOLD: [&str; 12] = [
     "gateway_cpu_seconds_per_gib",
     "primitives_cpu_seconds_per_gib",
     "cpu_ratio_beside",
+    "floor_over_primitives",
+    "cpu_over_floor",
     "throughput_bytes_per_second",
+    "floor_throughput_bytes_per_second",
     "journaled_ack_seconds.p50",
     "journaled_ack_seconds.p99",
     "floor_p99_over_commit_p99",
