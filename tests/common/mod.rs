@@ -10,7 +10,7 @@ pub mod proxy;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tidegate::cli::quickstart::child::{Child, Family, wait_until};
@@ -24,10 +24,37 @@ use tidegate::types::Digest;
 /// Longest wait for what should take seconds: a busy machine must not fail a test.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// End-to-end tests take turns: each starts daemons and writes gigabytes, and two cores serve one at a time better.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// So many end-to-end tests run at a time, each with daemons and disks of its own: much of a test is waiting for clocks,
+/// stores and processes that come back, so that two fill two cores, and more would only stretch each other.
+const TURNS_MAX: usize = 2;
+
+static TURNS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// Places of end-to-end tests; given back when dropped.
+pub struct Turn(usize);
+
+/// Waits for a place.
+pub fn turn() -> Turn {
+    take_turns(1)
+}
+
+/// Waits for all places: for tests that hold one measurement against another.
+pub fn turn_alone() -> Turn {
+    take_turns(TURNS_MAX)
+}
+
+fn take_turns(places: usize) -> Turn {
+    let taken = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = TURNS.1.wait_while(taken, |taken| *taken + places > TURNS_MAX);
+    *taken.unwrap_or_else(PoisonError::into_inner) += places;
+    Turn(places)
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURNS.0.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        TURNS.1.notify_all();
+    }
 }
 
 /// The program under test: the one built with the tests, or the one that `TIDEGATE_TEST_PROGRAM` names, such as a release

@@ -14,7 +14,7 @@ use tidegate::cli::quickstart::load::Load;
 use tidegate::flow::{Clock as _, SystemClock};
 
 use crate::common::azurite::Azurite;
-use crate::common::{Scene, Setting, empty, turn};
+use crate::common::{Scene, Setting, empty, turn_alone};
 use crate::memory::{BASE_BYTES, peak_bytes};
 
 const MEMORY: u64 = 128 << 20;
@@ -119,7 +119,7 @@ fn setting(vault: String) -> Setting {
 
 #[test]
 fn an_outage_under_full_load_is_taken_by_journal_and_dirty_map_and_caught_up_with() {
-    let _turn = turn();
+    let _turn = turn_alone();
     let seconds = std::env::var("TIDEGATE_OUTAGE_SECONDS").unwrap_or_else(|_| "40".to_owned());
     let outage = Duration::from_secs(seconds.parse().expect("TIDEGATE_OUTAGE_SECONDS is a number"));
     let azurite = Azurite::start();

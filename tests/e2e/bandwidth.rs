@@ -8,7 +8,7 @@ use serde_json::Value;
 use tidegate::cli::quickstart::child::{metric, wait_until};
 use tidegate::flow::{Clock as _, SystemClock};
 
-use crate::common::{Scene, Setting, empty, succeed, tidegate, turn};
+use crate::common::{Scene, Setting, empty, succeed, tidegate, turn_alone};
 use crate::memory::{BASE_BYTES, peak_bytes};
 
 const MEMORY: u64 = 128 << 20;
@@ -43,7 +43,7 @@ fn measured(scene: &mut Scene, sink: &Sink) -> f64 {
 
 #[test]
 fn uploads_are_held_to_their_limit_on_average_as_backpressure_and_changes_count_at_once() {
-    let _turn = turn();
+    let _turn = turn_alone();
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let sink = Sink::start(any, None, Account::default(), Limits::default(), Weather::default()).unwrap();
     let gateway = vec![

@@ -1,6 +1,6 @@
 //! The whole system as real processes: gateway, agent, vault and commands, killed, cut off, damaged and restored.
 //!
-//! Each test is named after what it proves. They take turns ([`common::turn`]), so that their sum is known.
+//! Each test is named after what it proves. Two run at a time ([`common::turn`]).
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::common::azurite::Azurite;
 use crate::common::proxy::Proxy;
-use crate::common::{Scene, Setting, empty, turn};
+use crate::common::{Scene, Setting, empty, turn_alone};
 
 /// What each daemon needs besides its budget, as `--print-config` says.
 pub const BASE_BYTES: u64 = 64 << 20;
@@ -23,7 +23,7 @@ pub fn peak_bytes(pid: u32) -> u64 {
 
 #[test]
 fn memory_stays_within_its_budget_when_more_than_twice_as_much_comes_as_the_vault_takes() {
-    let _turn = turn();
+    let _turn = turn_alone();
     let azurite = Azurite::start();
     let proxy = Proxy::start(azurite.address(), VAULT_BYTES_PER_SECOND);
     let setting = Setting {

@@ -6,7 +6,7 @@ use tidegate::cli::quickstart::child::wait_until;
 use tidegate::flow::{Clock as _, SystemClock};
 
 use crate::common::azurite::Azurite;
-use crate::common::{Scene, Setting, ext4, turn};
+use crate::common::{Scene, Setting, ext4, turn_alone};
 
 const OUTAGE: Duration = Duration::from_secs(60);
 /// One look at the guest's progress.
@@ -14,7 +14,7 @@ const LOOK: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_vault_that_is_away_for_a_minute_stalls_no_write_and_loses_nothing() {
-    let _turn = turn();
+    let _turn = turn_alone();
     let mut azurite = Azurite::start();
     let setting = Setting { vault: Some(azurite.vault_url("outage")), ..Setting::default() };
     let mut scene = Scene::new(setting, &["disk1"], ext4(256 << 20));
