@@ -24,11 +24,16 @@ struct World {
     _window: watch::Sender<u64>,
 }
 
-async fn world(dir: &Path, records: u64) -> World {
+fn disk_of(records: u64) -> ModelDisk {
     let mut disk = ModelDisk::new(1 << 20);
     for number in 0..records {
         disk.write((number % 64) * 4096, vec![number as u8; 512]);
     }
+    disk
+}
+
+async fn world(dir: &Path, records: u64) -> World {
+    let disk = disk_of(records);
     let mut vault = TestVault::in_memory().await;
     vault.fill(&[&disk], 5, 1).await;
     let config = JournalConfig {
@@ -133,6 +138,28 @@ async fn another_account_of_a_record_is_refused_as_a_conflict() {
     assert_eq!(opened.epoch, Epoch(2));
     let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
     assert_eq!(epoch.chain_at_fork, world.chain(30), "what is vaulted stays");
+}
+
+#[tokio::test]
+async fn a_fork_of_an_agent_whose_account_is_one_of_two_goes_back_to_where_they_part() {
+    // Its floor, and what this gateway itself knows to be vaulted of its account.
+    for (floor, mark) in [(30, None), (30, Some(30)), (10, Some(30))] {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut world = world(folder.path(), 30).await;
+        let mut copy = disk_of(20);
+        copy.write(0, vec![99; 512]);
+        world.vault.put_batch(&[(&copy, copy.message(Epoch(1), 21, 21))]).await;
+        let refused = world.resume(30, world.chain(30), 31).await.expect_err("neither account is believed");
+        assert_eq!(refused.code(), Code::Conflict, "{refused}");
+        if let Some(mark) = mark {
+            world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(mark));
+        }
+        let floor = Some((PointId { epoch: Epoch(1), seq: Seq(floor) }, world.chain(floor)));
+        let opened = world.open(Want::Fork { reason: ForkReason::UncleanStart, floor }).await.expect("opened");
+        assert_eq!((opened.epoch, opened.touched), (Epoch(2), vec![0..16]));
+        let epoch = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+        assert_eq!((epoch.fork_seq, epoch.chain_at_fork), (Seq(20), world.chain(20)));
+    }
 }
 
 #[tokio::test]

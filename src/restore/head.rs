@@ -28,7 +28,8 @@ pub struct Head {
     pub at: Option<(Seq, Chain)>,
     /// Accounts of the same records that differ; nothing from the first of them on is believed.
     pub conflicts: Vec<Conflict>,
-    /// Whether the floor's chain is not the one that the vault has there, as far as that can be seen.
+    /// Whether nothing may go on from the floor: its chain is not the one that the vault has there, as far as that can be
+    /// seen, or the epoch has two accounts of a record.
     pub contradicts_floor: bool,
     /// The chunks that the records above the floor set, up to the end; `None` without a floor.
     pub touched: Option<Runs>,
@@ -65,8 +66,11 @@ async fn whole(vault: &Vault, disk: &DiskId, epoch: Epoch, floor: Option<(Seq, C
         history.head_with_chain().filter(|(point, _)| point.epoch == epoch).map(|(point, chain)| (point.seq, chain));
     let messages = messages(&catalog, disk, epoch);
     let mut claims = messages.iter().copied().flat_map(ends);
+    // What goes on from a place above the difference, in this epoch or by a fork, has no known base and can never be
+    // restored; a gateway's own mark may lie there as well as the agent's.
+    let disputed = history.conflicts.iter().any(|conflict| conflict.epoch == epoch);
     let contradicts_floor =
-        floor.is_some_and(|(floor, chain)| claims.any(|(seq, claimed)| seq == floor && claimed != chain));
+        floor.is_some_and(|(floor, chain)| disputed || claims.any(|(seq, claimed)| seq == floor && claimed != chain));
     let end = at.map_or(Seq::NONE, |(seq, _)| seq);
     let touched = floor.map(|(floor, _)| between(&messages, floor, end));
     Ok(Head { at, conflicts: history.conflicts, contradicts_floor, touched })
@@ -287,8 +291,10 @@ mod tests {
         }
         vault.put_batch(&[(&clone, clone.message(Epoch(1), 21, 21))]).await;
         vault.end().await;
-        let found = head(&vault.vault, &disk.id, Epoch(1), Some(at(&disk, 15))).await.unwrap();
-        assert_eq!(found.at, Some(at(&disk, 20)));
-        assert_eq!(found.conflicts.len(), 1, "{:?}", found.conflicts);
+        for floor in [15, 20, 21, 25, 30] {
+            let found = head(&vault.vault, &disk.id, Epoch(1), Some(at(&disk, floor))).await.unwrap();
+            assert_eq!((found.at, found.contradicts_floor), (Some(at(&disk, 20)), true), "{floor}");
+            assert_eq!(found.conflicts.len(), 1, "{:?}", found.conflicts);
+        }
     }
 }
