@@ -66,7 +66,14 @@ mod tests {
         let now = Weather { latency_ms: 3.0, busy_percent: 5.0, ..Weather::default() };
         let next = changed(now, br#"{"latency_ms": 40, "away_seconds": 2}"#).expect("understood");
         assert_eq!(next, Weather { latency_ms: 40.0, busy_percent: 5.0, away_seconds: 2.0, ..Weather::default() });
-        for wrong in ["", "[]", "{\"latency\": 1}", "{\"latency_ms\": -1}", "{\"busy_percent\": 101}"] {
+        for wrong in [
+            "",
+            "[]",
+            "{\"latency\": 1}",
+            "{\"latency_ms\": -1}",
+            "{\"busy_percent\": 101}",
+            "{\"clock_ahead_seconds\": -1e6}",
+        ] {
             assert!(changed(now, wrong.as_bytes()).is_err(), "{wrong}");
         }
     }

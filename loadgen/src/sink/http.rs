@@ -106,10 +106,12 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let body = read_body(&shared, &parts.headers, body).await;
     let outcome = async {
         let (body, bytes) = body?;
-        shared
-            .account
-            .check(&parts.method, &parts.uri, &parts.headers)
-            .inspect_err(|_| shared.count(|c| c.refused += 1))?;
+        let signed = if shared.sky.weather().refusing {
+            Err(Unsigned::Wrong)
+        } else {
+            shared.account.check(&parts.method, &parts.uri, &parts.headers)
+        };
+        signed.inspect_err(|_| shared.count(|counts| counts.refused += 1))?;
         tokio::time::sleep(shared.sky.weather().latency()).await;
         if shared.sky.refuses() {
             shared.count(|counts| counts.busy += 1);
@@ -117,7 +119,18 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
         }
         carry_out(&shared, &parts, body, bytes).await
     };
-    outcome.await.unwrap_or_else(|failure| failed(&parts.method, &failure))
+    let mut response = outcome.await.unwrap_or_else(|failure| failed(&parts.method, &failure));
+    date(&shared, response.headers_mut());
+    response
+}
+
+/// The time as the store has it; its server names the machine's own unless a date is there.
+fn date(shared: &Shared, headers: &mut HeaderMap) {
+    let ahead_seconds = shared.sky.weather().clock_ahead_seconds;
+    if ahead_seconds != 0.0 {
+        let date = listing::http_date(shared.now_seconds() + ahead_seconds as i64);
+        headers.extend(HeaderValue::try_from(date).ok().map(|date| (header::DATE, date)));
+    }
 }
 
 /// The body, if it is kept, and its length.

@@ -132,6 +132,15 @@ fn the_weather_changes_while_it_runs() {
     assert!(put(&sink, &blob, &[7; 50_000]).starts_with("HTTP/1.1 201"));
     let took = clock.monotonic();
     assert!(took >= std::time::Duration::from_millis(150), "100 ms and 50 kB over 1 MB/s took {took:?}");
+    assert!(change(r#"{"refusing": true, "clock_ahead_seconds": -86400}"#).starts_with("HTTP/1.1 200"));
+    let refused = put(&sink, &blob, b"x");
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("AuthenticationFailed"), "{refused}");
+    let date = refused.lines().find_map(|line| line.strip_prefix("date: ")).expect("a date");
+    let told = jiff::fmt::rfc2822::parse(date).expect("a date").timestamp().as_second();
+    let behind = clock.wall().0 as i64 / 1_000_000 - told;
+    assert!((86_400..86_460).contains(&behind), "{behind} s behind");
+    assert_eq!(refused.matches("\ndate: ").count(), 1, "{refused}");
+    assert!(change(r#"{"refusing": false, "clock_ahead_seconds": 0}"#).starts_with("HTTP/1.1 200"));
     assert!(change("{\"rain\": 1}").starts_with("HTTP/1.1 400"));
     assert_eq!(sink.weather(), Weather { latency_ms: 100.0, bytes_per_second: 1_000_000, ..Weather::default() });
     assert!(sink.counts().broken > 0);

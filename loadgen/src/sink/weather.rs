@@ -25,10 +25,14 @@ pub struct Weather {
     pub away: bool,
     /// The store is away for so long from the moment that this is set, and then back. In seconds.
     pub away_seconds: f64,
+    /// Every request is answered `403`, as after the account's key was changed.
+    pub refusing: bool,
+    /// How far the store's clock, which its answers tell, is ahead of this machine's; negative if it is behind. In seconds.
+    pub clock_ahead_seconds: f64,
 }
 
 impl Weather {
-    /// Longest latency or outage that can be asked for, in seconds: a day.
+    /// Longest latency, outage or difference of clocks that can be asked for, in seconds: a day.
     const SECONDS_MAX: f64 = 86_400.0;
 
     /// What is wrong with it, if anything.
@@ -41,7 +45,11 @@ impl Weather {
         if !within(self.busy_percent, 100.0) {
             return Some("busy_percent is not between 0 and 100");
         }
-        (!within(self.away_seconds, Self::SECONDS_MAX)).then_some("away_seconds is not between 0 and a day")
+        if !within(self.away_seconds, Self::SECONDS_MAX) {
+            return Some("away_seconds is not between 0 and a day");
+        }
+        let clocks_meet = within(self.clock_ahead_seconds.abs(), Self::SECONDS_MAX);
+        (!clocks_meet).then_some("clock_ahead_seconds is more than a day")
     }
 
     pub(super) fn latency(&self) -> Duration {
