@@ -177,6 +177,10 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
     for name in [names::RELEASED_RECORDS, names::PIPELINE_SKIPPED, names::REDIRECTS, names::RUNS_RETIRED] {
         metrics::counter!(name).increment(0);
     }
+    // An increase is seen only of a count that was there before: the first conflict is one to be called for.
+    for seen in ["session", "vault"] {
+        metrics::counter!(names::CONFLICTS, "seen" => seen).increment(0);
+    }
     Ok(handle)
 }
 

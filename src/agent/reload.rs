@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::config::Config;
 use crate::fault::chain_text;
 use crate::flow::{Clock, blocking};
-use crate::telemetry::supervisor;
+use crate::telemetry::{names, supervisor};
 use crate::types::Micros;
 use crate::wire::tls;
 
@@ -29,7 +29,7 @@ pub async fn run(file: PathBuf, running: Config, clock: Arc<dyn Clock>, mut sign
     while signals.recv().await.is_some() {
         let told = supervisor::Reloading::begin(true);
         let (file, running, clock) = (file.clone(), running.clone(), Arc::clone(&clock));
-        match blocking(move || check(&file, &running, &clock)).await {
+        let refused = match blocking(move || check(&file, &running, &clock)).await {
             Ok(Ok((ends, later))) => {
                 tracing::info!(certificate_ends = %ends, "certificates are in order, and count from the next connect on");
                 if !later.is_empty() {
@@ -38,12 +38,18 @@ pub async fn run(file: PathBuf, running: Config, clock: Arc<dyn Clock>, mut sign
                         later.join(", ")
                     );
                 }
+                false
             }
             Ok(Err(mistakes)) => {
-                tracing::error!("configuration or certificates are not usable: {}", mistakes.join("; "))
+                tracing::error!("configuration or certificates are not usable: {}", mistakes.join("; "));
+                true
             }
-            Err(panicked) => tracing::error!(%panicked, "configuration and certificates could not be checked"),
-        }
+            Err(panicked) => {
+                tracing::error!(%panicked, "configuration and certificates could not be checked");
+                true
+            }
+        };
+        metrics::gauge!(names::AGENT_RELOAD_REFUSED).set(f64::from(u8::from(refused)));
         told.end();
     }
 }

@@ -114,6 +114,15 @@ fn whole(scene: &Scene<'_>, all: &mut Vec<Finding>) {
             runbook: "TidegateConflict",
         });
     }
+    if process.reload_refused {
+        all.push(Finding {
+            severity: Severity::Warning,
+            stage: "",
+            text: "The configuration or certificates that were to be read again are refused; what ran runs on.".into(),
+            next: "The log names every mistake. Mend them and reload: a restart would fail.",
+            runbook: "TidegateReloadRefused",
+        });
+    }
     let days = (process.certificate_ends_seconds - scene.now.0 as f64 / 1e6) / 86_400.0;
     if process.certificate_ends_seconds > 0.0 && days < CERTIFICATE_DAYS.0 {
         all.push(Finding {
@@ -441,6 +450,7 @@ mod tests {
         stages.process.processors_busy = 0.97;
         (stages.process.resident_bytes, stages.process.memory_limit_bytes) = (90.0, 100.0);
         (stages.process.certificate_ends_seconds, stages.process.conflicts) = (86_400.0, 1.0);
+        stages.process.reload_refused = true;
         (stages.wire.waiting_disks, stages.wire.skewed_agents, stages.wire.overloaded) = (1.0, 1.0, true);
         (stages.vault.queue_batches, stages.vault.window_batches, stages.vault.bytes_per_second) = (5.0, 2.0, 1.0);
         let heading = Heading { growth_bytes_per_second: -1.0, full_seconds: None, drained_seconds: Some(2000.0) };
@@ -454,7 +464,7 @@ mod tests {
             ..status()
         };
         let all = found(&status, Some(&stages));
-        assert_eq!(all.len(), 16, "{all:#?}");
+        assert_eq!(all.len(), 17, "{all:#?}");
         assert!(all.windows(2).all(|pair| pair[0].0 <= pair[1].0), "the gravest first: {all:#?}");
     }
 }

@@ -44,6 +44,8 @@ impl Reload {
         for outcome in ["ok", "failed"] {
             metrics::counter!(names::RELOADS, "outcome" => outcome).increment(0);
         }
+        // What the gateway started with was in order.
+        metrics::gauge!(names::RELOAD_REFUSED).set(0.0);
         while signals.recv().await.is_some() {
             let told = supervisor::Reloading::begin(self.health.is_serving());
             let outcome = match self.once().await {
@@ -54,6 +56,7 @@ impl Reload {
                 }
             };
             metrics::counter!(names::RELOADS, "outcome" => outcome).increment(1);
+            metrics::gauge!(names::RELOAD_REFUSED).set(f64::from(u8::from(outcome == "failed")));
             told.end();
         }
     }

@@ -21,7 +21,7 @@ const SAMPLES_MAX: usize = 6;
 const ANSWERED: [&str; 3] = ["ok", "not_found", "exists"];
 
 /// The metrics that are read; histograms by the sum and the count of what they hold.
-const READ: [&str; 26] = [
+const READ: [&str; 27] = [
     names::RECEIVED_BYTES,
     names::RECEIVED_RECORDS,
     names::DISK_STREAMS,
@@ -48,6 +48,7 @@ const READ: [&str; 26] = [
     names::PROCESS_RESIDENT_BYTES,
     names::MEMORY_LIMIT_BYTES,
     names::CERTIFICATE_ENDS_SECONDS,
+    names::RELOAD_REFUSED,
 ];
 const COMMIT_SUM: &str = "tidegate_journal_commit_seconds_sum";
 const COMMIT_COUNT: &str = "tidegate_journal_commit_seconds_count";
@@ -160,8 +161,10 @@ pub struct ProcessUse {
     pub memory_limit_bytes: f64,
     /// When the gateway's certificate ends, in seconds since 1970; 0 if that is not known.
     pub certificate_ends_seconds: f64,
-    /// Records of which two accounts were seen since the start.
+    /// How often two accounts of one record were met since the start.
     pub conflicts: f64,
+    /// Whether the configuration that was read again last is refused.
+    pub reload_refused: bool,
 }
 
 /// The path, as `/v1/status` has it.
@@ -255,6 +258,7 @@ impl Meter {
                 memory_limit_bytes: last.of(names::MEMORY_LIMIT_BYTES),
                 certificate_ends_seconds: last.of(names::CERTIFICATE_ENDS_SECONDS),
                 conflicts: last.of(names::CONFLICTS),
+                reload_refused: last.of(names::RELOAD_REFUSED) > 0.0,
             },
             backlog_heading: self.backlog.heading(space),
         })

@@ -128,7 +128,7 @@ metric_names! {
     counter REDIRECTS = "tidegate_redirects_total";
     /// 1 while this gateway asks agents to go elsewhere because it is overloaded.
     gauge OVERLOADED = "tidegate_overloaded";
-    /// Records of which two different accounts exist, by where that was seen: session, gateway, vault.
+    /// Times that two different accounts of one record were met, by where that was seen: session, vault.
     counter CONFLICTS = "tidegate_conflicts_total";
     /// Runs of epochs that went on at another gateway, given up here.
     counter RUNS_RETIRED = "tidegate_runs_retired_total";
@@ -168,6 +168,8 @@ metric_names! {
     gauge CERTIFICATE_ENDS_SECONDS = "tidegate_certificate_ends_timestamp_seconds";
     /// Times that configuration and certificates were read again, by outcome: ok, or failed with nothing changed.
     counter RELOADS = "tidegate_reloads_total";
+    /// 1 while the configuration and certificates that were read again last are refused: what ran before runs on.
+    gauge RELOAD_REFUSED = "tidegate_reload_refused";
     /// Bandwidth limit in force in bytes per second, by limit: upload, receive, disk (each); infinite without one.
     gauge BANDWIDTH_LIMIT = "tidegate_bandwidth_limit_bytes_per_second";
     /// Bytes that wait for a bandwidth limit, by limit.
@@ -188,6 +190,8 @@ metric_names! {
     gauge AGENT_CONNECTION_INFO = "tidegate_agent_connection_info";
     /// 1 while TLS over TCP carries the connection because QUIC does not get through.
     gauge AGENT_FELL_BACK = "tidegate_agent_fell_back";
+    /// 1 while the configuration and certificates that were read again last are not usable.
+    gauge AGENT_RELOAD_REFUSED = "tidegate_agent_reload_refused";
     /// Attempts to connect to a gateway, by outcome: connected, failed.
     counter AGENT_ATTEMPTS = "tidegate_agent_connection_attempts_total";
     /// Round trip time of the connection; none over TCP.
