@@ -8,6 +8,7 @@ pub mod browser;
 pub mod proxy;
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
@@ -244,6 +245,25 @@ impl Scene {
         let mut agent = Child::start("agent", &Family::default(), &log, program(), &arguments).unwrap();
         agent.wait_for("ready", PATIENCE, || std::os::unix::net::UnixStream::connect(&socket).is_ok()).unwrap();
         agent
+    }
+
+    /// What one more gateway needs: its certificate for `host`, a journal of its own, and `<id>.toml`, which is the first
+    /// one's configuration but for that. The file; nothing is started.
+    pub fn another_gateway(&self, id: &str, host: &str, listen: &str, admin: SocketAddr) -> PathBuf {
+        let pki = self.site.path("pki").display().to_string();
+        succeed(program(), &["pki", "issue", "--dir", &pki, "gateway", "--id", id, "--host", host]);
+        let config = std::fs::read_to_string(self.site.path("gateway.toml")).unwrap();
+        let lines = config.lines().map(|line| match line.split('=').next().unwrap_or_default().trim() {
+            "id" => format!("id = {id:?}"),
+            "listen" => format!("listen = {listen:?}"),
+            "admin_listen" => format!("admin_listen = \"{admin}\""),
+            "dir" => format!("dir = \"journal-{id}\""),
+            _ => line.replace("gateway-gw1", &format!("gateway-{id}")),
+        });
+        let file = self.site.path(&format!("{id}.toml"));
+        std::fs::write(&file, lines.map(|line| line + "\n").collect::<String>()).unwrap();
+        std::fs::create_dir_all(self.site.path(&format!("journal-{id}"))).unwrap();
+        file
     }
 
     /// Makes a point while the load (if any) pauses, and copies the disk as it is then.

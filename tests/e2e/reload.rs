@@ -8,7 +8,7 @@ use crate::common::{PATIENCE, Scene, Setting, empty, program, succeed, turn};
 
 const DISK_BYTES: u64 = 64 << 20;
 
-fn hang_up(daemon: Option<&Child>) {
+pub fn hang_up(daemon: Option<&Child>) {
     succeed("kill", &["-HUP", &daemon.unwrap().id().to_string()]);
 }
 

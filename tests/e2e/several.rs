@@ -84,24 +84,12 @@ impl Fleet {
         setting.agent.push(("", format!("gateways = {listens:?}")));
         setting.agent.push(("", "return_after = \"2 s\"".into()));
         let scene = Scene::stopped(setting, disks, make);
-        let config = std::fs::read_to_string(scene.site.path("gateway.toml")).unwrap();
         let mut members = Vec::new();
         for ((number, listen), place) in (1..).zip(&listens).zip(places) {
             // The installation's own gateway, gw1, is never started.
             let id = format!("gw{}", number + 1);
-            let (pki, host) = (scene.site.path("pki").display().to_string(), place.host.to_string());
-            succeed(program(), &["pki", "issue", "--dir", &pki, "gateway", "--id", &id, "--host", &host]);
             let admin = SocketAddr::from((place.host, port(false)));
-            let lines = config.lines().map(|line| match line.split('=').next().unwrap_or_default().trim() {
-                "id" => format!("id = {id:?}"),
-                "listen" => format!("listen = {listen:?}"),
-                "admin_listen" => format!("admin_listen = \"{admin}\""),
-                "dir" => format!("dir = \"journal-{id}\""),
-                _ => line.replace("gateway-gw1", &format!("gateway-{id}")),
-            });
-            let text = lines.map(|line| line + "\n").collect::<String>();
-            std::fs::write(scene.site.path(&format!("{id}.toml")), text).unwrap();
-            std::fs::create_dir_all(scene.site.path(&format!("journal-{id}"))).unwrap();
+            scene.another_gateway(&id, &place.host.to_string(), listen, admin);
             let (inside, program) = (place.inside.clone(), program().to_owned());
             members.push(Member { id, admin, inside, program, process: None });
         }
