@@ -184,11 +184,11 @@ impl Bare {
     /// Starts it on this machine, with a file in the folder of the bench. With the URL of a store it packs and uploads, too.
     pub(crate) async fn start(plan: &Plan, store: Option<String>) -> Result<Self, BenchError> {
         let (folder, mtu_max_bytes) = (plan.dir.clone(), plan.mtu_max_bytes);
-        let started = tokio::task::spawn_blocking(move || Self::begin(&folder, mtu_max_bytes, store)).await;
+        let started = tokio::task::spawn_blocking(move || Self::begin(&folder, mtu_max_bytes, store.as_deref())).await;
         started.map_err(|error| because("the floor")(&error))?.map_err(|error| because("the floor")(&*error))
     }
 
-    fn begin(folder: &Path, mtu_max_bytes: u16, store: Option<String>) -> Result<Self, Failure> {
+    fn begin(folder: &Path, mtu_max_bytes: u16, store: Option<&str>) -> Result<Self, Failure> {
         let (server, client) = network::certificates()?;
         let (scratch, file) = segment(folder)?;
         let journal = Arc::new(Journal {
@@ -432,7 +432,7 @@ mod tests {
 
     async fn begin(folder: &Path, store: Option<String>) -> Bare {
         let folder = folder.to_owned();
-        let begun = tokio::task::spawn_blocking(move || Bare::begin(&folder, 8952, store)).await;
+        let begun = tokio::task::spawn_blocking(move || Bare::begin(&folder, 8952, store.as_deref())).await;
         begun.expect("no panic").expect("started")
     }
 

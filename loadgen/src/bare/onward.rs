@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -91,12 +91,12 @@ pub(super) struct Onward {
 
 impl Onward {
     /// Starts a packing thread for each core, and one that uploads to the store at `vault_url`.
-    pub(super) fn start(vault_url: String) -> Result<Self, Failure> {
+    pub(super) fn start(vault_url: &str) -> Result<Self, Failure> {
         let (stored, waiting) = sync_channel(COMMITS_MAX);
-        let (give_back, used) = channel();
+        let (give_back, used) = sync_channel(COMMITS_MAX + 1);
         let (uploads, to_upload) = mpsc::channel(MESSAGES_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let store = runtime.block_on(create_store(&vault_url))?;
+        let store = runtime.block_on(create_store(vault_url))?;
         std::thread::Builder::new().name(UPLOAD.into()).spawn(move || runtime.block_on(upload(store, to_upload)))?;
         let waiting = Arc::new(Mutex::new(waiting));
         let progress = Arc::new(Progress { packed_bytes: AtomicU64::new(0), shown: Watermark::default(), uploads });
@@ -141,7 +141,7 @@ impl Thread {
     }
 
     /// Until nobody stores any more, or nobody uploads.
-    fn run(&mut self, waiting: &Mutex<Receiver<Open>>, used: &Sender<Open>) {
+    fn run(&mut self, waiting: &Mutex<Receiver<Open>>, used: &SyncSender<Open>) {
         loop {
             let next = waiting.lock().recv();
             let Ok(mut commit) = next else { return };
