@@ -219,6 +219,7 @@ macro_rules! hex_text {
         }
     };
 }
+pub(crate) use hex_text;
 
 /// Reads exactly `2 N` hexadecimal digits.
 #[must_use]

@@ -1,13 +1,15 @@
 //! Key files: one line of text each, so that they survive copy, paste and print.
 //!
 //! A catalog key is `tidegate-catalog-key-1 <kid> <64 hex digits>`; a recovery identity is what `age-keygen` writes, so
-//! that the `age` tool itself can open what was wrapped to it. Lines that start with `#` are comments in both.
+//! that the `age` tool itself can open what was wrapped to it. Lines that start with `#` are comments in both. An identity may be
+//! locked by a passphrase (see `locked`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use super::locked::{self, Passphrase};
 use super::{CatalogKey, Identity, KeyId, Recipient};
 use crate::fault::{Classify, Fault};
 use crate::types::parse_hex;
@@ -17,7 +19,7 @@ pub(super) const CATALOG_KEY_FORMAT: &str = "tidegate-catalog-key-1";
 /// How every age identity starts.
 const IDENTITY_PREFIX: &str = "AGE-SECRET-KEY-1";
 /// Largest key file that is read: a few lines, with room for comments.
-const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+pub(super) const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A key file that could not be read, written or understood.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,24 @@ pub enum KeyFileProblem {
         /// What was asked for.
         expected: &'static str,
     },
+    /// It is locked, and no passphrase was given.
+    #[error("is locked by a passphrase")]
+    Locked,
+    /// The passphrase is another one.
+    #[error("does not open with this passphrase")]
+    WrongPassphrase,
+    /// It was made to cost more than anybody should pay.
+    #[error("asks for 2^{required} steps of work for its passphrase; at most 2^{most} are done", most = locked::WORK_MAX)]
+    TooMuchWork {
+        /// The power of two that it asks for.
+        required: u8,
+    },
+    /// It is locked by keys instead of a passphrase.
+    #[error("is encrypted to other keys, not locked by a passphrase: open it with `age -d` first")]
+    ForOthers,
+    /// The age library could not read it.
+    #[error("is damaged")]
+    Age(#[source] age::DecryptError),
     /// The key does not match its own id: a digit was changed.
     #[error("is damaged: the key does not belong to its id {kid}")]
     Damaged {
@@ -61,15 +81,24 @@ pub enum KeyFileProblem {
 impl Classify for KeyFileError {
     fn fault(&self) -> Fault {
         match self.problem {
-            KeyFileProblem::Damaged { .. } => Fault::Corrupt,
+            KeyFileProblem::Damaged { .. } | KeyFileProblem::Age(_) => Fault::Corrupt,
             _ => Fault::Reject,
         }
+    }
+}
+
+impl KeyFileError {
+    /// Whether all that is wrong is that a passphrase is needed.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self.problem, KeyFileProblem::Locked)
     }
 }
 
 const CATALOG: &str = "a catalog key";
 const IDENTITY: &str = "a recovery identity (AGE-SECRET-KEY-1…)";
 const RECIPIENTS: &str = "recovery recipients (age1…)";
+const LOCKED: &str = "a file that `age` encrypted";
 
 fn kind_of(text: &str) -> Option<&'static str> {
     let line = payload_lines(text).next()?;
@@ -95,12 +124,25 @@ fn not_that(text: &str, expected: &'static str) -> KeyFileProblem {
     }
 }
 
-fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyFileProblem> {
+fn read_bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileProblem> {
     let bytes = std::fs::metadata(path)?.len();
     if bytes > KEY_FILE_BYTES_MAX {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "is far too large for a key file").into());
     }
-    Ok(Zeroizing::new(std::fs::read_to_string(path)?))
+    Ok(Zeroizing::new(std::fs::read(path)?))
+}
+
+fn as_text(bytes: &[u8]) -> Result<&str, KeyFileProblem> {
+    Ok(std::str::from_utf8(bytes).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?)
+}
+
+/// The text of a file that is never locked.
+fn read_text(path: &Path, expected: &'static str) -> Result<Zeroizing<String>, KeyFileProblem> {
+    let bytes = read_bytes(path)?;
+    if locked::is_age_file(&bytes) {
+        return Err(KeyFileProblem::OtherKind { found: LOCKED, expected });
+    }
+    as_text(&bytes).map(|text| Zeroizing::new(text.to_owned()))
 }
 
 fn at<T>(path: &Path, result: Result<T, KeyFileProblem>) -> Result<T, KeyFileError> {
@@ -153,11 +195,29 @@ pub(crate) fn parse_catalog_key(text: &str) -> Result<CatalogKey, KeyFileProblem
 }
 
 pub(super) fn read_catalog_key(path: &Path) -> Result<CatalogKey, KeyFileError> {
-    at(path, read_text(path).and_then(|text| parse_catalog_key(&text)))
+    at(path, read_text(path, CATALOG).and_then(|text| parse_catalog_key(&text)))
 }
 
 pub(super) fn read_identity(path: &Path) -> Result<Identity, KeyFileError> {
-    at(path, read_text(path).and_then(|text| parse_identity(&text)))
+    let read = || {
+        let bytes = read_bytes(path)?;
+        if locked::is_age_file(&bytes) {
+            return Err(KeyFileProblem::Locked);
+        }
+        parse_identity(as_text(&bytes)?)
+    };
+    at(path, read())
+}
+
+pub(super) fn unlock_identity(path: &Path, passphrase: &Passphrase) -> Result<Identity, KeyFileError> {
+    let text = read_bytes(path).and_then(|bytes| locked::unlock(&bytes, passphrase));
+    at(path, text.and_then(|text| parse_identity(&text)))
+}
+
+/// Writes an identity's text, locked.
+pub(super) fn write_locked(path: &Path, text: &str, passphrase: &Passphrase) -> Result<(), KeyFileError> {
+    let locked = at(path, locked::lock(text, passphrase))?;
+    write_new(path, &locked)
 }
 
 pub(crate) fn parse_identity(text: &str) -> Result<Identity, KeyFileProblem> {
@@ -170,7 +230,7 @@ pub(crate) fn parse_identity(text: &str) -> Result<Identity, KeyFileProblem> {
 /// # Errors
 /// [`KeyFileError`] if the file cannot be read, holds none, or a line is none.
 pub fn read_recipients(path: &Path) -> Result<Vec<Recipient>, KeyFileError> {
-    at(path, read_text(path).and_then(|text| parse_recipients(&text)))
+    at(path, read_text(path, RECIPIENTS).and_then(|text| parse_recipients(&text)))
 }
 
 pub(crate) fn parse_recipients(text: &str) -> Result<Vec<Recipient>, KeyFileProblem> {

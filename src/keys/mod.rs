@@ -5,6 +5,7 @@
 //!      opens  keys/<kid>   ──► catalog key     gateways and keeper hold it in a file
 //!      opens  lanes/<lane> ──► lane key        a gateway holds its present one in memory, at most a day
 //!                                 └► one AES-256-GCM key per message ([`seal`])
+//!      opens  recipients/<n> ──► signing key: names the next recipients (`sign`), wraps lane keys anew
 //!  catalog key ──► one AES-256-GCM key per index object, one HMAC key per kind of control object
 //! ```
 //!
@@ -16,10 +17,13 @@
 //!   opens what it has in memory, nothing older.
 //! - Secrets are wiped when dropped, and `Debug` shows the kind of key only, so no log line can carry one.
 //! - Key files are created with mode 0600 and never overwritten: overwriting the only key loses the vault.
+//! - Who the recipients are is signed, not MACed: gateways hold the catalog key, and must not be able to name recipients.
 //! - Every derivation names its purpose, so no two uses share a key.
 
 pub(crate) mod file;
+pub(crate) mod locked;
 pub mod seal;
+mod sign;
 mod wrap;
 
 use std::fmt;
@@ -33,6 +37,8 @@ use crate::fault::{Classify, Fault};
 use crate::types::parse_hex;
 
 pub use file::{KeyFileError, KeyFileProblem, read_recipients};
+pub use locked::{PASSPHRASE_BYTES_MAX, Passphrase};
+pub use sign::{Signature, SigningKey, VerifyingKey};
 pub use wrap::{Identity, InvalidRecipientError, Recipient, UnwrapError, WrapError, unwrap, wrap, wrapped_to};
 
 /// Bytes of a catalog key or lane key.

@@ -62,6 +62,81 @@ fn a_file_with_the_wrong_kind_of_key_says_which_kind_it_holds() {
     assert!(missing.contains("none"), "{missing}");
 }
 
+fn passphrase(text: &str) -> Passphrase {
+    Passphrase::new(Zeroizing::new(text.to_owned())).unwrap()
+}
+
+#[test]
+fn a_locked_identity_opens_with_its_passphrase_alone() {
+    let folder = scratch();
+    let path = folder.path().join("recovery.key");
+    let identity = Identity::generate();
+    identity.write_locked(&path, &passphrase("tide and gate")).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("-----BEGIN AGE ENCRYPTED FILE-----"), "{text}");
+    assert!(Identity::read(&path).unwrap_err().is_locked());
+    assert_eq!(Identity::unlock(&path, &passphrase("tide and gate")).unwrap().recipient(), identity.recipient());
+    let wrong = Identity::unlock(&path, &passphrase("tide and gates")).unwrap_err();
+    assert_eq!(wrong.fault(), Fault::Reject);
+    assert!(matches!(wrong.problem, KeyFileProblem::WrongPassphrase), "{}", chain_text(&wrong));
+    assert!(identity.write_locked(&path, &passphrase("another")).is_err(), "never overwritten");
+    // Not taken for something that it is not.
+    let text = chain_text(&CatalogKey::read(&path).unwrap_err());
+    assert!(text.contains("holds a file that `age` encrypted"), "{text}");
+    let text = chain_text(&read_recipients(&path).unwrap_err());
+    assert!(text.contains("holds a file that `age` encrypted"), "{text}");
+}
+
+#[test]
+fn a_locked_identity_that_was_cut_altered_or_asks_for_too_much_work_is_refused() {
+    let folder = scratch();
+    let path = folder.path().join("recovery.key");
+    Identity::generate().write_locked(&path, &passphrase("tide and gate")).unwrap();
+    let good = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+    assert!(Identity::unlock(&path, &passphrase("tide and gate")).is_err());
+    // A binary file that asks for 2^40 steps, which no machine could do.
+    let (salt, rest) = ("A".repeat(22), "A".repeat(43));
+    let text = format!("age-encryption.org/v1\n-> scrypt {salt} 40\n{rest}\n--- {rest}\n");
+    std::fs::write(&path, [text.as_bytes(), &[0; 64]].concat()).unwrap();
+    let error = Identity::unlock(&path, &passphrase("x")).unwrap_err();
+    assert!(matches!(error.problem, KeyFileProblem::TooMuchWork { required: 40 }), "{}", chain_text(&error));
+    // Encrypted to a key instead of a passphrase.
+    let wrapped = wrap(&[Identity::generate().recipient()], &[1; 32]).unwrap();
+    std::fs::write(&path, wrapped.split_once('\n').unwrap().1).unwrap();
+    let error = Identity::unlock(&path, &passphrase("x")).unwrap_err();
+    assert!(matches!(error.problem, KeyFileProblem::ForOthers), "{}", chain_text(&error));
+}
+
+#[test]
+fn a_passphrase_is_neither_empty_nor_endless() {
+    for text in ["", &"x".repeat(PASSPHRASE_BYTES_MAX + 1)] {
+        assert!(Passphrase::new(Zeroizing::new(text.to_owned())).is_none());
+    }
+    assert!(passphrase("a").is(&passphrase("a")) && !passphrase("a").is(&passphrase("b")));
+}
+
+#[test]
+fn a_signature_is_told_from_every_altered_text_and_signature() {
+    let key = SigningKey::from_seed(Zeroizing::new([1; 32]));
+    let signature = key.sign(b"text");
+    assert!(key.verifying_key().signed(b"text", &signature));
+    assert!(!key.verifying_key().signed(b"test", &signature));
+    assert!(!SigningKey::from_seed(Zeroizing::new([2; 32])).verifying_key().signed(b"text", &signature));
+    for bit in 0..64 * 8 {
+        let mut altered = signature;
+        altered.0[bit / 8] ^= 1 << (bit % 8);
+        assert!(!key.verifying_key().signed(b"text", &altered), "bit {bit}");
+    }
+    // RFC 8032, section 7.1, test 2.
+    let seed = parse_hex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb").unwrap();
+    let key = SigningKey::from_seed(Zeroizing::new(seed));
+    let public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c";
+    assert_eq!(key.verifying_key().to_string(), public);
+    let signed = "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00";
+    assert_eq!(key.sign(&[0x72]).to_string(), signed);
+}
+
 #[test]
 fn every_altered_digit_of_a_catalog_key_file_is_noticed() {
     let folder = scratch();
@@ -146,6 +221,8 @@ fn no_debug_output_shows_a_secret() {
     let secret = text.lines().last().unwrap();
     let shown =
         format!("{:?} {:?} {:?}", identity, LaneKey::from_secret([0xab; 32]), CatalogKey::from_secret([0xab; 32]));
+    let more = format!("{:?} {:?}", SigningKey::from_seed(Zeroizing::new([0xab; 32])), passphrase("abab"));
+    assert!(!more.contains("abab") && !more.contains("171"), "{more}");
     assert!(!shown.contains(secret) && !shown.contains("abab") && !shown.contains("171"), "{shown}");
 }
 

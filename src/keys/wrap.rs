@@ -20,6 +20,7 @@ use age::secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
 use super::file::{self, KeyFileError};
+use super::locked::Passphrase;
 use super::{RandomError, SECRET_BYTES};
 use crate::fault::{Classify, Fault};
 
@@ -109,9 +110,19 @@ impl Identity {
     /// Reads an identity file as `age-keygen` or [`Identity::write`] made it.
     ///
     /// # Errors
-    /// [`KeyFileError`] if the file cannot be read or holds something else.
+    /// [`KeyFileError`] if the file cannot be read or holds something else; one of which [`KeyFileError::is_locked`] is true
+    /// wants [`Identity::unlock`].
     pub fn read(path: &Path) -> Result<Self, KeyFileError> {
         file::read_identity(path)
+    }
+
+    /// Reads an identity file that a passphrase locks, as `age -p` or [`Identity::write_locked`] made it. Takes a second or more, on
+    /// purpose.
+    ///
+    /// # Errors
+    /// [`KeyFileError`] if the passphrase is another one, or as [`Identity::read`].
+    pub fn unlock(path: &Path, passphrase: &Passphrase) -> Result<Self, KeyFileError> {
+        file::unlock_identity(path, passphrase)
     }
 
     /// Writes the identity to a new file with mode 0600, in the form of `age-keygen`.
@@ -119,9 +130,20 @@ impl Identity {
     /// # Errors
     /// [`KeyFileError`] if the file exists or cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), KeyFileError> {
+        file::write_new(path, &self.text())
+    }
+
+    /// The same, locked by a passphrase. `age` and `rage` open it too.
+    ///
+    /// # Errors
+    /// As [`Identity::write`].
+    pub fn write_locked(&self, path: &Path, passphrase: &Passphrase) -> Result<(), KeyFileError> {
+        file::write_locked(path, &self.text(), passphrase)
+    }
+
+    fn text(&self) -> Zeroizing<String> {
         let secret = self.0.to_string();
-        let text = Zeroizing::new(format!("# public key: {}\n{}\n", self.recipient(), secret.expose_secret()));
-        file::write_new(path, &text)
+        Zeroizing::new(format!("# public key: {}\n{}\n", self.recipient(), secret.expose_secret()))
     }
 }
 
