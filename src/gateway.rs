@@ -49,6 +49,7 @@ pub mod outlook;
 mod overload;
 mod packed;
 mod page;
+mod recipients;
 mod reload;
 mod runs;
 mod sink;

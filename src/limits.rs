@@ -44,6 +44,12 @@ pub const BATCH_AGE_MS_DEFAULT: u64 = 1000;
 pub const LANE_INDEX_BATCHES: u64 = 1024;
 /// A lane's key serves at most this long.
 pub const LANE_AGE_SECONDS_MAX: u64 = 24 * 3600;
+/// Most recipients of a vault: a wrapped key has 200 bytes for each, and every lane has one.
+pub const RECIPIENTS_MAX: usize = 64;
+/// Most lists of recipients, with objects under such names that are none: a change a day for ten years. A process reads each once.
+pub const RECIPIENT_LISTS_MAX: u64 = 4096;
+/// Most wraps made anew of one lane's key, with objects under such names that are none.
+pub const REWRAPS_MAX: u64 = 4096;
 /// Largest control object (vault, key, lane, epoch, disk description) that is read.
 pub const CONTROL_OBJECT_BYTES_MAX: u64 = 1 << 20;
 

@@ -142,7 +142,7 @@ async fn init(args: InitArgs) -> Outcome {
 }
 
 fn print_init(url: &str, vault: &Vault, catalog_key: &Path, identity: Option<&Path>, as_json: bool) {
-    let recipients: Vec<String> = vault.recipients().iter().map(ToString::to_string).collect();
+    let recipients: Vec<String> = vault.first_recipients().iter().map(ToString::to_string).collect();
     if as_json {
         let out = json!({
             "vault": url, "id": vault.id(), "catalog_kid": vault.head().catalog_kid.to_string(),
@@ -254,7 +254,7 @@ fn status_json(url: &str, status: &Status) -> serde_json::Value {
         .collect();
     json!({
         "vault": url, "id": vault.id(), "version": 1, "created": vault.head().created_micros.to_string(),
-        "recipients": vault.recipients(), "catalog_kid": vault.head().catalog_kid.to_string(),
+        "recipients": vault.first_recipients(), "catalog_kid": vault.head().catalog_kid.to_string(),
         "key_at_hand": vault.catalog_key().is_some(), "lanes": lanes, "disks": disks,
         "batches": status.lanes.iter().map(|(_, batches, _)| batches).sum::<u64>(),
         "bytes": status.lanes.iter().map(|(_, _, bytes)| bytes).sum::<u64>(),
@@ -266,7 +266,7 @@ fn print_status(url: &str, status: &Status) {
     let vault = &status.opened.vault;
     println!("vault      {url}");
     println!("id         {} (format version 1, made {})", vault.id(), vault.head().created_micros);
-    vault.recipients().iter().for_each(|recipient| println!("recipient  {recipient}"));
+    vault.first_recipients().iter().for_each(|recipient| println!("recipient  {recipient}"));
     let batches: u64 = status.lanes.iter().map(|(_, batches, _)| batches).sum();
     let bytes: u64 = status.lanes.iter().map(|(_, _, bytes)| bytes).sum();
     println!("stored     {batches} batches, {:.1} MiB", mib(bytes));

@@ -31,6 +31,7 @@ pub(super) fn config(input: &[u8]) {
 
 /// The text of a key file, and of a wrapped key.
 pub(super) fn keys(input: &[u8]) {
+    let _ = keys::locked::is_age_file(input);
     let Ok(text) = std::str::from_utf8(input) else { return };
     if let Ok(key) = keys::file::parse_catalog_key(text) {
         let again = keys::file::catalog_key_text(&key);

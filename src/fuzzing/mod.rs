@@ -25,7 +25,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its folder in `fuzz/corpus/` and of its binary in `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Target); 19] = [
+pub const TARGETS: [(&str, Target); 20] = [
     ("wire_frames", wire::frames),
     ("record", wire::record),
     ("nbd_server", nbd::server),
@@ -37,6 +37,7 @@ pub const TARGETS: [(&str, Target); 19] = [
     ("lane_index", vault::lane_index),
     ("objects", vault::objects),
     ("keeper", vault::keeper),
+    ("recipients", vault::recipients),
     ("message", vault::message),
     ("keys", local::keys),
     ("config", local::config),

@@ -174,8 +174,17 @@ fn objects(seeds: &mut Vec<Seed>) {
             seeds.push(seed("keeper", &format!("{name}-authentic"), &[0x80 | kind], line));
             continue;
         }
+        if let Some(kind) = ["recipients~", "rewraps~"].iter().position(|folder| name.starts_with(folder)) {
+            let name = name.replace('~', "-");
+            seeds.push(seed("recipients", &name, &[kind as u8], &bytes));
+            seeds.push(seed("recipients", &format!("{name}-authentic"), &[0x80 | kind as u8], line));
+            let object: serde_json::Value = serde_json::from_slice(line).unwrap();
+            let content = object["signed"].as_str().unwrap();
+            seeds.push(seed("recipients", &format!("{name}-content"), &[0x40 | kind as u8], content.as_bytes()));
+            continue;
+        }
         let kind = match name.split('~').collect::<Vec<_>>()[..] {
-            ["vault"] => 0,
+            ["vault" | "vault-with-signer"] => 0,
             ["lanes", lane] if lane.ends_with(".end") => 2,
             ["lanes", lane] if lane.ends_with(".seal") => 3,
             ["lanes", _] => 1,
@@ -220,6 +229,7 @@ fn local(seeds: &mut Vec<Seed>) {
     let key = CatalogKey::from_secret([7; 32]);
     seeds.push(seed("keys", "catalog", &[], crate::keys::file::catalog_key_text(&key).as_bytes()));
     seeds.push(seed("keys", "fixture", &[], &fixture("v1/vault/recovery.key")));
+    seeds.push(seed("keys", "locked", &[], &fixture("v1/vault/locked.key")));
 }
 
 fn words(seeds: &mut Vec<Seed>) {

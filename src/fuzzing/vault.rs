@@ -7,7 +7,7 @@ use object_store::path::Path;
 
 use crate::keeper::config::KeeperConfig;
 use crate::keeper::marks::next_runs;
-use crate::keys::{CatalogKey, LaneKey, mac};
+use crate::keys::{CatalogKey, LaneKey, SigningKey, mac};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::pipeline::codec::{Codec, Packing, unpack};
 use crate::pipeline::message::{MessageContext, Scratch, open, seal};
@@ -18,7 +18,7 @@ use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::objects::{
     ClaimObject, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, ManifestObject,
-    PinObject, RouteObject, VaultObject, decode, decode_unchecked, encode,
+    PinObject, RecipientsObject, RewrapObject, RouteObject, Signed, VaultObject, decode, decode_unchecked, encode,
 };
 
 const PART_BYTES: usize = 64;
@@ -191,6 +191,38 @@ fn object<T: ControlObject + PartialEq + std::fmt::Debug>(bytes: &[u8], authenti
     let again = encode(&key, &path, &content).unwrap();
     assert_eq!(decode::<T>(&key, &path, &again).unwrap(), content);
     Some(content)
+}
+
+/// First byte: bit 0 tells a list of recipients from a wrap made anew; bit 6 signs the line as it is; bit 7 appends the right MAC.
+pub(super) fn recipients(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let authentic = mode & 0x80 != 0;
+    if mode & 1 == 0 {
+        drop(object::<Signed<RecipientsObject>>(bytes, authentic));
+        signed::<RecipientsObject>(bytes, mode & 0x40 != 0);
+    } else {
+        drop(object::<Signed<RewrapObject>>(bytes, authentic));
+        signed::<RewrapObject>(bytes, mode & 0x40 != 0);
+    }
+}
+
+/// Nobody signs by chance. What is signed opens as what it says, in its place alone.
+fn signed<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8], sign: bool)
+where
+    Signed<T>: ControlObject,
+{
+    let (place, other, catalog) = (Path::from("x/y"), Path::from("x/z"), catalog_key());
+    let key = SigningKey::from_seed(zeroize::Zeroizing::new([8; 32]));
+    let public = key.verifying_key();
+    assert!(Signed::<T>::open(None, &public, Id128::NONE, &place, bytes).is_err());
+    if !sign {
+        return;
+    }
+    let Ok(content) = serde_json::from_slice::<T>(bytes) else { return };
+    let ours = Signed::new(&key, Id128::NONE, &place, &content).unwrap();
+    let stored = encode(&catalog, &place, &ours).unwrap();
+    assert_eq!(Signed::<T>::open(Some(&catalog), &public, Id128::NONE, &place, &stored).unwrap(), content);
+    assert!(Signed::<T>::open(Some(&catalog), &public, Id128::NONE, &other, &stored).is_err());
 }
 
 /// Epochs, one per line.

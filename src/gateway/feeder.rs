@@ -2,8 +2,8 @@
 //! uploader; what is vaulted is noted in the runs and released from the journal.
 //!
 //! It has a thread of its own, where reading the journal and waiting for the pipeline may block. It works in *lives*,
-//! each with a lane of its own. A life ends when the lane's key has served its time, when somebody sealed the lane, or
-//! when a part of the way failed. The next life reads everything unreleased from the journal again if the one before
+//! each with a lane of its own. A life ends when the lane's key has served its time, when the vault's recipients have
+//! changed, when somebody sealed the lane, or when a part of the way failed. The next life reads everything unreleased from the journal again if the one before
 //! did not bring it all to the vault: so nothing depends on how a life ended.
 
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::admin::Health;
 use super::config::GatewayConfig;
 use super::host::Disks;
+use super::recipients::RecipientsWatch;
 use super::runs::Span;
 use super::{GatewayError, Parts};
 use crate::fault::chain_text;
@@ -84,7 +85,7 @@ impl Feeder {
 enum End {
     /// The gateway stops.
     Stopped,
-    /// The lane's key has served its time; everything read so far is vaulted.
+    /// The lane's key has served its time, or is wrapped to those who were recipients before; everything read so far is vaulted.
     LaneDue,
 }
 
@@ -106,6 +107,7 @@ struct Way {
     pipeline: Pipeline,
     uploader: Arc<Uploader>,
     lane: Lane,
+    recipients: RecipientsWatch,
 }
 
 impl Feeding {
@@ -185,7 +187,8 @@ impl Feeding {
             codec: self.config.codec,
         };
         let pipeline = self.start_pipeline(&pipeline_config, context, &uploader).map_err(|error| chain_text(&error))?;
-        Ok(Way { pipeline, uploader, lane })
+        let recipients = RecipientsWatch::start(&self.runtime, Arc::clone(&self.vault), lane.list());
+        Ok(Way { pipeline, uploader, lane, recipients })
     }
 
     fn start_pipeline(
@@ -215,7 +218,7 @@ impl Feeding {
             if way.uploader.has_ended() {
                 return Err(SinkClosed.into());
             }
-            if way.lane.is_due(self.clock.as_ref()) {
+            if way.lane.is_due(self.clock.as_ref()) || way.recipients.has_changed() {
                 return Ok(End::LaneDue);
             }
             let mut idle = true;

@@ -1,12 +1,13 @@
 //! From the vault's catalog to what the pure cores and the fetcher need: rows, names of objects, keys of lanes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use object_store::path::Path;
 
 use super::damage::Damage;
 use super::history::{History, Presence, Row};
+use super::plan::Plan;
 use crate::fault::{self, Classify, Fault};
 use crate::keys::{Identity, LaneKey};
 use crate::types::{DiskId, Id128};
@@ -109,16 +110,35 @@ pub struct Source {
     pub vault: Vault,
     objects: Arc<[(Path, Id128)]>,
     keys: Arc<HashMap<Id128, LaneKey>>,
+    closed: Arc<Closed>,
+}
+
+/// Lanes that others can open.
+#[derive(Debug, Default)]
+struct Closed {
+    /// Each with those to whom its key is wrapped.
+    lanes: BTreeMap<Id128, Vec<String>>,
+    /// Who cannot open them.
+    given: String,
+}
+
+impl Closed {
+    fn error(&self, lane: Id128) -> Option<VaultError> {
+        let (object, given) = (names::lane(lane).to_string(), self.given.clone());
+        self.lanes.get(&lane).map(|names| VaultError::NotRewrapped { object, wrapped_to: names.clone(), given })
+    }
 }
 
 impl Source {
-    /// Unwraps the keys of all lanes of the catalog with a recovery identity; what is damaged is returned beside.
+    /// Unwraps the keys of all lanes of the catalog with a recovery identity; what is damaged is returned beside. Lanes that are
+    /// wrapped to others are no damage: whoever is no recipient any more reads what is older, see [`Source::can_open`].
     ///
     /// # Errors
-    /// [`VaultError::Unwrap`] if the identity is not one of the vault's.
+    /// [`VaultError::NotRewrapped`] if the identity opens none.
     pub fn open(vault: &Vault, identity: &Identity, catalog: &Catalog) -> Result<(Self, Vec<Damage>), VaultError> {
         let mut keys = HashMap::new();
         let mut damage = Vec::new();
+        let mut closed = Closed::default();
         for lane in &catalog.lanes {
             // The catalog has a finding for a registration that is not there.
             let Some(object) = &lane.object else { continue };
@@ -129,11 +149,36 @@ impl Source {
                 Err(error) if error.fault() == Fault::Corrupt => {
                     damage.push(Damage::object(names::lane(lane.lane), fault::chain_text(&error)));
                 }
+                Err(VaultError::NotRewrapped { wrapped_to, given, .. }) => {
+                    closed.lanes.insert(lane.lane, wrapped_to);
+                    closed.given = given;
+                }
                 Err(error) => return Err(error),
             }
         }
+        match closed.lanes.keys().next().and_then(|lane| closed.error(*lane)) {
+            Some(error) if keys.is_empty() => return Err(error),
+            _ => {}
+        }
         let objects = catalog.batches.iter().map(|batch| (batch.object.clone(), batch.index.lane)).collect();
-        Ok((Self { vault: vault.clone(), objects, keys: Arc::new(keys) }, damage))
+        Ok((Self { vault: vault.clone(), objects, keys: Arc::new(keys), closed: Arc::new(closed) }, damage))
+    }
+
+    /// Whether the identity opens every lane that a plan reads, as far as that is not a matter of damage.
+    ///
+    /// # Errors
+    /// [`VaultError::NotRewrapped`] names the first lane that others can open.
+    pub fn can_open(&self, plan: &Plan) -> Result<(), VaultError> {
+        let mut lanes = plan.reads.iter().map(|read| self.objects[read.object as usize].1);
+        lanes.find_map(|lane| self.closed.error(lane)).map_or(Ok(()), Err)
+    }
+
+    /// Whether the identity opens every lane of the catalog, as far as that is not a matter of damage.
+    ///
+    /// # Errors
+    /// As [`Source::can_open`].
+    pub fn can_open_all(&self) -> Result<(), VaultError> {
+        self.closed.lanes.keys().find_map(|lane| self.closed.error(*lane)).map_or(Ok(()), Err)
     }
 
     /// The name of an object.

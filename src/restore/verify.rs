@@ -204,6 +204,8 @@ pub async fn verify(
             let identity = identity.ok_or(VerifyError::IdentityNeeded)?;
             let (source, damage) = Source::open(vault, identity, &catalog)?;
             damage.into_iter().for_each(|damage| report.damaged(damage));
+            // What this identity cannot open is not damaged, and not verified either.
+            source.can_open_all()?;
             data::check(source, &catalog, histories, options, progress, &mut report).await?;
         }
     }

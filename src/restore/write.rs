@@ -22,6 +22,7 @@ use super::target::{Target, TargetError};
 use crate::fault::{Classify, Fault};
 use crate::keys::LaneKey;
 use crate::types::DiskId;
+use crate::vault::VaultError;
 
 /// Bytes written between two notes in the resume file: what an interruption costs at most.
 const NOTE_EVERY_BYTES: u64 = 256 << 20;
@@ -40,6 +41,9 @@ pub enum RestoreError {
     /// The store.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// The identity does not open what the image needs.
+    #[error(transparent)]
+    Vault(Box<VaultError>),
     /// Something that the image needs is damaged.
     #[error("disk {disk} cannot be restored to this point: {count} of the messages that it needs are damaged")]
     Damaged {
@@ -58,6 +62,7 @@ impl Classify for RestoreError {
             Self::Target(error) => error.fault(),
             Self::Resume(error) => error.fault(),
             Self::Fetch(error) => error.fault(),
+            Self::Vault(error) => error.fault(),
             Self::Damaged { .. } => Fault::Corrupt,
         }
     }
@@ -100,6 +105,7 @@ pub async fn restore(
     options: &RestoreOptions,
     progress: Arc<Progress>,
 ) -> Result<Restored, RestoreError> {
+    source.can_open(plan).map_err(|error| RestoreError::Vault(Box::new(error)))?;
     let total = plan.reads.iter().map(|read| read.messages.len()).sum::<usize>();
     let head = ResumeHead {
         plan: plan.id(disk.as_str(), |object| source.path(object).to_string()),

@@ -18,16 +18,20 @@ use crate::types::Id128;
 pub struct Lane {
     id: Id128,
     key: LaneKey,
+    list: u64,
     opened: Duration,
 }
 
 impl Lane {
-    /// Registers a new lane with a fresh random id and key.
+    /// Registers a new lane with a fresh random id and key, wrapped to those who are recipients at this moment.
     ///
     /// # Errors
     /// A failed request, or no random bytes.
     pub async fn open(vault: &Vault, gateway: &str, clock: &dyn Clock) -> Result<Self, VaultError> {
         let catalog_kid = vault.need_key()?.kid();
+        let lists = vault.lists().await?;
+        lists.refused.iter().for_each(|refused| tracing::error!("{refused}"));
+        let list = lists.present().n;
         let key = LaneKey::generate()?;
         let id = if mutants::on(Mutant::LaneReused) { Id128([7; 16]) } else { Id128(keys::random()?) };
         let lane = LaneObject {
@@ -35,10 +39,11 @@ impl Lane {
             gateway: gateway.to_owned(),
             created_micros: clock.wall(),
             catalog_kid,
-            wrapped_key: keys::wrap(vault.recipients(), key.expose())?,
+            wrapped_key: keys::wrap(&lists.present().recipients, key.expose())?,
+            list: (list > 0).then_some(list),
         };
         vault.put_object(&names::lane(lane.lane), &lane).await?;
-        Ok(Self { id: lane.lane, key, opened: clock.monotonic() })
+        Ok(Self { id: lane.lane, key, list, opened: clock.monotonic() })
     }
 
     /// Its id.
@@ -51,6 +56,12 @@ impl Lane {
     #[must_use]
     pub fn key(&self) -> &LaneKey {
         &self.key
+    }
+
+    /// The list of recipients that its key was wrapped to.
+    #[must_use]
+    pub fn list(&self) -> u64 {
+        self.list
     }
 
     /// Whether the key has served its time and another lane should take over.

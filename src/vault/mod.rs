@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  vault                        what it is, to whom keys are wrapped          ┐
+//!  recipients/<n> · rewraps/…   later recipients, and old lane keys for them  │
 //!  keys/<kid>                   the catalog key, wrapped (age)                │ control objects:
 //!  lanes/<lane>[.end|.seal]     one gateway incarnation and its wrapped key   │ JSON and a MAC,
 //!  d/<disk>/disk · e/<n> · r/…  a disk, its epochs, the lanes that carried it ┘ see `objects`
@@ -11,7 +12,7 @@
 //! ```
 //!
 //! Purpose: [`Vault`] opens and makes it; [`lane::Lane`] is a gateway's right to write; [`uploader`] carries batches
-//! there; [`reader`] finds them again; [`epochs`] decides which records count.
+//! there; [`reader`] finds them again; [`epochs`] decides which records count; [`recipients`] says to whom keys are wrapped.
 //!
 //! Invariants
 //! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten. Only the keeper deletes.
@@ -41,6 +42,7 @@ pub mod names;
 pub mod objects;
 pub mod put;
 pub mod reader;
+pub mod recipients;
 pub mod rng;
 pub mod store;
 mod store_clock;
@@ -50,21 +52,24 @@ pub mod upload_queue;
 pub mod uploader;
 pub mod url;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::PutPayload;
 use object_store::path::Path;
+use parking_lot::Mutex;
 
 use self::objects::{
     ControlObject, DiskObject, EpochObject, LaneObject, ManifestObject, ObjectError, RouteObject, VaultObject,
 };
 use self::put::{Created, PutError, create_only};
+use self::recipients::{Lists, Reader};
 use self::rng::Rng;
 use self::store::{GetError, Listed, VaultStore};
 pub(crate) use self::store_clock::store_ahead;
 use crate::fault::{Classify, Fault};
-use crate::keys::{self, CatalogKey, Identity, KeyId, LaneKey, Recipient};
+use crate::keys::{self, CatalogKey, Identity, KeyId, LaneKey, Recipient, UnwrapError};
 use crate::limits;
 use crate::types::{DiskId, Epoch, Id128, Micros};
 
@@ -100,7 +105,7 @@ pub enum VaultError {
         object: String,
         /// Why.
         #[source]
-        source: keys::UnwrapError,
+        source: UnwrapError,
     },
     /// There is no vault at the place.
     #[error("there is no vault at {place}: check the URL, or create it with `tidegate vault init`")]
@@ -129,6 +134,78 @@ pub enum VaultError {
         "a vault needs at least one recovery recipient (--recipient age1…): without one nobody could restore from it"
     )]
     NoRecipient,
+    /// A list of recipients that nobody could keep.
+    #[error("{given} recipients are too many: a vault has at most {most}", most = limits::RECIPIENTS_MAX)]
+    TooManyRecipients {
+        /// Recipients given.
+        given: usize,
+    },
+    /// The vault is from before recipients could change.
+    #[error(
+        "the vault at {place} was made by a release whose vaults keep their recipients for ever: make a new vault, let the \
+         gateways write there, and keep this one for as long as its history is needed"
+    )]
+    RecipientsFixed {
+        /// The place.
+        place: String,
+    },
+    /// Nobody at hand could open what would be written.
+    #[error(
+        "the identity given, of {given}, would be off the list: give that of somebody who stays, so that it is proven to open what \
+         is written from then on"
+    )]
+    Unproven {
+        /// The recipient of the identity.
+        given: String,
+    },
+    /// Two changed the recipients at the same moment.
+    #[error(
+        "somebody else changed the recipients at this moment (list {n}): look with `tidegate vault recipients list`, then \
+         decide anew"
+    )]
+    ListTaken {
+        /// The number of the list.
+        n: u64,
+    },
+    /// Only somebody who floods the vault makes so many.
+    #[error(
+        "{place} holds {most} objects under the names of lists of recipients, and takes no more: gateways go on with the present list",
+        most = limits::RECIPIENT_LISTS_MAX
+    )]
+    TooManyLists {
+        /// The place.
+        place: String,
+    },
+    /// A key was written, and what stands there does not open.
+    #[error(
+        "{object} in {place} does not read back as it was written: nothing relies on it, and what stood before is as it was"
+    )]
+    NotAsWritten {
+        /// The object.
+        object: String,
+        /// The place.
+        place: String,
+    },
+    /// A lane is older than a recipient, and nobody wrapped its key anew.
+    #[error(
+        "{object} is wrapped to {}, not to {given}: one of them lets it in by `tidegate vault recipients add`, or by \
+         `tidegate vault rewrap` if it is a recipient already",
+        .wrapped_to.join(", ")
+    )]
+    NotRewrapped {
+        /// The lane.
+        object: String,
+        /// Who can open it.
+        wrapped_to: Vec<String>,
+        /// Who cannot.
+        given: String,
+    },
+    /// Neither a gateway nor anybody else wrapped a lane's key in a form that is believed.
+    #[error("{object} has no wrapped key that is believed")]
+    NoWrap {
+        /// The lane.
+        object: String,
+    },
     /// The catalog key is another vault's.
     #[error("the catalog key {given} does not belong to the vault at {place}: its key is {wanted}")]
     OtherCatalogKey {
@@ -162,6 +239,23 @@ pub enum VaultError {
     },
 }
 
+impl VaultError {
+    /// Whether a change of recipients that ended so has written nothing: another list that counts was told of, or the call was refused.
+    #[must_use]
+    pub fn is_unwritten(&self) -> bool {
+        matches!(
+            self,
+            Self::NoRecipient
+                | Self::TooManyRecipients { .. }
+                | Self::RecipientsFixed { .. }
+                | Self::Unproven { .. }
+                | Self::ListTaken { .. }
+                | Self::TooManyLists { .. }
+                | Self::Unwrap { .. }
+        )
+    }
+}
+
 impl Classify for VaultError {
     fn fault(&self) -> Fault {
         match self {
@@ -171,11 +265,17 @@ impl Classify for VaultError {
             Self::Random(error) => error.fault(),
             Self::Wrap(error) => error.fault(),
             Self::Unwrap { source, .. } => source.fault(),
-            Self::Missing { .. } => Fault::Corrupt,
+            Self::Missing { .. } | Self::NotAsWritten { .. } | Self::NoWrap { .. } => Fault::Corrupt,
             Self::NoVault { .. }
             | Self::Exists { .. }
             | Self::NotEmpty { .. }
             | Self::NoRecipient
+            | Self::TooManyRecipients { .. }
+            | Self::RecipientsFixed { .. }
+            | Self::Unproven { .. }
+            | Self::ListTaken { .. }
+            | Self::TooManyLists { .. }
+            | Self::NotRewrapped { .. }
             | Self::OtherCatalogKey { .. }
             | Self::KeyNeeded
             | Self::Taken { .. } => Fault::Reject,
@@ -198,6 +298,10 @@ pub struct Vault {
     store: VaultStore,
     head: VaultObject,
     key: Option<CatalogKey>,
+    /// For whom lane keys are looked up.
+    reader: Option<Arc<Reader>>,
+    /// The lists of recipients, as far as they were judged.
+    judged: Arc<Mutex<Lists>>,
 }
 
 impl Vault {
@@ -223,9 +327,10 @@ impl Vault {
             created_micros: options.now,
             recipients: options.recipients.clone(),
             catalog_kid: key.kid(),
+            signer: Some(recipients::new_signer(&options.recipients)?),
         };
         let wrapped = keys::wrap(&head.recipients, key.expose())?;
-        let vault = Self { store, head, key: Some(key.clone()) };
+        let vault = Self::with(store, head, Some(key.clone()));
         // The key first: a vault object without its key would be a vault that no identity opens.
         vault.put_bytes(&names::key(&key.kid().to_string()), wrapped.into()).await?;
         vault.put_object(&names::vault(), &vault.head).await?;
@@ -249,23 +354,47 @@ impl Vault {
             return Err(VaultError::OtherCatalogKey { given, wanted, place: store.shown().to_owned() });
         }
         let head = objects::decode(&key, &names::vault(), &bytes)?;
-        Ok(Self { store, head, key: Some(key) })
+        Ok(Self::with(store, head, Some(key)))
     }
 
-    /// Opens a vault with a recovery identity alone: the catalog key is in the vault, wrapped to it.
+    /// Opens a vault with a recovery identity alone: the catalog key is in the vault, wrapped to it, and so is what was wrapped for it
+    /// later (see [`Vault::read_as`]).
     ///
     /// # Errors
     /// As [`Vault::open`]; [`VaultError::Unwrap`] if the identity is not one of the vault's.
     pub async fn open_with_identity(store: VaultStore, identity: &Identity) -> Result<Self, VaultError> {
         let (head, _) = Self::read_head(&store).await?;
         let path = names::key(&head.catalog_kid.to_string());
-        let bytes = store.get(&path, limits::CONTROL_OBJECT_BYTES_MAX).await?;
-        let bytes =
-            bytes.ok_or_else(|| VaultError::Missing { object: path.to_string(), place: store.shown().to_owned() })?;
-        let text = String::from_utf8_lossy(&bytes);
-        let secret =
-            keys::unwrap(identity, &text).map_err(|source| VaultError::Unwrap { object: path.to_string(), source })?;
-        Self::open(store, CatalogKey::from_secret(*secret)).await
+        let failure = match store.get(&path, limits::CONTROL_OBJECT_BYTES_MAX).await? {
+            Some(bytes) => match keys::unwrap(identity, &String::from_utf8_lossy(&bytes)) {
+                Ok(secret) => {
+                    let key = CatalogKey::from_secret(*secret);
+                    return Ok(Self::open(store, key).await?.read_as(identity));
+                }
+                Err(source) => VaultError::Unwrap { object: path.to_string(), source },
+            },
+            None => VaultError::Missing { object: path.to_string(), place: store.shown().to_owned() },
+        };
+        // Whoever became a recipient later finds it in the lists.
+        let kid = head.catalog_kid;
+        let lists = Self::with(store.clone(), head, None).lists().await?;
+        if lists.present().n == 0 {
+            return Err(failure);
+        }
+        let key = recipients::catalog_key_of(&lists, identity, kid)?;
+        Ok(Self::open(store, key).await?.read_as(identity))
+    }
+
+    fn with(store: VaultStore, head: VaultObject, key: Option<CatalogKey>) -> Self {
+        let judged = Arc::new(Mutex::new(Lists::of(&head)));
+        Self { store, head, key, reader: None, judged }
+    }
+
+    /// The vault for a reader with this identity: keys of lanes that are older than its place among the recipients are found where
+    /// they were wrapped anew.
+    #[must_use]
+    pub fn read_as(self, identity: &Identity) -> Self {
+        Self { reader: Some(Arc::new(Reader::new(identity))), ..self }
     }
 
     /// Opens a vault without any key: enough to list it. Nothing that it says is authenticated.
@@ -274,7 +403,7 @@ impl Vault {
     /// [`VaultError::NoVault`], a malformed or newer `vault` object, a failed request.
     pub async fn open_without_key(store: VaultStore) -> Result<Self, VaultError> {
         let (head, _) = Self::read_head(&store).await?;
-        Ok(Self { store, head, key: None })
+        Ok(Self::with(store, head, None))
     }
 
     /// The vault's id.
@@ -289,9 +418,9 @@ impl Vault {
         &self.head
     }
 
-    /// To whom every key is wrapped.
+    /// To whom every key was wrapped when the vault was made. [`Vault::lists`] tells to whom now.
     #[must_use]
-    pub fn recipients(&self) -> &[Recipient] {
+    pub fn first_recipients(&self) -> &[Recipient] {
         &self.head.recipients
     }
 
@@ -487,12 +616,14 @@ impl Vault {
         Ok(lane::group(&listed))
     }
 
-    /// A lane's registration.
+    /// A lane's registration; with the key as it was wrapped anew, where this vault's reader needs that (see [`Vault::read_as`]).
     ///
     /// # Errors
     /// [`VaultError::Missing`] and others.
     pub async fn lane(&self, lane: Id128) -> Result<LaneObject, VaultError> {
-        self.require_object(&names::lane(lane)).await
+        let mut object = self.require_object(&names::lane(lane)).await?;
+        self.take_rewrap(&mut object).await?;
+        Ok(object)
     }
 
     /// The newest manifest of a lane: what the keeper let go of it.
@@ -515,11 +646,16 @@ impl Vault {
     /// Opens a lane's key with a recovery identity.
     ///
     /// # Errors
-    /// [`VaultError::Unwrap`] if the identity is not one of the vault's, or the wrapped key is damaged.
+    /// [`VaultError::NotRewrapped`] if it is wrapped to others only, [`VaultError::Unwrap`] if the wrapped key is damaged.
     pub fn open_lane_key(&self, lane: &LaneObject, identity: &Identity) -> Result<LaneKey, VaultError> {
-        let secret = keys::unwrap(identity, &lane.wrapped_key)
-            .map_err(|source| VaultError::Unwrap { object: names::lane(lane.lane).to_string(), source })?;
-        Ok(LaneKey::from_secret(*secret))
+        let object = || names::lane(lane.lane).to_string();
+        match keys::unwrap(identity, &lane.wrapped_key) {
+            Ok(secret) => Ok(LaneKey::from_secret(*secret)),
+            Err(UnwrapError::OtherRecipient { wrapped_to, given }) => {
+                Err(VaultError::NotRewrapped { object: object(), wrapped_to, given })
+            }
+            Err(source) => Err(VaultError::Unwrap { object: object(), source }),
+        }
     }
 }
 

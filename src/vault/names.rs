@@ -18,6 +18,42 @@ pub fn key(kid: &str) -> Path {
     Path::from(format!("keys/{kid}"))
 }
 
+/// Folder of the lists of recipients that came after the vault's own.
+#[must_use]
+pub fn recipients() -> Path {
+    Path::from("recipients")
+}
+
+/// List of recipients `n`, from 1.
+#[must_use]
+pub fn recipients_list(n: u64) -> Path {
+    recipients().join(format!("{n:08}"))
+}
+
+/// Folder of all lane keys that were wrapped anew.
+#[must_use]
+pub fn all_rewraps() -> Path {
+    Path::from("rewraps")
+}
+
+/// Folder of the wraps that were made anew of one lane's key.
+#[must_use]
+pub fn rewraps(lane: Id128) -> Path {
+    Path::from(format!("rewraps/{lane}"))
+}
+
+/// Wrap `n` of a lane's key, from 1.
+#[must_use]
+pub fn rewrap(lane: Id128, n: u64) -> Path {
+    rewraps(lane).join(format!("{n:08}"))
+}
+
+/// The lane in the name of a wrap made anew.
+#[must_use]
+pub fn lane_of_rewrap(path: &Path) -> Option<Id128> {
+    path.parts().nth(1)?.as_ref().parse().ok()
+}
+
 /// Folder of all lanes.
 #[must_use]
 pub fn lanes() -> Path {
@@ -228,5 +264,8 @@ mod tests {
         assert_eq!(manifest(lane, 3).as_ref(), format!("m/l/{hex}/00000003"));
         assert_eq!(pin(lane).as_ref(), format!("m/p/{hex}"));
         assert_eq!(claim(lane).as_ref(), format!("m/c/{hex}"));
+        assert_eq!(recipients_list(2).as_ref(), "recipients/00000002");
+        assert_eq!(rewrap(lane, 1).as_ref(), format!("rewraps/{hex}/00000001"));
+        assert_eq!(lane_of_rewrap(&rewrap(lane, 1)), Some(lane));
     }
 }

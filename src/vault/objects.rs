@@ -8,16 +8,22 @@
 //! Because the MAC's purpose holds the object's name, an object that was renamed, or copied from another place of the
 //! vault, does not authenticate. Its key is the vault's own, so neither does one from another vault.
 //!
+//! What only a recovery identity may decide is signed besides (`signed`): the catalog key is on every gateway.
+//!
 //! Two objects cannot have a MAC that is checked before the catalog key is known: `vault` (it names the key and the
 //! recipients; its MAC is checked once the key is there) and `keys/<kid>` (armored `age` text, checked by the key id).
+
+mod signed;
 
 use object_store::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Classify, Fault};
-use crate::keys::{CatalogKey, KeyId, Recipient, mac, mac_holds};
+use crate::keys::{CatalogKey, KeyId, Recipient, VerifyingKey, mac, mac_holds};
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
+
+pub use signed::{Signed, SignedError};
 
 /// A kind of control object: its format's name, version and content.
 pub trait ControlObject: Serialize + DeserializeOwned {
@@ -195,15 +201,68 @@ pub struct VaultObject {
     pub id: Id128,
     /// When it was made.
     pub created_micros: Micros,
-    /// To whom every key is wrapped.
+    /// To whom every key is wrapped, until a list of recipients says otherwise.
     pub recipients: Vec<Recipient>,
     /// Its catalog key.
     #[serde(with = "kid_text")]
     pub catalog_kid: KeyId,
+    /// What signs the first list of recipients that comes after this one; none in vaults that were made before there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+}
+
+/// A signing key as it stands in an object: its public half, and its secret half wrapped to the recipients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signer {
+    /// Tells what it signed.
+    pub public: VerifyingKey,
+    /// The seed of its secret half.
+    pub wrapped_seed: String,
 }
 
 impl ControlObject for VaultObject {
     const FORMAT: &'static str = "tidegate-vault";
+}
+
+/// `recipients/<n>`: to whom every key is wrapped from now on, if it counts (see `recipients`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipientsObject {
+    /// Its number, from 1.
+    pub n: u64,
+    /// When it was made, by the clock of who made it.
+    pub made_micros: Micros,
+    /// The recipients.
+    pub recipients: Vec<Recipient>,
+    /// The catalog key's name.
+    #[serde(with = "kid_text")]
+    pub catalog_kid: KeyId,
+    /// The catalog key, wrapped to the recipients.
+    pub wrapped_catalog_key: String,
+    /// What signs the next list, and the lane keys that are wrapped anew to this one.
+    pub signer: Signer,
+}
+
+impl ControlObject for Signed<RecipientsObject> {
+    const FORMAT: &'static str = "tidegate-recipients";
+}
+
+/// `rewraps/<lane>/<n>`: a lane key, wrapped to recipients who came after the lane was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewrapObject {
+    /// The lane.
+    pub lane: Id128,
+    /// Its number, from 1.
+    pub n: u64,
+    /// The list of recipients that it is wrapped to, whose signing key signed this.
+    pub list: u64,
+    /// When it was made, by the clock of who made it.
+    pub made_micros: Micros,
+    /// The lane key.
+    pub wrapped_key: String,
+}
+
+impl ControlObject for Signed<RewrapObject> {
+    const FORMAT: &'static str = "tidegate-rewrap";
 }
 
 /// `lanes/<lane>`: one gateway incarnation's series of batches.
@@ -220,6 +279,9 @@ pub struct LaneObject {
     pub catalog_kid: KeyId,
     /// The lane key, wrapped to the vault's recipients.
     pub wrapped_key: String,
+    /// The list of recipients that it was wrapped to; none for the vault's own, as in lanes from before there were others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<u64>,
 }
 
 impl ControlObject for LaneObject {

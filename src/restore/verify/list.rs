@@ -66,6 +66,8 @@ pub(super) struct Listing {
 enum Named {
     Vault,
     Key(String),
+    Recipients,
+    Rewrap,
     Lane(Id128),
     LaneEnd(Id128),
     LaneSeal(Id128),
@@ -85,6 +87,8 @@ fn named(path: &Path) -> Option<Named> {
     let (found, name) = match parts[..] {
         ["vault"] => (Named::Vault, names::vault()),
         ["keys", kid] => (Named::Key(kid.to_owned()), names::key(kid)),
+        ["recipients", _] => (Named::Recipients, names::recipients_list(names::number(path)?)),
+        ["rewraps", lane, _] => (Named::Rewrap, names::rewrap(lane.parse().ok()?, names::number(path)?)),
         ["lanes", name] => lane_file(name)?,
         ["b", _, lane, _] => {
             let (lane, n) = (lane.parse().ok()?, names::number(path)?);
@@ -166,6 +170,7 @@ pub(super) async fn check(
             Told::Wrong(what) => report.damaged(Damage::object(path, what)),
         }
     }
+    check_recipients(vault, identity, report).await?;
     report.lanes = listing.lanes.len() as u64;
     report.batches = listing.lanes.values().map(|lane| lane.batches.len() as u64).sum();
     ask_newest(vault, &mut listing).await?;
@@ -216,7 +221,7 @@ impl Listing {
             Named::Route(disk, lane) => {
                 self.disks.entry(disk.clone()).or_default().routes.insert(*lane);
             }
-            Named::Vault | Named::Hint => {}
+            Named::Vault | Named::Hint | Named::Recipients | Named::Rewrap => {}
         }
         true
     }
@@ -240,8 +245,10 @@ async fn read(vault: &Vault, identity: Option<&Identity>, path: &Path, found: Na
         Named::Route(disk, lane) => object::<RouteObject>(vault, path)
             .await
             .map(|object| (object.disk == disk && object.lane == lane, Told::Nothing)),
-        // Opening the vault checked its own description.
-        Named::Vault | Named::Batch(..) | Named::LaneIndex(..) | Named::Hint => return Ok(Told::Nothing),
+        // Opening the vault checked its own description; lists and wraps are checked together, as each list signs what follows.
+        Named::Vault | Named::Recipients | Named::Rewrap | Named::Batch(..) | Named::LaneIndex(..) | Named::Hint => {
+            return Ok(Told::Nothing);
+        }
     };
     match told {
         Ok((true, told)) => Ok(told),
@@ -267,19 +274,45 @@ async fn read_key(vault: &Vault, identity: Option<&Identity>, path: &Path, kid: 
         Err(error) => return damage_words(error).map(Told::Wrong),
     };
     let Ok(text) = std::str::from_utf8(&bytes) else { return Ok(Told::Wrong("it is no wrapped key".to_owned())) };
-    let recipients: Vec<String> = vault.recipients().iter().map(ToString::to_string).collect();
+    let recipients: Vec<String> = vault.first_recipients().iter().map(ToString::to_string).collect();
     if keys::wrapped_to(text) != recipients {
         return Ok(Told::Wrong("it is not wrapped to the recipients of the vault".to_owned()));
     }
     if !text.contains(ARMOR_BEGIN) || !text.ends_with(ARMOR_END) {
         return Ok(Told::Wrong("it is no whole wrapped key".to_owned()));
     }
-    let Some(identity) = identity else { return Ok(Told::Nothing) };
+    // Who became a recipient later finds the key in a list of recipients.
+    let Some(identity) = identity.filter(|one| vault.first_recipients().contains(&one.recipient())) else {
+        return Ok(Told::Nothing);
+    };
     match keys::unwrap(identity, text) {
         Ok(secret) if keys::CatalogKey::from_secret(*secret).kid().to_string() == kid => Ok(Told::Nothing),
         Ok(_) => Ok(Told::Wrong("it holds another key than its name says".to_owned())),
         Err(error) => Ok(Told::Wrong(fault::chain_text(&error))),
     }
+}
+
+/// The lists of recipients, and with the key at hand the lane keys that were wrapped anew.
+async fn check_recipients(vault: &Vault, identity: Option<&Identity>, report: &mut Report) -> Result<(), VaultError> {
+    let lists = vault.lists().await?;
+    let present = lists.present();
+    let named = identity.filter(|one| present.n > 0 && present.recipients.contains(&one.recipient()));
+    if named.is_some_and(|identity| !vault.opens_list(present, identity)) {
+        let what = "it names the recipient of the identity given, but its keys do not open with it";
+        report.damaged(Damage::object(names::recipients_list(present.n), what));
+    }
+    let mut refused = lists.refused.clone();
+    if vault.catalog_key().is_some() {
+        let wraps = vault.wraps(&lists).await?;
+        refused.extend(wraps.refused);
+        let (behind, all) = (wraps.behind.len(), wraps.lanes);
+        if behind > 0 {
+            let mend = "`tidegate vault rewrap` mends it";
+            report.notes.push(format!("{behind} of {all} lanes do not open for all recipients: {mend}"));
+        }
+    }
+    refused.into_iter().for_each(|one| report.damaged(Damage::object(one.object, one.reason)));
+    Ok(())
 }
 
 /// Where a lane has holes, asks its newest batch what was there once; needs the key. A batch that was uploaded while the

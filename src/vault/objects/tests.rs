@@ -1,5 +1,5 @@
 use super::*;
-use crate::keys::{Identity, wrap};
+use crate::keys::{Identity, Passphrase, SigningKey, wrap};
 use crate::vault::names;
 
 fn key() -> CatalogKey {
@@ -93,9 +93,23 @@ fn a_manifest_tells_its_batches_and_is_sound_only_in_its_place_and_order() {
 fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(Path, Vec<u8>)> {
     let (disk, lane) = (DiskId::new("web-1.sda").expect("valid"), Id128([0xab; 16]));
     let at = Micros(1_800_000_000_000_001);
-    let vault =
-        VaultObject { id: Id128([1; 16]), created_micros: at, recipients: vec![recipient], catalog_kid: key.kid() };
-    let opened = LaneObject { lane, gateway: "gw-1".into(), created_micros: at, catalog_kid: key.kid(), wrapped_key };
+    // As it was made before recipients could change: still read, and written alike without a signer.
+    let vault = VaultObject {
+        id: Id128([1; 16]),
+        created_micros: at,
+        recipients: vec![recipient.clone()],
+        catalog_kid: key.kid(),
+        signer: None,
+    };
+    let (list, wrap) = later(key, recipient, &wrapped_key);
+    let opened = LaneObject {
+        lane,
+        gateway: "gw-1".into(),
+        created_micros: at,
+        catalog_kid: key.kid(),
+        wrapped_key,
+        list: None,
+    };
     let epoch = EpochObject {
         disk: disk.clone(),
         epoch: Epoch(2),
@@ -125,7 +139,71 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         one(key, names::manifest(lane, 3), &manifest(lane)),
         one(key, names::pin(Id128([5; 16])), &pin(disk)),
         one(key, names::claim(lane), &ClaimObject { claim: lane, run: Id128([6; 16]) }),
+        one(key, names::recipients_list(1), &list),
+        one(key, names::rewrap(lane, 1), &wrap),
     ]
+}
+
+fn signing(seed: [u8; 32]) -> SigningKey {
+    SigningKey::from_seed(zeroize::Zeroizing::new(seed))
+}
+
+fn list_of(key: &CatalogKey, recipient: Recipient, wrapped: &str) -> RecipientsObject {
+    RecipientsObject {
+        n: 1,
+        made_micros: Micros(1_800_000_000_000_001),
+        recipients: vec![recipient],
+        catalog_kid: key.kid(),
+        wrapped_catalog_key: wrapped.to_owned(),
+        signer: Signer { public: signing([9; 32]).verifying_key(), wrapped_seed: wrapped.to_owned() },
+    }
+}
+
+/// A list of recipients, signed by the seed of 32 bytes 8, and a lane key that was wrapped anew to them, signed by the list's own
+/// seed of 32 bytes 9.
+fn later(key: &CatalogKey, recipient: Recipient, wrapped: &str) -> (Signed<RecipientsObject>, Signed<RewrapObject>) {
+    let (vault, lane, at) = (Id128([1; 16]), Id128([0xab; 16]), Micros(1_800_000_000_000_001));
+    let list = list_of(key, recipient, wrapped);
+    let wrap = RewrapObject { lane, n: 1, list: 1, made_micros: at, wrapped_key: wrapped.to_owned() };
+    let list = Signed::new(&signing([8; 32]), vault, &names::recipients_list(1), &list).expect("signed");
+    (list, Signed::new(&signing([9; 32]), vault, &names::rewrap(lane, 1), &wrap).expect("signed"))
+}
+
+#[test]
+fn a_signature_holds_for_its_content_place_and_vault_only() {
+    let (path, vault, catalog) = (names::recipients_list(1), Id128([1; 16]), key());
+    let content = list_of(&catalog, Identity::generate().recipient(), "wrapped");
+    let signed = Signed::new(&signing([8; 32]), vault, &path, &content).expect("signed");
+    let bytes = encode(&catalog, &path, &signed).expect("encodes");
+    let (right, wrong) = (signing([8; 32]).verifying_key(), signing([9; 32]).verifying_key());
+    type List = Signed<RecipientsObject>;
+    let open =
+        |by: &VerifyingKey, vault: Id128, path: &Path, bytes: &[u8]| List::open(Some(&catalog), by, vault, path, bytes);
+    assert_eq!(open(&right, vault, &path, &bytes).expect("opens"), content);
+    assert_eq!(List::open(None, &right, vault, &path, &bytes).expect("without the catalog key too"), content);
+    assert!(open(&wrong, vault, &path, &bytes).is_err());
+    assert!(open(&right, Id128([2; 16]), &path, &bytes).is_err());
+    assert!(open(&right, vault, &names::recipients_list(2), &bytes).is_err());
+    let foreign = CatalogKey::from_secret([8; 32]);
+    assert!(List::open(Some(&foreign), &right, vault, &path, &bytes).is_err(), "the MAC is checked as well");
+    for at in 0..bytes.len() {
+        let mut altered = bytes.clone();
+        altered[at] ^= 1;
+        assert!(open(&right, vault, &path, &altered).is_err(), "byte {at}");
+        assert!(open(&right, vault, &path, &bytes[..at]).is_err(), "cut at {at}");
+    }
+    // The catalog key alone, which a gateway has, makes an object that reads, and no signature.
+    let other = list_of(&catalog, Identity::generate().recipient(), "wrapped");
+    let forged = Signed::new(&signing([9; 32]), vault, &path, &other).expect("signed");
+    let forged = encode(&catalog, &path, &forged).expect("encodes");
+    assert!(matches!(open(&right, vault, &path, &forged), Err(SignedError::Refused(_))));
+    // Of a newer release is what says so and is signed, not what says so alone.
+    let newer =
+        |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text").replace("\"version\":1", "\"version\":2");
+    assert!(matches!(open(&right, vault, &path, newer(&bytes).as_bytes()), Err(SignedError::Newer(_))));
+    assert!(matches!(open(&right, vault, &path, newer(&forged).as_bytes()), Err(SignedError::Refused(_))));
+    let bare = b"{\"format\":\"tidegate-recipients\",\"version\":2}\n";
+    assert!(matches!(open(&right, vault, &path, bare), Err(SignedError::Refused(_))));
 }
 
 /// Name of an object's file among the fixtures.
@@ -156,8 +234,20 @@ fn every_control_object_of_version_1_is_read_and_written_as_recorded() {
     }
     let (recipient, wrapped) = recorded().expect("the fixtures of version 1 are read");
     let identity = Identity::read(&fixture(&Path::from("recovery.key"))).expect("the fixtures' identity");
+    let locked = fixture(&Path::from("locked.key"));
+    let passphrase = Passphrase::new(zeroize::Zeroizing::new("tide and gate".to_owned())).expect("one");
+    if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !locked.exists() {
+        identity.write_locked(&locked, &passphrase).expect("written");
+    }
+    let unlocked = Identity::unlock(&locked, &passphrase).expect("a locked identity");
+    assert_eq!(unlocked.recipient(), identity.recipient());
     assert_eq!(*crate::keys::unwrap(&identity, &wrapped).expect("opens"), [9; 32]);
-    for (path, bytes) in samples(&key(), recipient, wrapped) {
+    let signer = list_of(&key(), recipient.clone(), &wrapped).signer;
+    let mut all = samples(&key(), recipient, wrapped);
+    let mut head: VaultObject = decode(&key(), &names::vault(), &all[0].1).expect("the vault's");
+    head.signer = Some(signer);
+    all.push((Path::from("vault-with-signer"), encode(&key(), &names::vault(), &head).expect("encodes")));
+    for (path, bytes) in all {
         if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !fixture(&path).exists() {
             std::fs::write(fixture(&path), &bytes).expect("written");
         }
