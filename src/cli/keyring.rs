@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Failure;
+use super::passphrase::PassphraseArgs;
 use crate::fault::{Classify, Fault};
 use crate::keys::{CatalogKey, Identity};
 use crate::vault::store::VaultStore;
@@ -26,6 +27,8 @@ pub struct VaultArgs {
     /// File with the recovery identity (AGE-SECRET-KEY-1…): opens everything.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_IDENTITY")]
     pub identity: Option<PathBuf>,
+    #[command(flatten)]
+    passphrase: PassphraseArgs,
     /// File with the catalog key: opens indexes, not data.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_CATALOG_KEY")]
     pub catalog_key: Option<PathBuf>,
@@ -65,12 +68,13 @@ impl VaultArgs {
     /// # Errors
     /// [`Failure`] that names the file.
     pub fn keyring(&self, store: &VaultStore) -> Result<Keyring, Failure> {
-        let identity = self.identity.as_deref().map(Identity::read).transpose().map_err(|error| Failure::of(&error))?;
+        let identity = self.identity.as_deref().map(|path| self.passphrase.identity(path)).transpose()?;
         let catalog_key =
             self.catalog_key.as_deref().map(CatalogKey::read).transpose().map_err(|error| Failure::of(&error))?;
         if identity.is_some() || catalog_key.is_some() {
             return Ok(Keyring { identity, catalog_key, found_beside: false });
         }
+        // Nobody is asked for the passphrase of what merely lies there.
         let beside = |name: &str| store.directory().and_then(Path::parent).map(|folder| folder.join(name));
         Ok(Keyring {
             identity: beside(IDENTITY_FILE).and_then(|path| Identity::read(&path).ok()),
@@ -116,7 +120,11 @@ async fn open(store: VaultStore, keyring: Keyring) -> Result<Opened, VaultError>
     if let Some(key) = catalog_key {
         match Vault::open(store.clone(), key).await {
             Err(error) if other(&error) => {}
-            vault => return Ok(Opened { vault: vault?, identity }),
+            vault => {
+                let vault = vault?;
+                let vault = if let Some(identity) = &identity { vault.read_as(identity) } else { vault };
+                return Ok(Opened { vault, identity });
+            }
         }
     }
     if let Some(identity) = identity {
@@ -126,6 +134,23 @@ async fn open(store: VaultStore, keyring: Keyring) -> Result<Opened, VaultError>
         }
     }
     Ok(Opened { vault: Vault::open_without_key(store).await?, identity: None })
+}
+
+/// A key file is never overwritten: better to know before anything is done.
+///
+/// # Errors
+/// [`Failure`] if the file exists, or its directory does not.
+pub fn must_be_free(path: &Path) -> Result<(), Failure> {
+    if path.exists() {
+        return Err(Failure::usage(format!("{} exists already: a key file is never overwritten", path.display())));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            Err(Failure::usage(format!("the directory {} for {} does not exist", folder.display(), path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A runtime for the verbs that talk to a vault.

@@ -14,6 +14,7 @@ mod generate;
 mod journal;
 mod keeper;
 pub mod keyring;
+mod passphrase;
 mod pki;
 mod plan;
 mod point;

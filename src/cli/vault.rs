@@ -1,17 +1,21 @@
-//! `tidegate vault`: make a vault, look at one, get its catalog key back.
+//! `tidegate vault`: make a vault, look at one, get its catalog key back, say who can open it.
+
+mod recipients;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::keyring::{self, Opened, VaultArgs};
+use super::keyring::{self, Opened, VaultArgs, must_be_free};
+use super::passphrase::NewIdentityArgs;
 use super::{Failure, Outcome};
 use crate::fault::exit;
 use crate::flow::{Clock, SystemClock};
-use crate::keys::{Identity, Recipient, read_recipients};
+use crate::keys::{Recipient, read_recipients};
 use crate::types::{Id128, Micros, PointId};
 use crate::vault::reader::{Catalog, Want};
+use crate::vault::recipients::Lists;
 use crate::vault::store::Listed;
 use crate::vault::url::create_store;
 use crate::vault::{InitOptions, Vault, lane::ListedLane, names};
@@ -31,6 +35,16 @@ enum Verb {
     Status(StatusArgs),
     /// Write the vault's catalog key to a file, for one more gateway or after its loss.
     CatalogKey(CatalogKeyArgs),
+    /// Show who can open a vault, let somebody in, or take somebody off the list.
+    ///
+    /// A list of recipients is added, nothing that stands is changed. Gateways see it within a minute and go on with lane keys that
+    /// are wrapped to the new recipients alone.
+    Recipients(recipients::Args),
+    /// Wrap the keys of older lanes to recipients who came later.
+    ///
+    /// `recipients add` does it too; this finishes what was interrupted, and takes in lanes that were opened meanwhile. Asked again, it
+    /// does only what is left. Exit code 1 if keys are left that this identity does not open.
+    Rewrap(recipients::RewrapArgs),
 }
 
 #[derive(clap::Args)]
@@ -38,21 +52,37 @@ struct InitArgs {
     /// The vault: file:///path, az://account/container[/prefix] or http(s)://host:port/account/container[/prefix].
     #[arg(long, value_name = "URL", env = "TIDEGATE_VAULT")]
     vault: String,
-    /// Public key (age1…) to which every key is wrapped; several may be given, each alone can restore.
-    #[arg(long = "recipient", value_name = "AGE1")]
-    recipients: Vec<Recipient>,
-    /// File with such public keys, one per line.
-    #[arg(long, value_name = "FILE")]
-    recipients_file: Option<PathBuf>,
-    /// Make a new recovery identity, write it to this file and wrap to it. Keep the file away from the gateways.
-    #[arg(long, value_name = "FILE")]
-    new_identity: Option<PathBuf>,
+    #[command(flatten)]
+    recipients: RecipientArgs,
+    #[command(flatten)]
+    new_identity: NewIdentityArgs,
     /// Where to write the catalog key, which every gateway of the vault needs.
     #[arg(long, value_name = "FILE")]
     catalog_key: PathBuf,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Public keys on the command line.
+#[derive(clap::Args)]
+struct RecipientArgs {
+    /// Public key (age1…) to which every key is wrapped; several may be given, each alone can restore.
+    #[arg(long = "recipient", value_name = "AGE1")]
+    recipients: Vec<Recipient>,
+    /// File with such public keys, one per line.
+    #[arg(long, value_name = "FILE")]
+    recipients_file: Option<PathBuf>,
+}
+
+impl RecipientArgs {
+    fn all(&self) -> Result<Vec<Recipient>, Failure> {
+        let mut all = self.recipients.clone();
+        if let Some(file) = &self.recipients_file {
+            all.extend(read_recipients(file).map_err(|error| Failure::of(&error))?);
+        }
+        Ok(all)
+    }
 }
 
 #[derive(clap::Args)]
@@ -71,6 +101,9 @@ struct CatalogKeyArgs {
     /// Where to write the catalog key.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the verb.
@@ -80,32 +113,16 @@ pub fn run(args: Args) -> Outcome {
         Verb::Init(args) => runtime.block_on(init(args)),
         Verb::Status(args) => runtime.block_on(status(args)),
         Verb::CatalogKey(args) => runtime.block_on(catalog_key(args)),
-    }
-}
-
-/// A key file is never overwritten: better to know before the vault exists.
-fn must_be_free(path: &Path) -> Result<(), Failure> {
-    if path.exists() {
-        return Err(Failure::usage(format!("{} exists already: a key file is never overwritten", path.display())));
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match folder {
-        Some(folder) if !folder.is_dir() => {
-            Err(Failure::usage(format!("the directory {} for {} does not exist", folder.display(), path.display())))
-        }
-        _ => Ok(()),
+        Verb::Recipients(args) => runtime.block_on(recipients::run(args)),
+        Verb::Rewrap(args) => runtime.block_on(recipients::rewrap(args)),
     }
 }
 
 async fn init(args: InitArgs) -> Outcome {
     must_be_free(&args.catalog_key)?;
-    let mut recipients = args.recipients;
-    if let Some(file) = &args.recipients_file {
-        recipients.extend(read_recipients(file).map_err(|error| Failure::of(&error))?);
-    }
-    let identity = args.new_identity.as_deref().map(|path| must_be_free(path).map(|()| (path, Identity::generate())));
-    let identity = identity.transpose()?;
-    recipients.extend(identity.as_ref().map(|(_, identity)| identity.recipient()));
+    let mut recipients = args.recipients.all()?;
+    let identity = args.new_identity.make()?;
+    recipients.extend(identity.as_ref().map(|new| new.identity.recipient()));
     if recipients.is_empty() {
         return Err(Failure::usage(
             "a vault needs at least one recovery recipient, or nobody could restore from it: give --recipient age1… \
@@ -114,16 +131,16 @@ async fn init(args: InitArgs) -> Outcome {
     }
     let store = create_store(&args.vault).await.map_err(|error| Failure::of(&error))?;
     // The identity is safe on disk before anything depends on it.
-    if let Some((path, identity)) = &identity {
-        identity.write(path).map_err(|error| Failure::of(&error))?;
+    if let Some(new) = &identity {
+        new.write()?;
     }
     let options = InitOptions { recipients, now: SystemClock::new().wall() };
     let (vault, key) = match Vault::init(store, &options).await {
         Ok(made) => made,
         Err(error) => {
             // It opens nothing: no vault was made with it.
-            if let Some((path, _)) = &identity {
-                let _ = std::fs::remove_file(path);
+            if let Some(new) = &identity {
+                new.discard();
             }
             return Err(Failure::of(&error));
         }
@@ -137,7 +154,7 @@ async fn init(args: InitArgs) -> Outcome {
         );
         Failure { text, code: failure.code }
     })?;
-    print_init(&args.vault, &vault, &args.catalog_key, args.new_identity.as_deref(), args.json);
+    print_init(&args.vault, &vault, &args.catalog_key, identity.as_ref().map(|new| new.path.as_path()), args.json);
     Ok(exit::OK)
 }
 
@@ -155,12 +172,13 @@ fn print_init(url: &str, vault: &Vault, catalog_key: &Path, identity: Option<&Pa
     println!("id           {}", vault.id());
     println!("catalog key  {} ({})", catalog_key.display(), vault.head().catalog_kid);
     if let Some(path) = identity {
-        println!(
-            "identity     {} (keep it safe, and away from the gateways: without it nothing is restored)",
-            path.display()
-        );
+        println!("identity     {} (keep it twice, apart, and away from the gateways)", path.display());
     }
     recipients.iter().for_each(|recipient| println!("recipient    {recipient}"));
+    println!(
+        "note         if all identities of these recipients are lost, nothing can be restored, by nobody: let a second one in with \
+         `tidegate vault recipients add`, and prove each by a restore as soon as there is a point"
+    );
 }
 
 async fn catalog_key(args: CatalogKeyArgs) -> Outcome {
@@ -168,13 +186,18 @@ async fn catalog_key(args: CatalogKeyArgs) -> Outcome {
     let opened = args.vault.open_with_key().await?;
     let key = opened.vault.need_key().map_err(|error| Failure::of(&error))?;
     key.write(&args.out).map_err(|error| Failure::of(&error))?;
-    println!("catalog key  {} ({})", args.out.display(), key.kid());
+    if args.json {
+        println!("{}", json!({"catalog_key_file": args.out, "catalog_kid": key.kid().to_string()}));
+    } else {
+        println!("catalog key  {} ({})", args.out.display(), key.kid());
+    }
     Ok(exit::OK)
 }
 
 /// What `status` found.
 struct Status {
     opened: Opened,
+    lists: Lists,
     lanes: Vec<(ListedLane, u64, u64)>,
     disks: Vec<String>,
     newest: BTreeMap<String, (PointId, Micros)>,
@@ -205,10 +228,12 @@ async fn gather(opened: Opened) -> Result<Status, crate::vault::VaultError> {
     let size = |lane: Id128| sizes.get(&lane).copied().unwrap_or_default();
     let lanes = listed.into_iter().map(|one| (one, size(one.lane).0, size(one.lane).1)).collect();
     let disks = vault.disks().await?.iter().map(ToString::to_string).collect();
-    let mut status = Status { lanes, disks, newest: BTreeMap::new(), findings: Vec::new(), opened: opened.clone() };
+    let lists = vault.lists().await?;
+    let findings = lists.refused.iter().map(ToString::to_string).collect();
+    let mut status = Status { lanes, lists, disks, newest: BTreeMap::new(), findings, opened: opened.clone() };
     if vault.catalog_key().is_some() {
         let catalog = Catalog::load(vault, &Want::default()).await?;
-        status.findings = catalog.findings.iter().map(ToString::to_string).collect();
+        status.findings.extend(catalog.findings.iter().map(ToString::to_string));
         for part in catalog.batches.iter().flat_map(|batch| &batch.index.disks) {
             for message in &part.messages {
                 let Some(record) = message.records.last() else { continue };
@@ -254,7 +279,8 @@ fn status_json(url: &str, status: &Status) -> serde_json::Value {
         .collect();
     json!({
         "vault": url, "id": vault.id(), "version": 1, "created": vault.head().created_micros.to_string(),
-        "recipients": vault.first_recipients(), "catalog_kid": vault.head().catalog_kid.to_string(),
+        "recipients": status.lists.present().recipients, "recipients_list": status.lists.present().n,
+        "catalog_kid": vault.head().catalog_kid.to_string(),
         "key_at_hand": vault.catalog_key().is_some(), "lanes": lanes, "disks": disks,
         "batches": status.lanes.iter().map(|(_, batches, _)| batches).sum::<u64>(),
         "bytes": status.lanes.iter().map(|(_, _, bytes)| bytes).sum::<u64>(),
@@ -266,7 +292,7 @@ fn print_status(url: &str, status: &Status) {
     let vault = &status.opened.vault;
     println!("vault      {url}");
     println!("id         {} (format version 1, made {})", vault.id(), vault.head().created_micros);
-    vault.first_recipients().iter().for_each(|recipient| println!("recipient  {recipient}"));
+    status.lists.present().recipients.iter().for_each(|recipient| println!("recipient  {recipient}"));
     let batches: u64 = status.lanes.iter().map(|(_, batches, _)| batches).sum();
     let bytes: u64 = status.lanes.iter().map(|(_, _, bytes)| bytes).sum();
     println!("stored     {batches} batches, {:.1} MiB", mib(bytes));

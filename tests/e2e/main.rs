@@ -26,6 +26,7 @@ mod outage;
 mod page;
 mod pauses;
 mod quickstart;
+mod recipients;
 mod refusals;
 mod reload;
 mod several;
