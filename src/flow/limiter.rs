@@ -2,27 +2,34 @@
 //!
 //! A bucket is *open* while it owes nothing. Whoever finds it open goes on with all that it has in hand, which is charged
 //! and may bring the bucket into debt; it opens again when the rate has paid the debt. So over any span of time at most
-//! the rate times the span, [`BURST`] of it, and what was in hand at the last opening go through; nothing is cut into pieces
-//! for it, and nobody who was let in waits half-way.
+//! the rate times the span, [`BURST`] of it, and what one had in hand go through; nothing is cut into pieces for it, and
+//! nobody who was let in waits half-way.
+//!
+//! Those who wait for one bucket stand in a line, because at an opening only one goes: if all who wait went at once, each with
+//! all that it has in hand, then whoever came next would wait until the rate has paid for all of them. Who takes little goes
+//! first: see [`Line`]. The one in front watches the clock, and whoever leaves tells the next.
 //!
 //! A rate is one thing and its buckets another: all disks keep to one rate, each with a bucket of its own.
+//! Who waits for buckets, and how a stream pays for its credit: see [`hold`].
 
+mod hold;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
+pub use self::hold::{Hold, Pace, Toll};
 use super::{Clock, watch};
-use crate::limits::RECORD_BYTES_MAX;
 
 /// What an idle bucket saves up: enough to begin at once, too little to be noticed as a burst.
 pub const BURST: Duration = Duration::from_millis(250);
 /// A limit counts as holding something up for so long after it last did: a look must not fall into a gap.
 const HOLDS_FOR: Duration = Duration::from_secs(5);
-/// Longest sleep: another look costs nothing.
-const LONG: Duration = Duration::from_secs(3600);
 /// There is no limit. No rate is zero.
 const FREE: u64 = 0;
 
@@ -54,6 +61,13 @@ impl Bucket {
     fn charge(&mut self, bytes: u64) {
         if self.rate != FREE {
             self.balance -= i128::from(bytes) * UNITS;
+        }
+    }
+
+    /// What was charged and is not used. The next [`Bucket::settle`] lets no more of it stand than an idle bucket saves.
+    fn refund(&mut self, bytes: u64) {
+        if self.rate != FREE {
+            self.balance += i128::from(bytes) * UNITS;
         }
     }
 
@@ -130,149 +144,147 @@ impl Rate {
     }
 }
 
+/// Where one stands in a [`Line`]: first those that are done first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// Where it is done, once it has what it wants.
+    done: u64,
+    arrival: u64,
+    start: u64,
+}
+
+/// Those who wait for one bucket, in the order in which they go (fair queueing).
+///
+/// All count what they had on one scale. Each starts where it was done the last time, but not behind the start of the last one
+/// who went, so that nobody saves up turns while it wants none; and who is done first with what it wants now goes first. Who
+/// takes little thus goes before those who take much, however many they are, and who takes much takes turns with its like.
+/// The scale only grows, so nobody waits for ever.
+#[derive(Debug, Default)]
+struct Line {
+    /// As many as there are holds of this bucket.
+    waiting: BTreeMap<Place, Arc<Notify>>,
+    arrivals: u64,
+    /// The start of the last one who went.
+    start: u64,
+}
+
+/// Whether it is one's turn.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Now,
+    /// The first in the line, before a bucket that opens in so long.
+    In(Duration),
+    /// Others go before. The one who waits is told when it is the first.
+    Later,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bucket: Bucket,
+    line: Line,
+}
+
 /// A bucket of a [`Rate`].
 #[derive(Debug)]
 pub struct Limiter {
     rate: Arc<Rate>,
-    bucket: Mutex<Bucket>,
+    state: Mutex<State>,
+    /// Length of the line, for those who need no more than that.
+    waiting: AtomicUsize,
 }
 
 impl Limiter {
     /// A bucket that owes nothing.
     #[must_use]
     pub fn new(rate: &Arc<Rate>) -> Arc<Self> {
-        Arc::new(Self { rate: Arc::clone(rate), bucket: Mutex::default() })
+        Arc::new(Self { rate: Arc::clone(rate), state: Mutex::default(), waiting: AtomicUsize::new(0) })
+    }
+
+    fn is_limited(&self) -> bool {
+        // Without a limit there is nothing to count, and no lock to wait for.
+        self.rate.bytes_per_second.load(Ordering::Relaxed) != FREE
     }
 
     /// Counts `bytes` that go through.
     fn charge(&self, bytes: u64) {
-        // Without a limit there is nothing to count, and no lock to wait for.
-        if self.rate.bytes_per_second.load(Ordering::Relaxed) != FREE {
-            self.settled(|bucket| bucket.charge(bytes));
+        if self.is_limited() {
+            self.settled(|state| state.bucket.charge(bytes));
+        }
+    }
+
+    /// Counts `bytes` no more that were counted and do not go through.
+    fn refund(&self, bytes: u64) {
+        if self.is_limited() && bytes > 0 {
+            self.settled(|state| {
+                state.bucket.refund(bytes);
+                state.line.tell_first();
+            });
         }
     }
 
     fn opens_in(&self) -> Option<Duration> {
-        self.rate.get().and_then(|_| self.settled(|bucket| bucket.opens_in()))
+        self.rate.get().and_then(|_| self.settled(|state| state.bucket.opens_in()))
     }
 
-    fn settled<T>(&self, then: impl FnOnce(&mut Bucket) -> T) -> T {
-        let (now, rate) = (self.rate.clock.monotonic(), self.rate.bytes_per_second.load(Ordering::Acquire));
-        let mut bucket = self.bucket.lock();
-        bucket.settle(now, rate);
-        then(&mut bucket)
-    }
-}
-
-/// All limits that somebody keeps to; by default none. A clone keeps to the same ones.
-#[derive(Debug, Clone, Default)]
-pub struct Pace(Vec<Arc<Limiter>>);
-
-impl Pace {
-    /// Keeps to all of `limiters`.
-    #[must_use]
-    pub fn new(limiters: Vec<Arc<Limiter>>) -> Self {
-        Self(limiters)
+    /// Whether it is open and nobody waits for it.
+    fn is_idle(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0 && self.opens_in().is_none()
     }
 
-    /// Counts `bytes` that go through.
-    pub fn charge(&self, bytes: u64) {
-        self.0.iter().for_each(|limiter| limiter.charge(bytes));
+    /// Asks for a turn to take about `takes_bytes`, at `place` if one was taken before. `done` is where it was done before.
+    fn turn(&self, place: &mut Option<Place>, done: u64, takes_bytes: u64, news: &Arc<Notify>) -> Turn {
+        self.settled(|state| {
+            let line = &mut state.line;
+            let own = *place.get_or_insert_with(|| line.join(done, takes_bytes, news));
+            self.waiting.store(line.waiting.len(), Ordering::Relaxed);
+            if line.waiting.first_key_value().is_some_and(|(first, _)| *first < own) {
+                return Turn::Later;
+            }
+            state.bucket.opens_in().map_or(Turn::Now, Turn::In)
+        })
     }
 
-    /// How long until more may go through; `None` if it may now.
-    #[must_use]
-    pub fn opens_in(&self) -> Option<Duration> {
-        self.0.iter().filter_map(|limiter| limiter.opens_in()).max()
-    }
-
-    /// Of `window_bytes` as many as are to be let in at once, so that what comes stays even: what the smallest of the limits
-    /// lets through in [`BURST`], but at least the largest record.
-    #[must_use]
-    pub fn window(&self, window_bytes: u64) -> u64 {
-        let rate = self.0.iter().filter_map(|limiter| limiter.rate.get()).min();
-        let even = |rate: u64| (u128::from(rate) * BURST.as_millis() / 1000) as u64;
-        rate.map_or(window_bytes, |rate| window_bytes.min(even(rate).max(RECORD_BYTES_MAX as u64)))
-    }
-
-    /// Who may come to wait.
-    #[must_use]
-    pub fn hold(&self) -> Hold {
-        Hold { pace: self.clone(), bytes: 0, waits_for: Vec::new() }
-    }
-}
-
-/// A limit that was shut at the last look, and its changes since.
-#[derive(Debug)]
-struct Shut {
-    rate: Arc<Rate>,
-    changes: watch::Receiver<Option<u64>>,
-}
-
-/// One that waits now and then, and shows how much with it.
-#[derive(Debug)]
-pub struct Hold {
-    pace: Pace,
-    bytes: u64,
-    waits_for: Vec<Shut>,
-}
-
-impl Hold {
-    /// Looks whether `bytes` may go through now, and shows them as waiting if not. How long they wait if nothing changes.
-    pub fn look(&mut self, bytes: u64) -> Option<Duration> {
-        self.release();
-        let shut = self.pace.0.iter().filter(|limiter| limiter.opens_in().is_some());
-        let shut = shut.map(|limiter| (Arc::clone(&limiter.rate), limiter.rate.changes.subscribe()));
-        self.waits_for = shut.map(|(rate, changes)| Shut { rate, changes }).collect();
-        if self.waits_for.is_empty() {
-            return None;
-        }
-        self.bytes = bytes;
-        for Shut { rate, .. } in &self.waits_for {
-            rate.held_bytes.fetch_add(bytes, Ordering::Relaxed);
-            if bytes > 0 {
-                rate.held_at.store(rate.now_ms(), Ordering::Relaxed);
+    /// Leaves the line with `bytes`, 0 if it had no turn, and tells the next. Where it is done now.
+    fn leave(&self, place: Option<Place>, done: u64, bytes: u64) -> u64 {
+        let mut state = self.state.lock();
+        let line = &mut state.line;
+        if let Some(own) = place {
+            let was_first = line.waiting.first_key_value().is_some_and(|(first, _)| *first == own);
+            line.waiting.remove(&own);
+            if was_first {
+                line.tell_first();
             }
         }
-        // A change before the changes were watched is seen now.
-        let wait = self.pace.opens_in();
-        if wait.is_none() {
-            self.release();
+        self.waiting.store(line.waiting.len(), Ordering::Relaxed);
+        if bytes == 0 {
+            return done;
         }
-        wait
+        let start = place.map_or(done.max(line.start), |place| place.start);
+        line.start = line.start.max(start);
+        start + bytes
     }
 
-    /// See [`Pace::window`].
-    #[must_use]
-    pub fn window(&self, window_bytes: u64) -> u64 {
-        self.pace.window(window_bytes)
-    }
-
-    /// Waits no longer.
-    pub fn release(&mut self) {
-        for Shut { rate, .. } in self.waits_for.drain(..) {
-            rate.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns when it is time for another look: after `wait`, which the last look said, or when one of the limits that were
-    /// shut has changed. May be dropped.
-    pub async fn opens(&mut self, wait: Option<Duration>) {
-        if self.waits_for.is_empty() {
-            return std::future::pending().await;
-        }
-        let all = self.waits_for.iter_mut().map(|shut| Box::pin(shut.changes.changed()));
-        tokio::select! {
-            biased;
-            _ = futures_util::future::select_all(all) => {}
-            () = tokio::time::sleep(wait.unwrap_or(Duration::MAX).min(LONG)) => {}
-        }
+    fn settled<T>(&self, then: impl FnOnce(&mut State) -> T) -> T {
+        let (now, rate) = (self.rate.clock.monotonic(), self.rate.bytes_per_second.load(Ordering::Acquire));
+        let mut state = self.state.lock();
+        state.bucket.settle(now, rate);
+        then(&mut state)
     }
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.release();
+impl Line {
+    fn join(&mut self, done: u64, takes_bytes: u64, news: &Arc<Notify>) -> Place {
+        self.arrivals += 1;
+        let start = done.max(self.start);
+        let place = Place { done: start.saturating_add(takes_bytes), arrival: self.arrivals, start };
+        self.waiting.insert(place, Arc::clone(news));
+        place
+    }
+
+    fn tell_first(&self) {
+        if let Some((_, news)) = self.waiting.first_key_value() {
+            news.notify_one();
+        }
     }
 }
 

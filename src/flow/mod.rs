@@ -20,7 +20,7 @@ pub use budget::{Budget, BudgetGuard};
 pub(crate) use chance::fill_random;
 pub use clock::{Clock, SystemClock};
 pub use drain::{Drain, DrainTrigger};
-pub use limiter::{BURST, Hold, Limiter, Pace, Rate};
+pub use limiter::{BURST, Hold, Limiter, Pace, Rate, Toll};
 pub(crate) use strand::Strand;
 pub use tally::Tally;
 pub use watermark::Watermark;

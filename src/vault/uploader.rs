@@ -483,7 +483,7 @@ impl Driver {
             self.opens_in = match self.queue.could_start(now) {
                 false => None,
                 // All that wait are held back, not only those that could start in the same moment.
-                true => self.hold.look(self.waiting_bytes()),
+                true => self.hold.look(self.waiting_bytes(), 0),
             };
             if self.opens_in.is_some() {
                 return None;

@@ -210,12 +210,17 @@ impl Grants {
         self.granted_bytes.saturating_sub(taken_bytes + CREDIT_BASE_BYTES)
     }
 
+    /// What another grant would bring.
+    #[must_use]
+    pub const fn more_bytes(&self, taken_bytes: u64, lease_bytes: u64) -> u64 {
+        (taken_bytes + CREDIT_BASE_BYTES + lease_bytes).saturating_sub(self.granted_bytes)
+    }
+
     /// Whether what was taken is worth another grant, with a lease of `lease_bytes`: small steps wait until a quarter of
     /// the window is together.
     #[must_use]
     pub const fn is_due(&self, taken_bytes: u64, lease_bytes: u64) -> bool {
-        let window_bytes = CREDIT_BASE_BYTES + lease_bytes;
-        (taken_bytes + window_bytes).saturating_sub(self.granted_bytes) >= window_bytes / 4
+        self.more_bytes(taken_bytes, lease_bytes) >= (CREDIT_BASE_BYTES + lease_bytes) / 4
     }
 
     /// Grants the base and all that is leased.

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use loadgen::sink::{Account, Limits, Sink, Weather};
 use serde_json::Value;
-use tidegate::cli::quickstart::child::{metric, wait_until};
+use tidegate::cli::quickstart::child::{free_port, metric, wait_until};
 use tidegate::flow::{Clock as _, SystemClock};
 
+use crate::common::proxy::Proxy;
 use crate::common::{Scene, Setting, empty, succeed, tidegate, turn_alone};
 use crate::memory::{BASE_BYTES, peak_bytes};
 
@@ -103,6 +104,90 @@ fn uploads_are_held_to_their_limit_on_average_as_backpressure_and_changes_count_
     let peak = peak_bytes(scene.gateway.as_ref().unwrap().id());
     println!("peak memory: {} MiB of {}", peak >> 20, (MEMORY + BASE_BYTES) >> 20);
     assert!(peak <= MEMORY + BASE_BYTES, "the gateway used {} MiB", peak >> 20);
+    scene.stop();
+    scene.assert_all_restore();
+}
+
+/// Record bytes per second that the gateway receives, over `span`.
+fn received(scene: &Scene, span: Duration) -> f64 {
+    let clock = SystemClock::new();
+    let look = || {
+        let page = scene.site.admin("/metrics").unwrap();
+        (metric(&page, "tidegate_received_bytes_total"), clock.monotonic())
+    };
+    let (first, began) = look();
+    std::thread::sleep(span);
+    let (last, ended) = look();
+    (last - first) / (ended - began).as_secs_f64()
+}
+
+fn behind_seconds(scene: &Scene, disk: &str) -> f64 {
+    let disks: Value = serde_json::from_str(&scene.site.admin("/v1/disks").unwrap()).unwrap();
+    let found = disks.as_array().unwrap().iter().find(|view| view["disk"] == disk);
+    found.and_then(|view| view["rpo_seconds"].as_f64()).unwrap()
+}
+
+#[test]
+fn what_comes_from_agents_is_held_to_its_limits_and_a_light_disk_stays_ahead_of_the_heavy_ones() {
+    const MIB: f64 = (1 << 20) as f64;
+    /// What the line to the gateway carries: more than the limits let through, less than the guests write.
+    const LINE: u64 = 12 << 20;
+    let _turn = turn_alone();
+    let port = free_port(false).unwrap();
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let line = Proxy::start(at, LINE);
+    let setting = Setting {
+        gateway: vec![
+            ("", format!("listen = \"{at}\"")),
+            ("pipeline", "codec = \"none\"".into()),
+            ("bandwidth", "receive_max = \"8 MiB/s\"".into()),
+        ],
+        agent: vec![("", format!("gateways = [\"{}\"]\ntransport = \"tcp\"", line.address))],
+        ..Setting::default()
+    };
+    let mut scene = Scene::new(setting, &["heavy1", "heavy2", "light"], empty(DISK_BYTES / 2));
+    for disk in ["heavy1", "heavy2", "light"] {
+        scene.wait_copied(disk);
+    }
+    let config = scene.site.path("gateway.toml").display().to_string();
+    let bandwidth = |more: &[&str]| tidegate(&[&["bandwidth"], more, &["--config", &config]].concat());
+    let heavy = [scene.load("heavy1", 96, MIB_PER_SECOND), scene.load("heavy2", 97, MIB_PER_SECOND)];
+    let light = scene.load("light", 98, 1);
+    for disk in ["heavy1", "heavy2"] {
+        scene.wait("the heavy disks to be marked instead of sent", |scene| {
+            scene.site.status(disk).is_some_and(|status| status.dirty_bytes > 0)
+        });
+    }
+    let span = Duration::from_secs(12);
+    let ratio = received(&scene, span) / (8.0 * MIB);
+    println!("all agents together: {ratio:.3} of 8 MiB/s");
+    assert!((0.7..=1.06).contains(&ratio), "{ratio} of the limit of all");
+    assert_eq!(limits(&scene)[1]["holds"], true, "{}", limits(&scene));
+    let (ahead, behind) = (behind_seconds(&scene, "light"), behind_seconds(&scene, "heavy1"));
+    println!("behind: the light disk {ahead:.1} s, a heavy one {behind:.1} s");
+    assert!(2.0 * ahead < behind, "{ahead} s, {behind} s");
+    assert_eq!(scene.site.status("light").unwrap().dirty_bytes, 0, "the light disk is marked like the heavy ones");
+
+    assert_eq!(bandwidth(&["set", "--receive", "none", "--disk", "3 MiB/s", "--for", "1 h"]).0, 0);
+    let ratio = received(&scene, span) / (7.0 * MIB);
+    println!("each disk: {ratio:.3} of two at 3 MiB/s and one at 1 MiB/s");
+    assert!((0.7..=1.06).contains(&ratio), "{ratio} of the limit of each");
+
+    // Without a limit the line is the limit: so the limits were what was measured, and not the machine.
+    assert_eq!(bandwidth(&["set", "--receive", "none", "--disk", "none", "--for", "1 h"]).0, 0);
+    let ratio = received(&scene, span) / LINE as f64;
+    println!("no limit: {ratio:.3} of the line");
+    assert!((0.6..=1.06).contains(&ratio), "{ratio} of the line");
+
+    for load in heavy.iter().chain([&light]) {
+        assert_eq!(load.done().interruptions, 0, "a guest noticed");
+    }
+    drop((heavy, light));
+    for disk in ["heavy1", "heavy2", "light"] {
+        scene.wait_copied(disk);
+        scene.keep(disk, "end", None);
+    }
+    scene.wait_vaulted();
     scene.stop();
     scene.assert_all_restore();
 }

@@ -118,9 +118,10 @@ async fn who_waits_is_seen_and_learns_at_once_that_the_limit_changed() {
     assert!(rate.set(Some(MIB)) && !rate.set(Some(MIB)));
     let pace = Pace::new(vec![Limiter::new(&rate)]);
     let mut hold = pace.hold();
-    assert_eq!((hold.look(5), rate.held_bytes()), (None, 0));
+    assert_eq!((hold.look(5, 5), rate.held_bytes()), (None, 0));
     pace.charge(60 * MIB);
-    let waits = hold.look(3 * MIB).expect("shut");
+    hold.went(60 * MIB);
+    let waits = hold.look(3 * MIB, MIB).expect("shut");
     assert!(waits > Duration::from_secs(59), "{waits:?}");
     assert_eq!((rate.held_bytes(), rate.holds()), (3 * MIB, true));
     let began = tokio::time::Instant::now();
@@ -131,9 +132,9 @@ async fn who_waits_is_seen_and_learns_at_once_that_the_limit_changed() {
     });
     hold.opens(Some(waits)).await;
     assert_eq!(began.elapsed(), Duration::from_secs(2));
-    assert!(hold.look(3 * MIB).is_some_and(|wait| wait <= Duration::from_secs(1)));
+    assert!(hold.look(3 * MIB, MIB).is_some_and(|wait| wait <= Duration::from_secs(1)));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!((hold.look(3 * MIB), rate.held_bytes()), (None, 0));
+    assert_eq!((hold.look(3 * MIB, MIB), rate.held_bytes()), (None, 0));
     assert!(rate.holds(), "a moment ago");
     tokio::time::sleep(HOLDS_FOR).await;
     assert!(!rate.holds());
@@ -145,9 +146,9 @@ async fn the_smallest_of_several_limits_counts_and_each_disk_has_a_bucket_of_its
     all.set(Some(10 * MIB));
     disk.set(Some(2 * MIB));
     let together = Limiter::new(&all);
-    let pace = || Pace::new(vec![Arc::clone(&together), Limiter::new(&disk)]);
+    let pace = || Pace::new(vec![Limiter::new(&disk), Arc::clone(&together)]);
     let (one, other) = (pace(), pace());
-    assert_eq!((one.window(64 * MIB), one.window(MIB)), (RECORD_BYTES_MAX as u64, MIB));
+    assert_eq!((one.window(64 * MIB), one.window(MIB / 4)), (MIB / 2, MIB / 4));
     disk.set(Some(100 * MIB));
     all.set(Some(40 * MIB));
     assert_eq!(one.window(64 * MIB), 10 * MIB, "a quarter of a second of the smallest");
@@ -159,9 +160,140 @@ async fn the_smallest_of_several_limits_counts_and_each_disk_has_a_bucket_of_its
     disk.set(None);
     assert_eq!(one.opens_in(), Some(Duration::from_millis(200)));
     let mut hold = one.hold();
-    assert!(hold.look(7).is_some());
+    assert!(hold.look(7, 7).is_some());
     assert_eq!((all.held_bytes(), disk.held_bytes()), (7, 0));
     drop(hold);
     assert_eq!(all.held_bytes(), 0);
-    assert_eq!(Pace::default().opens_in(), None);
+    assert_eq!((Pace::default().opens_in(), Pace::default().window(MIB)), (None, MIB));
+}
+
+/// Waits for its turn.
+async fn turn(hold: &mut Hold, bytes: u64) {
+    while let Some(wait) = hold.look(bytes, bytes) {
+        hold.opens(Some(wait)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_an_opening_one_goes_and_those_who_take_much_take_turns() {
+    const ALL: usize = 50;
+    let clock = paused();
+    let rate = Rate::new(Arc::clone(&clock));
+    rate.set(Some(10 * MIB));
+    let (together, went) = (Limiter::new(&rate), Arc::new(Mutex::new(Vec::new())));
+    let tasks: Vec<_> = (0..ALL)
+        .map(|id| {
+            let (pace, clock, went) = (Pace::new(vec![Arc::clone(&together)]), Arc::clone(&clock), Arc::clone(&went));
+            tokio::spawn(async move {
+                let mut hold = pace.hold();
+                for _ in 0..10 {
+                    turn(&mut hold, MIB).await;
+                    pace.charge(MIB);
+                    went.lock().push((clock.monotonic(), id));
+                    hold.went(MIB);
+                    // They come again at different times, and long before their next turn.
+                    tokio::time::sleep(at(id as u64 % 7)).await;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    let went = went.lock();
+    for (first, (begin, _)) in went.iter().enumerate() {
+        for (last, (end, _)) in went.iter().enumerate().skip(first).take(60) {
+            let allowed = 10.0 * (*end - *begin + BURST).as_secs_f64() + 1.0;
+            assert!((last - first + 1) as f64 <= allowed + 0.01, "{first} to {last}: {begin:?} {end:?}");
+        }
+    }
+    // All of the rate is used, whoever takes it.
+    let took = went.last().expect("some").0.as_secs_f64();
+    assert!((0.98..1.02).contains(&(took * 10.0 / (ALL * 10) as f64)), "{took} s");
+    for round in went.chunks(ALL) {
+        let mut ids: Vec<_> = round.iter().map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        assert!(ids.iter().copied().eq(0..ALL), "each in its turn: {ids:?}");
+    }
+    assert_eq!((rate.held_bytes(), together.waiting.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_little_goes_before_those_who_take_much_and_who_cannot_go_keeps_nobody() {
+    let rate = Rate::new(paused());
+    rate.set(Some(MIB));
+    let pace = Pace::new(vec![Limiter::new(&rate)]);
+    let went = Arc::new(AtomicU64::new(0));
+    let heavy: Vec<_> = (0..30)
+        .map(|_| {
+            let (pace, went) = (pace.clone(), Arc::clone(&went));
+            tokio::spawn(async move {
+                let mut hold = pace.hold();
+                loop {
+                    turn(&mut hold, MIB).await;
+                    pace.charge(MIB);
+                    went.fetch_add(1, Ordering::SeqCst);
+                    hold.went(MIB);
+                }
+            })
+        })
+        .collect();
+    let mut light = pace.hold();
+    for _ in 0..20 {
+        tokio::time::sleep(at(2900)).await;
+        let before = went.load(Ordering::SeqCst);
+        turn(&mut light, 1000).await;
+        pace.charge(1000);
+        light.went(1000);
+        assert!(went.load(Ordering::SeqCst) - before <= 1, "others went first");
+    }
+    // In front, and gone; let through, and kept by something else.
+    let (mut gone, mut kept) = (pace.hold(), pace.hold());
+    assert!(gone.look(1, 1).is_some());
+    drop(gone);
+    turn(&mut kept, 1).await;
+    kept.step_aside();
+    let before = went.load(Ordering::SeqCst);
+    // Not at the very moment of an opening.
+    tokio::time::sleep(at(10_400)).await;
+    assert!(went.load(Ordering::SeqCst) >= before + 9, "the line stands still");
+    assert_eq!(kept.look(1, 1), None, "it had its turn");
+    kept.release();
+    assert!(kept.look(1, 1).is_some(), "and had it once");
+    heavy.iter().for_each(tokio::task::JoinHandle::abort);
+    rate.set(None);
+    assert_eq!(kept.look(1, 1), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn credit_is_paid_for_once_when_it_is_granted_and_what_is_not_used_is_paid_back() {
+    let rate = Rate::new(paused());
+    let pace = Pace::new(vec![Limiter::new(&rate)]);
+    let kib = |count: u64| count << 10;
+    let owed = || pace.opens_in().map_or(0, |wait| (wait.as_secs_f64() * 1024.0).round() as u64);
+    rate.set(Some(MIB));
+    let toll = Toll::new(pace.clone());
+    assert_eq!((toll.ahead(kib(16)), owed()), (0, 0), "the first is paid for as it is used");
+    toll.used(kib(4));
+    assert_eq!(owed(), 4);
+    assert_eq!((toll.ahead(kib(100)), owed()), (kib(96), 100));
+    toll.used(kib(60));
+    assert_eq!((toll.ahead(kib(100)), owed()), (0, 100), "each byte once");
+    toll.back(kib(70));
+    assert_eq!(owed(), 70);
+    toll.used(kib(90));
+    assert_eq!(owed(), 90, "what was on its way all the same");
+    toll.ahead(kib(200));
+    drop(toll);
+    assert_eq!(owed(), 90, "what came");
+    // Credit of a time without a limit is paid for as it comes.
+    let rate = Rate::new(paused());
+    let pace = Pace::new(vec![Limiter::new(&rate)]);
+    let toll = Toll::new(pace.clone());
+    toll.ahead(kib(16));
+    toll.ahead(kib(4096));
+    toll.used(kib(1000));
+    rate.set(Some(MIB));
+    toll.used(kib(1200));
+    assert_eq!(pace.opens_in(), Some(Duration::from_secs(200) / 1024));
 }

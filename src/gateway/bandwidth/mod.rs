@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!  configuration, calendar ─┐                       ┌─► upload:  the uploader starts no further batch
-//!                           ├─► what is in force ───┼─► receive: no disk gets credit
+//!                           ├─► what is in force ───┼─► receive: one disk after the other gets credit
 //!  by hand, for a while ────┘   (again each second) └─► disk:    this disk gets no credit
 //! ```
 //!
 //! - A limit turns into backpressure and nothing else: batches that may not start stand in the upload queue, whose bounds hold
 //!   up the feeder, so the journal fills and credit shrinks; a disk without credit is like one whose gateway has no room. No
 //!   buffer grows, nothing is dropped, and no guest waits.
+//! - Under the limit of all, disks take turns, and who sends little goes first: those that send much do not keep the others
+//!   from their recovery points.
 //! - What is in force counts at once, also for those who wait already.
 //! - What was set by hand outlives a reload of the configuration and ends by itself, so nobody has to remember it.
 //! - The calendar is looked at each second by the wall clock, so a clock that is set right is followed; what was set by hand
@@ -134,10 +136,10 @@ impl Bandwidth {
         Pace::new(vec![Arc::clone(&self.upload)])
     }
 
-    /// What one more disk's stream keeps to: the limit of all, and one of its own.
+    /// What one more disk's stream keeps to: a limit of its own, and that of all.
     #[must_use]
     pub fn disk(&self) -> Pace {
-        Pace::new(vec![Arc::clone(&self.receive), Limiter::new(&self.rates[What::Disk as usize])])
+        Pace::new(vec![Limiter::new(&self.rates[What::Disk as usize]), Arc::clone(&self.receive)])
     }
 
     /// Another plan, in force from now on.
@@ -313,12 +315,12 @@ mod tests {
         let pace = bandwidth.upload();
         pace.charge(100 * MIB);
         let mut hold = pace.hold();
-        assert!(hold.look(16 * MIB).is_some());
+        assert!(hold.look(16 * MIB, 0).is_some());
         let view = bandwidth.view();
         assert_eq!((view[0].holds, view[0].held_bytes), (true, 16 * MIB));
         assert!(!view[1].holds && !view[2].holds);
         bandwidth.set([Setting::Free; 3], Duration::from_secs(60));
-        assert_eq!(hold.look(16 * MIB), None, "also for those who wait already");
+        assert_eq!(hold.look(16 * MIB, 0), None, "also for those who wait already");
         let view = bandwidth.view();
         assert_eq!((view[0].bytes_per_second, view[0].by, view[0].holds), (None, "hand", false));
     }

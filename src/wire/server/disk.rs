@@ -3,8 +3,9 @@
 //! Both directions run in one task, side by side: a sink that waits for room does not hold up acks, and an agent that
 //! does not read its acks does not hold up its records for longer than the window of the other direction.
 //!
-//! Limits of bandwidth are kept to by credit: while one is shut nothing is granted, but for a record that has begun, and
-//! what is granted at once is little. What an agent has in hand comes as fast as it comes, and counts.
+//! Limits of bandwidth are kept to by credit: one disk after the other is granted some, little at once, and it counts when it
+//! is granted. A record that has begun is let through whatever the limits say. What an agent has in hand comes as fast as it
+//! comes.
 
 use std::ops::Range;
 use std::pin::pin;
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 
 use super::memory::{Account, Lease, Signs};
 use super::{Gauged, Server, count_refused};
-use crate::flow::{Clock, Drain, Hold, Pace, Watermark, watch};
+use crate::flow::{Clock, Drain, Hold, Toll, Watermark, watch};
 use crate::limits::RECORD_BYTES_MAX;
 use crate::telemetry::names;
 use crate::telemetry::waits::{Guard, Waiters};
@@ -151,7 +152,7 @@ async fn carry<H: Host>(
     let OpenedDisk { epoch, next_seq, chain, touched, journaled, vaulted, window, pace, way, fenced, must_fork, sink } =
         opened;
     let lease = stream.account.lease(way);
-    let flow = Flow::new(Arc::clone(lease.signs()));
+    let flow = Flow::new(Arc::clone(lease.signs()), Toll::new(pace.clone()));
     let mut outlet = Outlet {
         epoch,
         journaled,
@@ -179,7 +180,6 @@ async fn carry<H: Host>(
     let inlet = Inlet {
         inbound: Inbound::new(epoch, next_seq, chain, size_bytes),
         sink,
-        pace,
         drain: server.drain.clone(),
         clock: Arc::clone(&server.clock),
     };
@@ -275,6 +275,7 @@ struct Flow {
     wanted_bytes: AtomicU64,
     wanted: Notify,
     signs: Arc<Signs>,
+    toll: Toll,
     stop: watch::Sender<Option<Stop>>,
 }
 
@@ -288,7 +289,7 @@ enum Stop {
 }
 
 impl Flow {
-    fn new(signs: Arc<Signs>) -> Self {
+    fn new(signs: Arc<Signs>, toll: Toll) -> Self {
         Self {
             taken_bytes: Watermark::default(),
             granted_bytes: AtomicU64::new(0),
@@ -297,6 +298,7 @@ impl Flow {
             wanted_bytes: AtomicU64::new(0),
             wanted: Notify::new(),
             signs,
+            toll,
             stop: watch::Sender::new(None),
         }
     }
@@ -343,7 +345,6 @@ impl Room for Flow {
 struct Inlet<S> {
     inbound: Inbound,
     sink: S,
-    pace: Pace,
     drain: Drain,
     clock: Arc<dyn Clock>,
 }
@@ -383,8 +384,8 @@ impl<S: RecordSink> Inlet<S> {
                 .map_err(|violation| DiskRefusal::refused(violation.code(), violation.to_string()))?;
             received_bytes.increment(frame.body_bytes as u64);
             received_records.increment(1);
-            self.pace.charge(frame.body_bytes as u64);
             taken_bytes += frame.body_bytes as u64;
+            flow.toll.used(taken_bytes);
             flow.signs.goes_to_sink(taken_bytes);
             self.sink.record(head, frame.body_crc, frame.body, received).await?;
             flow.signs.at_sink.store(false, Ordering::Relaxed);
@@ -423,8 +424,8 @@ impl Outlet {
     /// The watermarks and the credit with which the stream opens.
     fn first(&mut self, flow: &Flow) -> (Ack, u64) {
         self.sent = self.ack();
-        self.opens_in = self.hold.look(0);
-        if *self.window.borrow_and_update() > 0 && self.opens_in.is_none() {
+        // Who writes its first frame cannot stand in a line: where others wait, the turn comes later.
+        if *self.window.borrow_and_update() > 0 && self.hold.is_idle() {
             self.grant(0, flow);
         }
         (self.sent, self.grants.granted_bytes())
@@ -434,35 +435,60 @@ impl Outlet {
         let granted_bytes = self.grants.grant(taken_bytes, self.lease.bytes());
         self.granted_at = self.clock.monotonic();
         flow.signs.grants.fetch_add(1, Ordering::Relaxed);
+        // Paid for before another one has its turn.
+        let paid_bytes = flow.toll.ahead(granted_bytes);
+        self.hold.went(paid_bytes);
         // Valid from before the agent can know of it.
         flow.note(&self.grants);
         granted_bytes
     }
 
-    /// The grant that is due, if one is: see [`super::memory`].
+    /// Counts with no more than the base.
+    fn lapse(&mut self, taken_bytes: u64, flow: &Flow) {
+        self.grants.lapse(taken_bytes);
+        flow.toll.back(self.grants.granted_bytes());
+        flow.note(&self.grants);
+    }
+
+    /// The grant that is due, if one is and it is its turn.
     fn due(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
+        let granted = self.decide(taken_bytes, flow);
+        if granted.is_none() && self.opens_in.is_none() {
+            // It was let through and does not go: nobody is to wait for it.
+            match self.lease.waits() {
+                true => self.hold.step_aside(),
+                false => self.hold.release(),
+            }
+        }
+        granted
+    }
+
+    /// What is to be granted now: see [`super::memory`].
+    fn decide(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
         let window_bytes = self.hold.window(*self.window.borrow_and_update());
         let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
         // A record that has begun and whose credit has lapsed since holds memory, and is let through. One that has begun on
         // credit that still counts needs nothing: over a network there is nearly always one.
         let ungranted_bytes = wanted_bytes.saturating_sub(self.grants.granted_bytes());
-        self.opens_in = if flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0 {
+        let let_through = flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0;
+        let something_due = wanted_bytes > 0 || self.grants.is_due(taken_bytes, self.lease.bytes());
+        self.opens_in = if let_through || !something_due || window_bytes == 0 {
             self.hold.release();
             None
         } else {
-            self.hold.look(ungranted_bytes)
+            let (grants, lease_bytes) = (self.grants, self.lease.bytes());
+            self.hold.look(ungranted_bytes, ungranted_bytes.max(grants.more_bytes(taken_bytes, lease_bytes)))
         };
         if window_bytes == 0 || self.opens_in.is_some() {
             self.lease.withdraw();
             return None;
         }
-        if wanted_bytes > self.grants.granted_bytes() {
+        if ungranted_bytes > 0 {
             let need_bytes = wanted_bytes.saturating_sub(taken_bytes + CREDIT_BASE_BYTES);
             self.lease.look();
             if self.lease.bytes() < need_bytes && !self.lease.waits() {
                 // It waits with nothing in hand, so what is granted and was not enough counts no more.
-                self.grants.lapse(taken_bytes);
-                flow.note(&self.grants);
+                self.lapse(taken_bytes, flow);
                 self.lease.ask(need_bytes, window_bytes, self.clock.monotonic());
             }
             return (self.lease.bytes() >= need_bytes).then(|| self.grant(taken_bytes, flow));
@@ -510,8 +536,7 @@ impl Outlet {
         }
         if !flow.signs.begun.load(Ordering::Relaxed) {
             self.lease.shrink_to(0);
-            self.grants.lapse(flow.taken_bytes.get());
-            flow.note(&self.grants);
+            self.lapse(flow.taken_bytes.get(), flow);
             return None;
         }
         let text = format!(
@@ -532,6 +557,11 @@ impl Outlet {
                 () = self.lease.told() => if let Some(end) = self.give_way(flow) {
                     return Err(end);
                 },
+                // Its turn comes while it cannot go: it takes a place again when it can.
+                () = self.hold.opens(self.opens_in), if self.opens_in.is_some() => {
+                    self.hold.release();
+                    self.opens_in = None;
+                }
             }
         }
     }

@@ -22,6 +22,7 @@ over_both! {
     a_sender_stops_at_its_credit_and_goes_on_with_new_credit,
     a_closed_window_stops_the_agent_until_it_opens,
     a_limit_of_bandwidth_paces_a_disk_by_its_credit_and_counts_at_once,
+    under_a_limit_of_all_a_light_disk_waits_for_little_of_what_heavy_ones_send,
     more_bytes_than_credit_are_refused,
     touched_chunks_come_with_the_answer_in_as_many_frames_as_it_takes,
     a_gateway_that_names_too_many_chunks_or_in_no_order_is_not_believed,
@@ -147,6 +148,48 @@ async fn a_limit_of_bandwidth_paces_a_disk_by_its_credit_and_counts_at_once() {
     rate.set(None);
     let _sender = timeout(PATIENCE, sending).await.expect("at once").expect("no panic");
     acked(&mut events, 1000).await;
+}
+
+async fn under_a_limit_of_all_a_light_disk_waits_for_little_of_what_heavy_ones_send() {
+    const RATE: u64 = 4 << 20;
+    const HEAVY: [&str; 12] = ["h1", "h2", "h3", "h4", "h5", "h6", "h7", "h8", "h9", "h10", "h11", "h12"];
+    let rate = Rate::new(clock(0));
+    rate.set(Some(RATE));
+    let all = Limiter::new(&rate);
+    let names: Vec<&str> = HEAVY.into_iter().chain(["light"]).collect();
+    let paced =
+        |name: &&'static str| (*name, MemoryDisk { pace: Pace::new(vec![Arc::clone(&all)]), ..MemoryDisk::new() });
+    let (pki, host) = (Pki::new(), MemoryHost::with(names.iter().map(paced)));
+    let server = start(&pki.gateway(), &host, 0);
+    let client = Arc::new(connect(&server, &pki.agent("a1", &names)).await);
+    let mut heavy = Vec::new();
+    for name in HEAVY {
+        let (mut sender, events, opened) = client.open_disk(fork(name)).await.expect("opened");
+        let mut source = Source::new(&opened);
+        heavy.push(tokio::spawn(async move {
+            let _events = events;
+            loop {
+                sender.send(source.record(64 << 10)).await.expect("sent");
+            }
+        }));
+    }
+    let received = || {
+        let bytes = |name: &&str| host.disk(name).records.lock().iter().map(|record| record.len() as u64).sum::<u64>();
+        HEAVY.iter().map(bytes).sum::<u64>()
+    };
+    let (mut sender, mut events, opened) = client.open_disk(fork("light")).await.expect("opened");
+    let (mut source, mut most) = (Source::new(&opened), 0);
+    for seq in 1..=12 {
+        // More than a disk may always send, so that it needs a turn.
+        let before = received();
+        sender.send(source.record(40 << 10)).await.expect("sent");
+        acked(&mut events, seq).await;
+        most = most.max(received() - before);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    println!("others brought at most {most} bytes while the light disk waited");
+    assert!(most <= RATE, "others brought {most} bytes before it");
+    heavy.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 async fn a_closed_window_stops_the_agent_until_it_opens() {
