@@ -35,6 +35,7 @@
 //! vaulted before are then there twice, byte for byte the same, which readers take as one.
 
 pub mod admin;
+mod admin_names;
 pub mod bandwidth;
 pub mod board;
 pub mod config;
@@ -72,6 +73,7 @@ use crate::types::Seq;
 use crate::vault::{self, Vault};
 use crate::wire::{self, HelloInfo, Listener, Net, ServerLimits, Tuning};
 use admin::Health;
+use admin_names::AdminNames;
 use board::Board;
 use config::GatewayConfig;
 use feeder::Feeder;
@@ -200,7 +202,8 @@ async fn serve(
     let (stop_admin, admin_stopped) = DrainTrigger::new();
     let health = Arc::new(Health::new(Arc::clone(&clock)));
     let live = Live::new(&config, &clock);
-    let admin = start_admin(&config, &health, &live, metrics, admin_stopped).await?;
+    let names = AdminNames::new(listener.credentials().clone(), Arc::clone(&live));
+    let admin = start_admin(&config, &health, &live, names, metrics, admin_stopped).await?;
     let (trigger, drain) = DrainTrigger::new();
     tokio::spawn(wait_for_signal(trigger.clone()));
     let reload = Reload {
@@ -262,6 +265,7 @@ async fn start_admin(
     config: &GatewayConfig,
     health: &Arc<Health>,
     live: &Arc<Live>,
+    names: Arc<AdminNames>,
     metrics: PrometheusHandle,
     stopped: Drain,
 ) -> Result<tokio::task::JoinHandle<()>, GatewayError> {
@@ -270,7 +274,7 @@ async fn start_admin(
     tracing::info!(address = %config.admin_listen, "admin port open");
     let (health, bandwidth) = (Arc::clone(health), Arc::clone(&live.bandwidth));
     Ok(tokio::spawn(async move {
-        if let Err(error) = admin::serve(listener, health, bandwidth, metrics, stopped).await {
+        if let Err(error) = admin::serve(listener, health, bandwidth, names, metrics, stopped).await {
             tracing::error!(%error, "the admin port failed");
         }
     }))

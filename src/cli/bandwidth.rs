@@ -2,13 +2,12 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::Value;
 
-use super::admin::{self, PATIENCE};
+use super::admin::{AdminArgs, PATIENCE};
 use super::{Failure, Outcome};
 use crate::config::parse_duration;
 use crate::fault::{chain_text, exit};
@@ -20,12 +19,8 @@ use crate::gateway::bandwidth::settings;
 pub struct Args {
     #[command(subcommand)]
     action: Option<Action>,
-    /// The gateway's admin port.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9444", conflicts_with = "config", global = true)]
-    admin: SocketAddr,
-    /// Take the admin port of this gateway configuration.
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// Print the limits as JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -65,7 +60,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs the verb.
 pub fn run(args: Args) -> Outcome {
-    let admin = admin::address(args.admin, args.config.as_deref())?;
+    let admin = args.admin.address()?;
     let (method, wish) = match args.action.unwrap_or(Action::Show) {
         Action::Show => (Method::GET, None),
         Action::Reset => (Method::DELETE, None),

@@ -1,5 +1,6 @@
 //! The admin port: the status page, health, readiness, status and metrics over HTTP. It reads shared state, and changes nothing
-//! but limits of bandwidth, for a while and for callers on this machine: see [`super::bandwidth::door`].
+//! but limits of bandwidth, for a while and for callers on this machine: see [`super::bandwidth::door`]. It answers under the
+//! gateway's own names only: see [`super::admin_names`].
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,9 +11,10 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Json, Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::admin_names::{self, AdminNames};
 use super::bandwidth::{Bandwidth, door};
 use super::board::{Board, Status};
 use super::findings::{self, Finding, Scene};
@@ -179,10 +181,11 @@ struct Whole {
 ///
 /// # Errors
 /// The socket's error if serving fails.
-pub async fn serve(
+pub(super) async fn serve(
     listener: tokio::net::TcpListener,
     health: Arc<Health>,
     bandwidth: Arc<Bandwidth>,
+    names: Arc<AdminNames>,
     metrics: PrometheusHandle,
     mut stop: Drain,
 ) -> std::io::Result<()> {
@@ -197,7 +200,8 @@ pub async fn serve(
         .route("/v1/agents", get(agents))
         .with_state(admin.clone())
         .merge(limits)
-        .merge(page::routes());
+        .merge(page::routes())
+        .layer(middleware::from_fn_with_state(names, admin_names::check));
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     let sampled = stop.clone();
     let served =

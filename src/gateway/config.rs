@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::admin_names::{self, NAMES_MAX};
 use super::bandwidth::calendar::Calendar;
 use super::bandwidth::settings;
 use crate::config::{ConfigError, Reader, show_size};
@@ -32,6 +33,8 @@ pub struct GatewayConfig {
     pub datagram_max_bytes: u16,
     /// TCP address for metrics and health.
     pub admin_listen: SocketAddr,
+    /// Names by which it may be asked, beside those that the gateway knows by itself.
+    pub admin_names: Vec<String>,
     /// Disks that have metrics of their own.
     pub disk_lines_max: u32,
     /// Bytes of data in flight that the process may hold.
@@ -93,6 +96,7 @@ impl GatewayConfig {
         let datagram_bytes = u64::from(MTU_BYTES_DEFAULT);
         let datagram_max_bytes = reader.number("datagram_max_bytes", datagram_bytes, 1200..=65_000) as u16;
         let admin_listen = address(&mut reader, "admin_listen", "127.0.0.1:9444");
+        let admin_names = read_admin_names(&mut reader);
         let disk_lines_max = reader.number("disk_lines", 100, 0..=10_000) as u32;
         let memory_bytes = reader.size("memory", 512 * MIB, 128 * MIB..=1 << 40);
         let seconds = Duration::from_secs;
@@ -130,6 +134,7 @@ impl GatewayConfig {
             listen_tcp,
             datagram_max_bytes,
             admin_listen,
+            admin_names,
             disk_lines_max,
             memory_bytes,
             drain_grace,
@@ -161,6 +166,7 @@ impl GatewayConfig {
             listen_tcp,
             datagram_max_bytes,
             admin_listen,
+            admin_names: _,
             disk_lines_max,
             memory_bytes,
             drain_grace,
@@ -203,9 +209,9 @@ impl GatewayConfig {
 
     /// Takes what counts at once from `new`, and keeps the rest.
     pub fn take_live(&mut self, new: Self) {
-        let Self { tls, streams_target, window_bytes, peers, bandwidth, .. } = new;
+        let Self { tls, admin_names, streams_target, window_bytes, peers, bandwidth, .. } = new;
         (self.tls, self.streams_target, self.window_bytes) = (tls, streams_target, window_bytes);
-        (self.peers, self.bandwidth) = (peers, bandwidth);
+        (self.admin_names, self.peers, self.bandwidth) = (admin_names, peers, bandwidth);
     }
 
     /// The quarter of the memory that each of journal cache, pipeline, uploads and sessions may hold.
@@ -224,6 +230,20 @@ fn address(reader: &mut Reader, key: &str, default: &str) -> SocketAddr {
     let given = reader.parsed(key, parse);
     // A default that does not parse would be a bug of this file, and the unspecified address its mildest outcome.
     given.or_else(|| parse(default).ok()).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+fn read_admin_names(reader: &mut Reader) -> Vec<String> {
+    let mut names = Vec::new();
+    for text in reader.texts("admin_names") {
+        match admin_names::read(&text) {
+            Ok(name) => names.push(name),
+            Err(wrong) => reader.mistake("admin_names", wrong),
+        }
+    }
+    if names.len() > NAMES_MAX {
+        reader.mistake("admin_names", format_args!("{} names: list at most {NAMES_MAX}", names.len()));
+    }
+    names
 }
 
 fn read_listen_tcp(reader: &mut Reader, listen: SocketAddr) -> Option<SocketAddr> {
@@ -317,7 +337,7 @@ mod tests {
         assert_eq!(config.journal.segment_bytes, bare.journal.segment_bytes);
         assert_eq!(config.agents_max, bare.agents_max);
         assert_eq!(config.streams_target, bare.streams_target);
-        assert_eq!(config.peers, bare.peers);
+        assert_eq!((config.peers, config.admin_names), (bare.peers, bare.admin_names));
         assert_eq!(config.window_bytes, bare.window_bytes);
         assert_eq!((config.codec, bare.codec), (CodecChoice::default(), CodecChoice::default()));
     }
@@ -356,12 +376,13 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_file_is_named_in_one_go() {
-        let text = "id='Bad Name'\nlisten='nowhere'\ndatagram_max_bytes=900\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[pipeline]\ncodec='zstd:20'\n\
+        let text = "id='Bad Name'\nlisten='nowhere'\nadmin_names=['gw1:9444']\ndatagram_max_bytes=900\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[pipeline]\ncodec='zstd:20'\n\
                     [journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
         let error = read(text).expect_err("many mistakes").to_string();
         for part in [
             "id:",
             "listen:",
+            "admin_names: \"gw1:9444\" is no host name",
             "datagram_max_bytes: expected a whole number from 1200 to 65000",
             "memory:",
             "\"gw3\" is no host:port",

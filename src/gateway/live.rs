@@ -17,6 +17,7 @@ pub struct Live {
     window_bytes: watch::Sender<u64>,
     streams_target: AtomicU64,
     peers: RwLock<Vec<String>>,
+    admin_names: RwLock<Vec<String>>,
 }
 
 impl Live {
@@ -28,6 +29,7 @@ impl Live {
             window_bytes: watch::Sender::new(config.window_bytes),
             streams_target: AtomicU64::new(config.streams_target),
             peers: RwLock::new(config.peers.clone()),
+            admin_names: RwLock::new(config.admin_names.clone()),
         })
     }
 
@@ -37,6 +39,7 @@ impl Live {
         self.window_bytes.send_replace(config.window_bytes);
         self.streams_target.store(config.streams_target, Ordering::Relaxed);
         self.peers.write().clone_from(&config.peers);
+        self.admin_names.write().clone_from(&config.admin_names);
     }
 
     /// Largest credit window of one disk, and its changes.
@@ -55,5 +58,11 @@ impl Live {
     #[must_use]
     pub fn peers(&self) -> Vec<String> {
         self.peers.read().clone()
+    }
+
+    /// Names by which the admin port may be asked, beside those that the gateway knows by itself.
+    #[must_use]
+    pub fn admin_names(&self) -> Vec<String> {
+        self.admin_names.read().clone()
     }
 }

@@ -222,6 +222,12 @@ impl Credentials {
         *self.current.write() = Arc::new(files.0);
     }
 
+    /// Names and addresses by which others may connect, by the certificate that counts now.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.current().names().to_vec()
+    }
+
     /// When the certificate that counts now ends.
     #[must_use]
     pub fn ends(&self) -> Micros {

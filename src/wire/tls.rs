@@ -280,6 +280,11 @@ impl Material {
         }
     }
 
+    /// Names and addresses of the certificate by which others may connect.
+    pub(super) fn names(&self) -> &[String] {
+        &self.facts.names
+    }
+
     /// End of the certificate's validity.
     pub(super) const fn ends(&self) -> Micros {
         self.facts.not_after

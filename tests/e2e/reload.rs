@@ -1,5 +1,7 @@
 //! SIGHUP: certificates and limits are read again, and no session notices.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 
 use tidegate::cli::quickstart::child::{Child, metric};
@@ -20,6 +22,32 @@ fn reloads(scene: &Scene, outcome: &str) -> f64 {
     let page = scene.site.admin("/metrics").unwrap_or_default();
     let line = format!("tidegate_reloads_total{{outcome=\"{outcome}\"}} ");
     page.lines().find_map(|text| text.strip_prefix(&line)?.parse().ok()).unwrap_or(0.0)
+}
+
+/// The code with which the admin port answers whoever calls it by this name.
+fn asked_as(scene: &Scene, host: &str) -> u16 {
+    let mut stream = TcpStream::connect(scene.site.admin_address()).unwrap();
+    let host = if host.is_empty() { String::new() } else { format!("Host: {host}\r\n") };
+    write!(stream, "GET /v1/status HTTP/1.0\r\n{host}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split_whitespace().nth(1).and_then(|code| code.parse().ok()).unwrap()
+}
+
+#[test]
+fn the_admin_port_answers_by_its_addresses_and_its_own_names_and_by_no_other_name() {
+    let _turn = turn();
+    let scene = Scene::new(Setting::default(), &["disk1"], empty(8 << 20));
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    // The certificate names localhost and 127.0.0.1; who names nothing is no browser.
+    for host in ["127.0.0.1", "10.1.2.3:9444", "[::1]:9444", "localhost:1", "LOCALHOST", machine.trim(), ""] {
+        assert_eq!(asked_as(&scene, host), 200, "{host}");
+    }
+    for host in ["rebound.example:9444", "127.0.0.1.rebound.example", "localhost.rebound.example"] {
+        assert_eq!(asked_as(&scene, host), 403, "{host}");
+    }
+    let said = log(&scene, "gateway");
+    assert_eq!(said.matches("rebound.example").count(), 1, "told once: {said}");
 }
 
 fn certificate_ends(scene: &Scene) -> f64 {
@@ -93,6 +121,13 @@ fn certificates_authority_and_limits_change_on_sighup_while_a_session_writes_and
     assert!(certificate_ends(&scene) > ends + 400.0 * 86_400.0, "{}", certificate_ends(&scene));
     let page = scene.site.admin("/metrics").unwrap();
     assert!(page.contains("tidegate_bandwidth_limit_bytes_per_second{limit=\"upload\"} 67108864"), "{page}");
+
+    // A name for the admin port, which it did not know before.
+    assert_eq!(asked_as(&scene, "gw1.mgmt.example:9444"), 403);
+    change(&config, "admin_listen", "admin_names = [\"gw1.mgmt.example\"]\nadmin_listen");
+    hang_up(scene.gateway.as_ref());
+    scene.wait("the reload", |scene| reloads(scene, "ok") == 2.0);
+    assert_eq!(asked_as(&scene, "gw1.mgmt.example:9444"), 200);
 
     // Whoever comes now meets the new certificate with the new authority; who is there stays.
     let gateways = format!("gateways = [\"{}\"]", scene.site.gateway_address());

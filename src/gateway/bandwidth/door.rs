@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::Bandwidth;
 use super::calendar::{Setting, What};
 use super::settings::setting;
+use crate::gateway::admin_names::{hosts, is_address_or_loopback};
 
 /// Longest time for which a limit can be set by hand: what is to stay belongs into the configuration.
 pub const TIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -120,10 +121,9 @@ fn may_change(peer: IpAddr, own: IpAddr, headers: &HeaderMap) -> Result<(), &'st
     {
         return Err("limits can be set only directly, and not by way of a proxy");
     }
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let is_address = host.parse::<SocketAddr>().is_ok() || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-    let is_local = host.split(':').next() == Some("localhost");
-    if headers.contains_key(header::ORIGIN) || !(is_address || is_local) {
+    // Stricter than what may look: a name that is the gateway's own may be somebody else's in another network.
+    let named = hosts(headers).next().is_some() && hosts(headers).all(is_address_or_loopback);
+    if headers.contains_key(header::ORIGIN) || !named {
         return Err("limits can be set only by a call to the port's address, and from no page");
     }
     Ok(())

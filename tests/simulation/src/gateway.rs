@@ -101,6 +101,7 @@ impl GatewayMachine {
             datagram_max_bytes: MTU_BYTES_DEFAULT,
             disk_lines_max: 0,
             admin_listen: nowhere,
+            admin_names: Vec::new(),
             memory_bytes: 64 << 20,
             drain_grace: Duration::from_secs(10),
             tls: self.tls.clone(),
