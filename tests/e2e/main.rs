@@ -36,3 +36,4 @@ mod store;
 mod supervised;
 mod surroundings;
 mod top;
+mod trial;
