@@ -215,7 +215,7 @@ async fn serve(
     };
     tokio::spawn(reload.run(reloads));
     let seen = Arc::clone(&health);
-    tokio::spawn(supervisor::tell(config.drain_grace, drain.clone(), move |stopping| seen.condition(stopping)));
+    tokio::spawn(supervisor::tell(config.drain_grace, drain.clone(), move |stopping| seen.daemon_state(stopping)));
 
     let gateway = Opening { config, clock, health, live, vault_runtime, listener, trigger, drain };
     let result = gateway.run(key).await;

@@ -333,7 +333,7 @@ impl Control {
     }
 
     /// As the service manager sees it: ready as soon as guests find their disks, whether there is a gateway or not.
-    pub(super) fn condition(&self, stopping: bool) -> supervisor::Condition {
+    pub(super) fn daemon_state(&self, stopping: bool) -> supervisor::DaemonState {
         let link = self.link.borrow();
         let mut words = match (stopping, &link.client, &link.error) {
             (true, ..) => "draining".to_owned(),
@@ -345,8 +345,7 @@ impl Control {
             let refused: Vec<&str> = self.refused.keys().map(DiskId::as_str).collect();
             words = format!("{words}; NOT protected: {}", refused.join(", "));
         }
-        // The manager takes each line for a message of its own.
-        supervisor::Condition { ready: true, stopping, alive: true, words: words.replace('\n', " ") }
+        supervisor::DaemonState { ready: true, stopping, alive: true, words }
     }
 
     /// The state of everything.

@@ -441,7 +441,7 @@ pub async fn run(
     let page = page.map(|page| tokio::spawn(page.serve(Arc::clone(&agent.control), drain.clone())));
     tracing::info!(agent = config.id, disks = agent.disks().len(), "agent is up");
     let control = Arc::clone(&agent.control);
-    let told = supervisor::tell(config.drain_grace, drain.clone(), move |stopping| control.condition(stopping));
+    let told = supervisor::tell(config.drain_grace, drain.clone(), move |stopping| control.daemon_state(stopping));
     let supervised = tokio::spawn(told);
     let failed = tokio::select! {
         biased;

@@ -22,6 +22,7 @@ mod points;
 pub mod quickstart;
 mod restore;
 mod run_file;
+mod seen;
 mod status;
 mod top;
 mod vault;

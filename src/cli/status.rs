@@ -5,14 +5,15 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::admin::{AdminArgs, PATIENCE};
+use super::seen::{SeenDisk, SeenFinding, SeenStatus};
 use super::{Failure, Outcome};
 use crate::config::show_size;
 use crate::fault::{chain_text, exit};
 use crate::gateway::findings::Severity;
+use crate::gateway::outlook::Heading;
 
 /// Between two looks with `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -59,7 +60,8 @@ async fn look(client: &reqwest::Client, admin: SocketAddr, args: &Args) -> Outco
     if args.json {
         writeln!(out, "{}", serde_json::json!({ "status": status, "disks": disks }))?;
     } else {
-        let seen = serde_json::from_value::<Seen>(status.clone());
+        let seen = serde_json::from_value::<SeenStatus>(status.clone());
+        // A gateway that is not ready yet has a reason in place of disks.
         let disks = serde_json::from_value::<Vec<SeenDisk>>(disks);
         let text = match (seen, disks) {
             (Ok(seen), Ok(disks)) => text(&seen, disks, if args.all { usize::MAX } else { DISKS_SHOWN }),
@@ -91,61 +93,6 @@ pub(super) async fn get(client: &reqwest::Client, admin: SocketAddr, what: &str)
     serde_json::from_slice(&body).map_err(|error| Failure::error(format!("{url} is no gateway's admin port: {error}")))
 }
 
-/// Of `/v1/status`, what the text shows.
-#[derive(Deserialize)]
-struct Seen {
-    gateway: String,
-    vault: String,
-    version: String,
-    ready: bool,
-    reason: String,
-    trouble: String,
-    agents: usize,
-    disks: Vec<(String, usize)>,
-    dirty_bytes: u64,
-    unvaulted_bytes: u64,
-    journal_used_bytes: u64,
-    journal_capacity_bytes: u64,
-    journal_level: String,
-    journal_heading: Option<SeenHeading>,
-    /// A gateway of an older version has none.
-    #[serde(default)]
-    findings: Vec<SeenFinding>,
-    #[serde(default)]
-    bandwidth: Vec<SeenLimit>,
-}
-
-#[derive(Deserialize)]
-struct SeenFinding {
-    severity: Severity,
-    text: String,
-    next: String,
-    runbook: String,
-}
-
-#[derive(Deserialize)]
-struct SeenLimit {
-    holds: bool,
-    words: String,
-}
-
-#[derive(Deserialize)]
-struct SeenHeading {
-    full_seconds: Option<f64>,
-    drained_seconds: Option<f64>,
-}
-
-/// Of `/v1/disks`, what the text shows.
-#[derive(Deserialize)]
-struct SeenDisk {
-    disk: String,
-    agent: Option<String>,
-    condition: String,
-    rpo_seconds: Option<f64>,
-    dirty_bytes: u64,
-    unvaulted_bytes: u64,
-}
-
 /// A length of time as people say it.
 pub(super) fn time(seconds: f64) -> String {
     match seconds {
@@ -156,7 +103,7 @@ pub(super) fn time(seconds: f64) -> String {
     }
 }
 
-fn text(seen: &Seen, mut disks: Vec<SeenDisk>, shown: usize) -> String {
+fn text(seen: &SeenStatus, mut disks: Vec<SeenDisk>, shown: usize) -> String {
     let mut out = String::new();
     // Writing to a string never fails.
     let state = if seen.ready { "ready".to_owned() } else { format!("not ready: {}", seen.reason) };
@@ -178,8 +125,8 @@ fn text(seen: &Seen, mut disks: Vec<SeenDisk>, shown: usize) -> String {
     }
     let percent = 100.0 * seen.journal_used_bytes as f64 / seen.journal_capacity_bytes.max(1) as f64;
     let heading = match &seen.journal_heading {
-        Some(SeenHeading { full_seconds: Some(seconds), .. }) => format!(", full in {}", time(*seconds)),
-        Some(SeenHeading { drained_seconds: Some(seconds), .. }) => format!(", empty in {}", time(*seconds)),
+        Some(Heading { full_seconds: Some(seconds), .. }) => format!(", full in {}", time(*seconds)),
+        Some(Heading { drained_seconds: Some(seconds), .. }) => format!(", empty in {}", time(*seconds)),
         _ => String::new(),
     };
     let (capacity, level) = (show_size(seen.journal_capacity_bytes), &seen.journal_level);
@@ -217,47 +164,40 @@ fn text(seen: &Seen, mut disks: Vec<SeenDisk>, shown: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::seen::SeenLimit;
     use super::*;
 
-    fn seen() -> Seen {
-        Seen {
+    fn seen() -> SeenStatus {
+        let heading = Heading { growth_bytes_per_second: 5e6, full_seconds: Some(600.0), drained_seconds: None };
+        SeenStatus {
             gateway: "gw1".into(),
-            vault: "v".into(),
             version: "0.1.0".into(),
             ready: true,
-            reason: String::new(),
             trouble: "the credential is refused".into(),
             agents: 2,
             disks: vec![("protected".into(), 2), ("away".into(), 0)],
-            dirty_bytes: 0,
             unvaulted_bytes: 1 << 20,
             journal_used_bytes: 1 << 30,
             journal_capacity_bytes: 4 << 30,
             journal_level: "low".into(),
-            journal_heading: Some(SeenHeading { full_seconds: Some(600.0), drained_seconds: None }),
-            findings: Vec::new(),
+            journal_heading: Some(heading),
             bandwidth: vec![
                 SeenLimit { holds: false, words: "each disk not limited".into() },
                 SeenLimit { holds: true, words: "uploads held to 50 MiB/s by the calendar until 18:00 UTC".into() },
             ],
+            ..SeenStatus::default()
         }
     }
 
     fn disk(name: &str, rpo_seconds: Option<f64>) -> SeenDisk {
-        SeenDisk {
-            disk: name.into(),
-            agent: None,
-            condition: "protected".into(),
-            rpo_seconds,
-            dirty_bytes: 0,
-            unvaulted_bytes: 0,
-        }
+        SeenDisk { disk: name.into(), condition: "protected".into(), rpo_seconds, ..SeenDisk::default() }
     }
 
     #[test]
     fn what_holds_the_gateway_up_is_named_once_with_what_to_do() {
         let finding = |severity, text: &str, runbook: &str| SeenFinding {
             severity,
+            stage: String::new(),
             text: text.into(),
             next: "Do this.".into(),
             runbook: runbook.into(),
@@ -267,7 +207,7 @@ mod tests {
             finding(Severity::Warning, "The journal is 72 % full.", "TidegateJournalFills"),
             finding(Severity::Ok, "All well.", ""),
         ];
-        let text = text(&Seen { findings, ..seen() }, Vec::new(), 2);
+        let text = text(&SeenStatus { findings, ..seen() }, Vec::new(), 2);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[1], "TROUBLE the credential is refused");
         assert_eq!(lines[2], "WARNING The journal is 72 % full. Do this. (docs/RUNBOOK.md, TidegateJournalFills)");

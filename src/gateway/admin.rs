@@ -21,7 +21,7 @@ use super::findings::{self, Finding, Scene};
 use super::page;
 use super::stages::{Figures, Meter, SAMPLE_EVERY, Stages};
 use crate::flow::{Clock, Drain};
-use crate::telemetry::supervisor::Condition;
+use crate::telemetry::supervisor::DaemonState;
 use crate::telemetry::waits::{self, Guard};
 use crate::telemetry::{latency, process};
 
@@ -104,7 +104,7 @@ impl Health {
     }
 
     /// As the service manager sees it.
-    pub(super) fn condition(&self, stopping: bool) -> Condition {
+    pub(super) fn daemon_state(&self, stopping: bool) -> DaemonState {
         let ready = self.ready() && !stopping;
         let words = match (stopping, ready) {
             (true, _) => "draining".to_owned(),
@@ -112,9 +112,7 @@ impl Health {
             (false, true) => self.trouble.lock().clone(),
             (false, false) => self.reason.lock().clone(),
         };
-        // The manager takes each line for a message of its own.
-        let words = words.replace('\n', " ");
-        Condition { ready, stopping, alive: self.alive(), words }
+        DaemonState { ready, stopping, alive: self.alive(), words }
     }
 
     /// Whether agents may come, and the service manager knows it or is about to.

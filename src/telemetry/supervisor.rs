@@ -27,31 +27,31 @@ pub const STOP_MARGIN: Duration = Duration::from_secs(30);
 
 /// A daemon as its manager should see it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Condition {
+pub struct DaemonState {
     /// It serves.
     pub ready: bool,
     /// It was asked to stop.
     pub stopping: bool,
     /// Its loops turn.
     pub alive: bool,
-    /// What it is busy with, in one line.
+    /// What it is busy with.
     pub words: String,
 }
 
 /// What was said already, and how long a stop may take.
 #[derive(Debug)]
 struct Book {
-    said: Condition,
+    said: DaemonState,
     stop_limit: Duration,
 }
 
 impl Book {
     fn new(stop_limit: Duration) -> Self {
-        Self { said: Condition::default(), stop_limit }
+        Self { said: DaemonState::default(), stop_limit }
     }
 
     /// What is to be said now. `due` asks for a sign of life.
-    fn next<'a>(&mut self, now: &'a Condition, due: bool) -> Vec<NotifyState<'a>> {
+    fn next<'a>(&mut self, now: &'a DaemonState, due: bool) -> Vec<NotifyState<'a>> {
         let mut messages = Vec::new();
         if now.ready && !self.said.ready && !now.stopping {
             messages.push(NotifyState::Ready);
@@ -106,8 +106,8 @@ fn say(messages: &[NotifyState<'_>]) {
 }
 
 /// Tells the manager how the daemon is, for as long as the daemon's runtime lives. Returns at once if there is none.
-/// `drain_grace` is how long the daemon may drain once `drain` has begun, which `condition` is told of.
-pub async fn tell(drain_grace: Duration, mut drain: Drain, condition: impl Fn(bool) -> Condition + Send) {
+/// `drain_grace` is how long the daemon may drain once `drain` has begun, which `state` is told of.
+pub async fn tell(drain_grace: Duration, mut drain: Drain, state: impl Fn(bool) -> DaemonState + Send) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -120,7 +120,9 @@ pub async fn tell(drain_grace: Duration, mut drain: Drain, condition: impl Fn(bo
         if due {
             alive_at = tokio::time::Instant::now();
         }
-        let now = condition(drain.started());
+        let mut now = state(drain.started());
+        // The manager takes each line for a message of its own.
+        now.words = now.words.replace('\n', " ");
         let messages = book.next(&now, due);
         if !messages.is_empty() {
             match sd_notify::notify(&messages) {
@@ -146,14 +148,14 @@ pub async fn tell(drain_grace: Duration, mut drain: Drain, condition: impl Fn(bo
 mod tests {
     use super::*;
 
-    fn shown(book: &mut Book, now: &Condition, due: bool) -> Vec<String> {
+    fn shown(book: &mut Book, now: &DaemonState, due: bool) -> Vec<String> {
         book.next(now, due).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn each_change_is_said_once_and_life_only_while_it_is_due_and_true() {
         let mut book = Book::new(Duration::from_secs(60));
-        let mut now = Condition { alive: true, words: "replaying the journal".into(), ..Condition::default() };
+        let mut now = DaemonState { alive: true, words: "replaying the journal".into(), ..DaemonState::default() };
         assert_eq!(shown(&mut book, &now, false), ["STATUS=replaying the journal"]);
         assert_eq!(shown(&mut book, &now, true), ["WATCHDOG=1"]);
         (now.ready, now.words) = (true, "ready for agents".into());
@@ -170,7 +172,7 @@ mod tests {
     #[test]
     fn a_daemon_that_is_stopped_before_it_was_ready_never_says_ready() {
         let mut book = Book::new(Duration::from_secs(1));
-        let now = Condition { ready: true, stopping: true, alive: true, words: String::new() };
+        let now = DaemonState { ready: true, stopping: true, alive: true, words: String::new() };
         assert_eq!(shown(&mut book, &now, false), ["STOPPING=1", "EXTEND_TIMEOUT_USEC=1000000"]);
     }
 

@@ -12,8 +12,8 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Clear, Paragraph, Row, Table, Wrap};
 
+use super::super::seen::{Seen, SeenStatus};
 use super::super::status::time;
-use super::seen::{Seen, SeenStatus};
 use super::view::{HISTORY_MAX, Order, Tab, View};
 use crate::config::show_size;
 use crate::gateway::findings::Severity;

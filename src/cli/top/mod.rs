@@ -9,7 +9,6 @@
 //! The terminal is given back as it was however this ends: by a key, by a signal, by an error, by a panic.
 
 mod draw;
-mod seen;
 mod view;
 
 use std::io::IsTerminal as _;
@@ -23,9 +22,9 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::seen::Seen;
 use self::view::{Step, View};
 use super::admin::{AdminArgs, PATIENCE};
+use super::seen::Seen;
 use super::status;
 use super::{Failure, Outcome};
 use crate::fault::exit;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use super::super::seen::{Seen, SeenAgent, SeenDisk};
 use super::Answer;
-use super::seen::{Seen, SeenAgent, SeenDisk};
 
 /// Points of the small graphs: two minutes of looks.
 pub const HISTORY_MAX: usize = 60;

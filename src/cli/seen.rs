@@ -1,9 +1,9 @@
-//! What the admin port says, as far as it is shown. Fields that a gateway of another version lacks count as nothing.
+//! What the admin port says, as far as `status` and `top` show it. Fields that a gateway of another version lacks count as nothing.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::Failure;
+use super::Failure;
 use crate::gateway::findings::Severity;
 use crate::gateway::outlook::Heading;
 use crate::gateway::stages::Stages;
@@ -28,6 +28,7 @@ pub struct SeenStatus {
     pub version: String,
     pub ready: bool,
     pub reason: String,
+    pub trouble: String,
     pub up_seconds: f64,
     pub agents: usize,
     pub disks: Vec<(String, usize)>,
@@ -41,6 +42,14 @@ pub struct SeenStatus {
     pub journal_backend: String,
     pub stages: Option<Stages>,
     pub findings: Vec<SeenFinding>,
+    pub bandwidth: Vec<SeenLimit>,
+}
+
+/// One limit of bandwidth.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SeenLimit {
+    pub holds: bool,
+    pub words: String,
 }
 
 /// One finding, the gravest first.
