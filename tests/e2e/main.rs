@@ -11,6 +11,7 @@ mod alone;
 mod backpressure;
 mod bandwidth;
 mod clients;
+mod commands;
 mod damage;
 mod disks;
 mod doctor;
