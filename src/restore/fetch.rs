@@ -12,12 +12,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use bytes::{Bytes, BytesMut};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::damage::Damage;
 use super::open::{MessagePlace, Opened, Scratch};
@@ -124,7 +124,7 @@ pub async fn run<S: Sink>(
     }
     // The workers' end of the queue must vanish with the last worker, or a send would wait for ever.
     drop(receiver);
-    let result = feed(store, reads, sink.as_ref(), limits, &sender).await;
+    let result = feed(store, reads, sink, limits, &sender).await;
     drop(sender);
     let joined = tokio::task::spawn_blocking(move || workers.into_iter().map(std::thread::JoinHandle::join).collect());
     let joined: Vec<_> = joined.await.unwrap_or_default();
@@ -134,28 +134,47 @@ pub async fn run<S: Sink>(
     result
 }
 
-/// Keeps up to `jobs` reads going until all are queued.
+/// Keeps up to `jobs` reads going until all are queued. Each is a task of its own: what comes is taken in on all cores, also
+/// while the queue is full.
 async fn feed<S: Sink>(
     store: &VaultStore,
     reads: Vec<RangedRead>,
-    sink: &S,
+    sink: &Arc<S>,
+    limits: &FetchLimits,
+    sender: &mpsc::Sender<Fetched>,
+) -> Result<(), FetchError> {
+    let mut flying = JoinSet::new();
+    let result = feed_from(&mut flying, store, reads, sink, limits, sender).await;
+    // Also of those that nobody waits for any more none holds the sink when this returns.
+    flying.shutdown().await;
+    result
+}
+
+/// Reads that are under way.
+type Flying = JoinSet<Result<Vec<Fetched>, GetError>>;
+
+async fn feed_from<S: Sink>(
+    flying: &mut Flying,
+    store: &VaultStore,
+    reads: Vec<RangedRead>,
+    sink: &Arc<S>,
     limits: &FetchLimits,
     sender: &mpsc::Sender<Fetched>,
 ) -> Result<(), FetchError> {
     let budget = Budget::new(limits.memory_bytes);
     let mut waiting = reads.into_iter();
-    let mut flying = FuturesUnordered::new();
     loop {
         while flying.len() < limits.jobs.max(1)
             && let Some(read) = waiting.next()
         {
-            let claim = budget.claim(read.length_bytes);
-            flying.push(async {
-                let claim = Arc::new(claim.await);
-                fetch(store, read, sink, claim).await
+            let (store, sink, budget) = (store.clone(), Arc::clone(sink), budget.clone());
+            flying.spawn(async move {
+                let claim = Arc::new(budget.claim(read.length_bytes).await);
+                fetch(&store, read, sink.as_ref(), claim).await
             });
         }
-        let Some(fetched) = flying.next().await else { return Ok(()) };
+        let Some(fetched) = flying.join_next().await else { return Ok(()) };
+        let fetched = fetched.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         for fetched in fetched? {
             if sender.send(fetched).await.is_err() {
                 // Every worker has stopped: the sink broke off.
@@ -224,10 +243,12 @@ fn work<S: Sink>(vault: Id128, queue: &Mutex<mpsc::Receiver<Fetched>>, sink: &S)
         // The lock is held while waiting: whoever waits next would wait for the same thing.
         let fetched = queue.lock().blocking_recv();
         let Some(Fetched { read, bytes, _claim }) = fetched else { return };
+        // Opened where they lie, unless the store keeps them too.
+        let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
         let (path, key) = sink.object(read.object);
         for message in &read.messages {
             let flow = match key {
-                Some(key) => open_one(vault, path, key, &read, &bytes, message, sink, &mut scratch),
+                Some(key) => open_one(vault, path, key, &read, &mut bytes, message, sink, &mut scratch),
                 None => {
                     let known = sink.message(message.row);
                     let what = "the lane's key cannot be had: its registration is missing or damaged";
@@ -248,7 +269,7 @@ fn open_one<S: Sink>(
     path: &Path,
     key: &LaneKey,
     read: &RangedRead,
-    bytes: &Bytes,
+    bytes: &mut [u8],
     message: &MessageUse,
     sink: &S,
     scratch: &mut Scratch,
@@ -256,8 +277,8 @@ fn open_one<S: Sink>(
     let Known { disk, disk_bytes, meta } = sink.message(message.row);
     let place = MessagePlace { vault, object: path.as_ref(), key, disk, disk_bytes };
     let start = (meta.offset_bytes - read.offset_bytes) as usize;
-    let sealed = &bytes[start..start + meta.stored_bytes as usize];
-    match scratch.open(&place, meta, sealed) {
+    let sealed = &mut bytes[start..start + meta.stored_bytes as usize];
+    match scratch.open_in_place(&place, meta, sealed) {
         Ok(opened) => sink.opened(message, &opened),
         Err(error) => sink.damaged(message.row, Damage::message(path.as_ref(), disk, meta, error.text())),
     }

@@ -81,6 +81,30 @@ impl Scratch {
         meta: &'a MessageMeta,
         sealed: &[u8],
     ) -> Result<Opened<'a>, MessageError> {
+        let mut copy = std::mem::take(&mut self.sealed);
+        copy.clear();
+        copy.extend_from_slice(sealed);
+        let opened = self.unseal(place, meta, &mut copy);
+        self.sealed = copy;
+        opened?;
+        Ok(self.opened(meta))
+    }
+
+    /// [`Scratch::open`] for bytes that need not stay as they are: one copy less.
+    ///
+    /// # Errors
+    /// [`MessageError`] as there.
+    pub fn open_in_place<'a>(
+        &'a mut self,
+        place: &MessagePlace<'_>,
+        meta: &'a MessageMeta,
+        sealed: &mut [u8],
+    ) -> Result<Opened<'a>, MessageError> {
+        self.unseal(place, meta, sealed)?;
+        Ok(self.opened(meta))
+    }
+
+    fn unseal(&mut self, place: &MessagePlace<'_>, meta: &MessageMeta, sealed: &mut [u8]) -> Result<(), MessageError> {
         let context = MessageContext {
             vault: place.vault,
             object: place.object,
@@ -91,12 +115,13 @@ impl Scratch {
             codec: meta.codec,
             plain_bytes: meta.plain_bytes,
         };
-        self.sealed.clear();
-        self.sealed.extend_from_slice(sealed);
-        message::open_in_place(place.key, &context, &mut self.sealed, &mut self.plain)?;
+        message::open_in_place(place.key, &context, sealed, &mut self.plain)?;
         self.payloads.clear();
-        check_records(place.disk_bytes, meta, &self.plain, &mut self.payloads)?;
-        Ok(Opened { meta, plain: &self.plain, payloads: &self.payloads })
+        check_records(place.disk_bytes, meta, &self.plain, &mut self.payloads)
+    }
+
+    fn opened<'a>(&'a self, meta: &'a MessageMeta) -> Opened<'a> {
+        Opened { meta, plain: &self.plain, payloads: &self.payloads }
     }
 }
 
