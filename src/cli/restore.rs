@@ -1,48 +1,58 @@
-//! `tidegate restore`: bring a disk back as it was at a point.
+//! `tidegate restore`: bring disks back as they were at a point.
 
-use std::io::IsTerminal;
+mod choice;
+mod display;
+mod told;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{Value, json};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::choice::{Choice, Group, Member};
+use self::display::show_of;
+pub(super) use self::display::{ProgressMode, show};
+use self::told::Told;
 use super::keyring::{self, Opened, VaultArgs};
 use super::points::{self as view, DiskView};
 use super::run_file::{Figures, RunFile};
 use super::{Failure, Outcome};
 use crate::config::{parse_size, show_size};
-use crate::fault::{Classify, exit};
+use crate::fault::{Classify, Fault, exit};
 use crate::flow::{Clock, SystemClock};
 use crate::keys::Identity;
 use crate::restore::ask;
-use crate::restore::damage::Damage;
 use crate::restore::fetch::{self, FetchLimits};
+use crate::restore::format::Format;
 use crate::restore::pin;
 use crate::restore::plan::Plan;
 use crate::restore::points::{self, Ask, Point};
 use crate::restore::progress::Progress;
 use crate::restore::source::{self, Source};
-use crate::restore::target::Target;
-use crate::restore::write::{self, RestoreError, RestoreOptions, Restored};
+use crate::restore::write::{self, RestoreError, RestoreOptions, Restored, Whole};
 use crate::types::DiskId;
 use crate::vault::Vault;
 
 /// Smallest useful byte budget: one of the longest reads and a little.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
-/// Damage that the text names one by one.
-const DAMAGE_SHOWN: usize = 20;
 
 /// Options of `tidegate restore`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     vault: VaultArgs,
-    /// The disk.
-    #[arg(long)]
-    disk: DiskId,
+    /// The disk. Given several times, several disks; they get their names together, when all of them are whole.
+    #[arg(long, required_unless_present_any = ["machine", "group"])]
+    disk: Vec<DiskId>,
+    /// All disks of a machine, by the id of the agent that first protected them.
+    #[arg(long, value_name = "AGENT", conflicts_with_all = ["disk", "metrics_file"])]
+    machine: Option<String>,
+    /// The moment that several disks took together: an id of `tidegate points --groups`, for all disks that took it or those
+    /// named; or `last`, the newest (by --at) that the disks named have in common.
+    #[arg(long, value_name = "ID|last", conflicts_with_all = ["point", "latest", "metrics_file"])]
+    group: Option<Group>,
     /// The last point at or before this time: 2026-11-22T21:00:05Z, "2026-11-22 21:00:05" (local), now, "-10 min".
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with_all = ["point", "latest"])]
     at: Option<String>,
@@ -52,9 +62,19 @@ pub struct Args {
     /// The newest point; the default.
     #[arg(long)]
     latest: bool,
-    /// File to create, or block device to overwrite.
-    #[arg(long, value_name = "PATH")]
-    to: PathBuf,
+    /// File to create, or block device to overwrite. A folder takes a file for each disk; {disk} in a path stands for its name.
+    #[arg(long, value_name = "PATH", required_unless_present = "onto")]
+    to: Option<PathBuf>,
+    /// Image or block device that has this disk at another point: only blocks that differ are written. Until it is done a
+    /// file has another name. Raw images only.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["to", "format"])]
+    onto: Option<PathBuf>,
+    /// Form of the file. vhd-fixed is what Azure takes.
+    #[arg(long, default_value = "raw", value_parser = format())]
+    format: Format,
+    /// Read back from the target what was written, once it is durable. What comes from the vault is always verified.
+    #[arg(long)]
+    verify: bool,
     /// Overwrite what is there, and drop another half-done restore into the same target.
     #[arg(long)]
     force: bool,
@@ -75,18 +95,16 @@ pub struct Args {
     jobs: Option<u16>,
 }
 
-/// How progress is shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
-pub(super) enum ProgressMode {
-    /// A bar on a terminal, nothing elsewhere.
-    #[default]
-    Auto,
-    /// A line of text every few seconds.
-    Plain,
-    /// Nothing.
-    None,
-    /// A JSON object per line every second.
-    Json,
+impl Args {
+    /// Whether the call is for a single disk, whatever the vault holds.
+    fn names_one(&self) -> bool {
+        self.disk.len() == 1 && self.group.is_none()
+    }
+}
+
+fn format() -> impl TypedValueParser<Value = Format> {
+    let named = |name: String| Format::ALL.into_iter().find(|format| format.as_str() == name).unwrap_or_default();
+    PossibleValuesParser::new(Format::ALL.map(Format::as_str)).map(named)
 }
 
 pub(super) fn memory(text: &str) -> Result<u64, String> {
@@ -106,19 +124,20 @@ pub(super) fn limits(memory_bytes: u64, jobs: Option<u16>) -> FetchLimits {
 /// Runs the verb.
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
-    let asked = asked(&args)?;
+    let asked = asked(args.at.as_deref(), args.point.as_deref())?;
     let (runtime, started) = (keyring::runtime()?, Instant::now());
-    let mut figures = Figures::default();
+    let mut figures: Vec<(DiskId, Figures)> = args.disk.iter().map(|disk| (disk.clone(), Figures::default())).collect();
     let outcome = runtime.block_on(restore(&args, &asked, &mut figures));
     if let Some(file) = &args.metrics_file {
         let (now, took) = (SystemClock::new().wall(), started.elapsed());
-        file.tell_restore(args.disk.as_str(), now, took, outcome.is_ok(), figures);
+        file.tell_restore(&figures, now, took, outcome.is_ok());
     }
     outcome
 }
 
-fn asked(args: &Args) -> Result<Ask, Failure> {
-    match (&args.at, &args.point) {
+/// The point that the options ask for; without any the newest.
+pub(super) fn asked(at: Option<&str>, point: Option<&str>) -> Result<Ask, Failure> {
+    match (at, point) {
         (Some(at), _) => ask::at(at, SystemClock::new().wall(), &jiff::tz::TimeZone::system())
             .map_err(|error| Failure::usage(error.to_string())),
         (None, Some(point)) => Ok(ask::point(point)),
@@ -126,8 +145,9 @@ fn asked(args: &Args) -> Result<Ask, Failure> {
     }
 }
 
-async fn open(args: &Args) -> Result<(Vault, Identity), Failure> {
-    let Opened { vault, identity } = args.vault.open_with_key().await?;
+/// The vault, and the identity that opens its data.
+pub(super) async fn open(vault: &VaultArgs) -> Result<(Vault, Identity), Failure> {
+    let Opened { vault, identity } = vault.open_with_key().await?;
     let identity = identity.ok_or_else(|| {
         Failure::usage(
             "the catalog key opens indexes, not data: give the recovery identity with --identity FILE or TIDEGATE_IDENTITY",
@@ -136,8 +156,8 @@ async fn open(args: &Args) -> Result<(Vault, Identity), Failure> {
     Ok((vault, identity))
 }
 
-/// The point to restore, or why there is none that can be called the answer.
-fn choose(args: &Args, loaded: &DiskView, asked: &Ask) -> Result<Point, Failure> {
+/// The point that was asked for, or why there is none that can be called the answer.
+pub(super) fn choose(disk: &DiskId, loaded: &DiskView, asked: &Ask) -> Result<Point, Failure> {
     let chosen = points::choose(&loaded.history, &loaded.points, asked);
     let lost_tail = source::lost_tail(&loaded.catalog, &loaded.history);
     match &chosen {
@@ -145,182 +165,142 @@ fn choose(args: &Args, loaded: &DiskView, asked: &Ask) -> Result<Point, Failure>
             None => {}
             Some(damage) => {
                 let text = format!(
-                    "disk {}: {damage}, so the newest point that can be restored, {} of {}, may not be the newest there was. \
-                     If that is what you want, ask for it: --point {}",
-                    args.disk, point.id, point.label, point.id
+                    "disk {disk}: {damage}, so the newest point that can be restored, {} of {}, may not be the newest there \
+                     was. If that is what you want, ask for it: --point {}",
+                    point.id, point.label, point.id
                 );
                 return Err(Failure { text, code: exit::DAMAGE });
             }
         },
         Err(_) if loaded.history.damaged() => {
-            let warnings = loaded.warnings(&args.disk).join("\n  ");
-            let text =
-                format!("disk {}: no such point can be restored from this damaged vault:\n  {warnings}", args.disk);
+            let warnings = loaded.warnings(disk).join("\n  ");
+            let text = format!("disk {disk}: no such point can be restored from this damaged vault:\n  {warnings}");
             return Err(Failure { text, code: exit::DAMAGE });
         }
         Err(_) => {}
     }
-    chosen.map_err(|error| Failure::error(format!("disk {}: {error}", args.disk)))
+    chosen.map_err(|error| Failure::error(format!("disk {disk}: {error}")))
 }
 
-async fn restore(args: &Args, asked: &Ask, figures: &mut Figures) -> Outcome {
+async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) -> Outcome {
     let started = Instant::now();
-    // Before anything is read: most mistakes are here.
-    Target::check(&args.to, args.force).map_err(|error| Failure::of(&error))?;
-    let (vault, identity) = open(args).await?;
-    let loaded = view::load(&vault, &args.disk).await?;
-    let point = choose(args, &loaded, asked)?;
-    let (source, damaged_lanes) =
-        Source::open(&vault, &identity, &loaded.catalog).map_err(|error| Failure::of(&error))?;
-    let mut warnings = loaded.warnings(&args.disk);
-    warnings.extend(damaged_lanes.iter().map(ToString::to_string));
-    for warning in &warnings {
+    if args.names_one() {
+        // Before anything is read: most mistakes are here.
+        choice::place(args, &args.disk[0], false)?;
+    }
+    let (vault, identity) = open(&args.vault).await?;
+    let Choice { mut members, mut loaded } = choice::all(args, &vault, asked).await?;
+    let apart = choice::apart(&members);
+    apart.iter().for_each(|apart| eprintln!("tidegate: warning: {apart}"));
+    let mut pinned = JoinSet::new();
+    for member in &mut members {
+        pin_point(&vault, member).await;
+        pinned.spawn(pin::hold(vault.clone(), member.disk.clone(), member.point.id, SystemClock::new()));
+    }
+    let (mut told, mut wholes): (Vec<Told<'_>>, Vec<Whole>) = (Vec::new(), Vec::new());
+    for member in &members {
+        let (begun, several) = (Instant::now(), members.len() > 1);
+        let mut warnings = member.warnings.clone();
+        let outcome = match one(args, &vault, &identity, member, loaded.take(), several, &mut warnings).await? {
+            Ok((whole, restored)) => {
+                wholes.push(whole);
+                Ok(restored)
+            }
+            Err(error) => Err(error),
+        };
+        let goes_on = !matches!(&outcome, Err(error) if error.fault() != Fault::Corrupt);
+        told.push(Told { member, took: begun.elapsed(), warnings, outcome });
+        if !goes_on {
+            // The store is away, or a target is full: the others would only say the same.
+            break;
+        }
+    }
+    note_figures(figures, &told);
+    let mut nameless = wholes.len();
+    if nameless == members.len() {
+        finish(wholes, &mut told).await;
+        nameless = 0;
+    }
+    if args.json {
+        println!("{}", told::all_json(args, &told, apart.as_ref(), started.elapsed()));
+    }
+    let failures = told.iter().filter_map(|told| Some(told.failure(told.outcome.as_ref().err()?)));
+    let failures: Vec<Failure> = failures.collect();
+    if !failures.is_empty() {
+        return Err(told::joined(failures, nameless));
+    }
+    let restored = told.iter().filter_map(|told| Some(told.text(args, told.outcome.as_ref().ok()?)));
+    restored.filter(|_| !args.json).for_each(|text| println!("{text}"));
+    Ok(exit::OK)
+}
+
+/// Tells the keeper of a point that is about to be read.
+async fn pin_point(vault: &Vault, member: &mut Member) {
+    for warning in &member.warnings {
         eprintln!("tidegate: warning: {warning}");
     }
-    eprintln!("restoring disk {} to {}", args.disk, view::point_line(&point));
-    if let Err(error) = pin::pin(&vault, &args.disk, point.id, SystemClock::new().wall(), "restore").await {
+    if let Err(error) = pin::pin(vault, &member.disk, member.point.id, SystemClock::new().wall(), "restore").await {
         let what = "the point could not be pinned: what the keeper lets go meanwhile stays for its `delete_after`";
-        warnings.push(format!("{what} ({})", crate::fault::chain_text(&error)));
-        warnings.last().into_iter().for_each(|warning| eprintln!("tidegate: warning: {warning}"));
+        let warning = format!("{what} ({})", crate::fault::chain_text(&error));
+        eprintln!("tidegate: warning: {warning}");
+        member.warnings.push(warning);
     }
-    let pinned = tokio::spawn(pin::hold(vault.clone(), args.disk.clone(), point.id, SystemClock::new()));
-    let DiskView { history, .. } = loaded;
+}
+
+/// Writes one disk up to its name. The outer failure is one before anything was written.
+async fn one(
+    args: &Args,
+    vault: &Vault,
+    identity: &Identity,
+    member: &Member,
+    loaded: Option<DiskView>,
+    several: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Result<(Whole, Restored), RestoreError>, Failure> {
+    let Member { disk, point, to, .. } = member;
+    let DiskView { catalog, history, .. } = match loaded {
+        Some(view) => view,
+        None => view::load(vault, disk).await?,
+    };
+    let (source, damaged) = Source::open(vault, identity, &catalog).map_err(|error| Failure::of(&error))?;
+    for damage in damaged {
+        eprintln!("tidegate: warning: {damage}");
+        warnings.push(damage.to_string());
+    }
+    drop(catalog);
+    eprintln!("restoring disk {disk} to {}", view::point_line(point));
     let plan = Plan::build(&history, point.id)
         .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;
     let progress = Arc::new(Progress::default());
-    let display = tokio::spawn(show(args.progress, Arc::clone(&progress)));
-    let options = RestoreOptions { force: args.force, limits: limits(args.memory, args.jobs) };
-    let result = write::restore(&source, &args.disk, Arc::new(history), &plan, &args.to, &options, progress).await;
-    pinned.abort();
+    let what = if several { disk.to_string() } else { String::new() };
+    let display = tokio::spawn(show_of(args.progress, Arc::clone(&progress), what));
+    let (force, limits, format) = (args.force, limits(args.memory, args.jobs), args.format);
+    let options = RestoreOptions { force, limits, format, onto: args.onto.is_some(), verify: args.verify };
+    let written = write::write(&source, disk, Arc::new(history), &plan, to, &options, progress).await;
     display.abort();
     // Wait for its end, or the bar would be drawn into what follows.
     let _ = display.await;
-    match result {
-        Ok(restored) => {
-            figures.bytes = restored.read_bytes;
-            print_done(args, &point, &restored, started.elapsed(), &warnings);
-            Ok(exit::OK)
-        }
-        Err(error) => {
-            if let RestoreError::Damaged { found, .. } = &error {
-                figures.damage = found.len() as u64;
-            }
-            Err(failed(args, &point, &error))
-        }
-    }
+    Ok(written)
 }
 
-fn print_done(args: &Args, point: &Point, restored: &Restored, took: Duration, warnings: &[String]) {
-    if args.json {
-        let result = json!({
-            "disk": args.disk,
-            "point": view::point_json(point),
-            "to": args.to,
-            "disk_bytes": restored.disk_bytes,
-            "data_bytes": restored.data_bytes,
-            "read_bytes": restored.read_bytes,
-            "messages": restored.messages,
-            "resumed_messages": restored.resumed_messages,
-            "seconds": took.as_secs_f64(),
-            "warnings": warnings,
-        });
-        println!("{result}");
-        return;
-    }
-    println!(
-        "disk {} is as it was at {} ({}, clock ±{} s): {} in {}, of which {} data; read {} in {:.1} s",
-        args.disk,
-        point.label,
-        point.id,
-        view::uncertainty_seconds(point),
-        show_size(restored.disk_bytes),
-        args.to.display(),
-        show_size(restored.data_bytes),
-        show_size(restored.read_bytes),
-        took.as_secs_f64()
-    );
-    if restored.resumed_messages > 0 {
-        println!("{} of {} messages were there from an earlier run", restored.resumed_messages, restored.messages);
-    }
-}
-
-fn failed(args: &Args, point: &Point, error: &RestoreError) -> Failure {
-    let mut failure = Failure::of(error);
-    let found: &[Damage] = if let RestoreError::Damaged { found, .. } = error { found } else { &[] };
-    for damage in found.iter().take(DAMAGE_SHOWN) {
-        failure.text.push_str(&format!("\n  {damage}"));
-    }
-    if found.len() > DAMAGE_SHOWN {
-        failure.text.push_str(&format!("\n  … and {} more (--json names them)", found.len() - DAMAGE_SHOWN));
-    }
-    if !found.is_empty() {
-        failure.text.push_str(&format!(
-            "\n  {} is no image and keeps what was sound. With the damaged objects brought back from a copy of the vault, \
-             the same command finishes it; `tidegate points` shows earlier points",
-            args.to.display()
-        ));
-    }
-    if args.json {
-        let damage: Vec<Value> = found.iter().map(|damage| json!(damage)).collect();
-        let passing = error.fault() == crate::fault::Fault::Retry;
-        let result = json!({
-            "disk": args.disk,
-            "point": view::point_json(point),
-            "to": args.to,
-            "error": error.to_string(),
-            "try_again": passing,
-            "damage": damage,
-        });
-        println!("{result}");
-    }
-    failure
-}
-
-/// Shows progress until it is aborted.
-pub(super) async fn show(mode: ProgressMode, progress: Arc<Progress>) {
-    let terminal = std::io::stderr().is_terminal();
-    match mode {
-        ProgressMode::Auto if terminal => bar(&progress).await,
-        ProgressMode::Auto | ProgressMode::None => {}
-        ProgressMode::Plain => {
-            lines(Duration::from_secs(5), &progress, |done, total| {
-                format!("{} of {} read", show_size(done), show_size(total))
-            })
-            .await;
-        }
-        ProgressMode::Json => {
-            lines(Duration::from_secs(1), &progress, |done, total| {
-                json!({ "done_bytes": done, "total_bytes": total }).to_string()
-            })
-            .await;
+/// Gives all images their names.
+async fn finish(wholes: Vec<Whole>, told: &mut [Told<'_>]) {
+    let finished = tokio::task::spawn_blocking(move || wholes.into_iter().map(Whole::finish).collect::<Vec<_>>()).await;
+    let finished = finished.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    for (told, finished) in told.iter_mut().zip(finished) {
+        if let Err(error) = finished {
+            told.outcome = Err(error);
         }
     }
 }
 
-async fn lines(every: Duration, progress: &Progress, text: impl Fn(u64, u64) -> String) {
-    let mut ticks = tokio::time::interval(every);
-    loop {
-        ticks.tick().await;
-        let (done, total) = progress.get();
-        if total > 0 {
-            eprintln!("{}", text(done, total));
-        }
-    }
-}
-
-async fn bar(progress: &Progress) {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
-    let mut ticks = tokio::time::interval(Duration::from_millis(200));
-    loop {
-        ticks.tick().await;
-        let (done, total) = progress.get();
-        if total > 0 {
-            bar.set_length(total);
-            bar.set_position(done);
+fn note_figures(figures: &mut [(DiskId, Figures)], told: &[Told<'_>]) {
+    for (disk, figures) in figures {
+        let Some(told) = told.iter().find(|told| told.member.disk == *disk) else { continue };
+        match &told.outcome {
+            Ok(restored) => figures.bytes = restored.read_bytes,
+            Err(RestoreError::Damaged { found, .. }) => figures.damage = found.len() as u64,
+            Err(_) => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::telemetry::{names, text};
-use crate::types::Micros;
+use crate::types::{DiskId, Micros};
 
 /// The collector reads files of this name only.
 const ENDING: &str = "prom";
@@ -73,39 +73,52 @@ impl std::str::FromStr for RunFile {
 }
 
 impl RunFile {
-    /// Tells of a restore that ended at `now`.
-    pub(super) fn tell_restore(&self, disk: &str, now: Micros, took: Duration, success: bool, figures: Figures) {
-        self.tell(&RESTORE, &[("disk", disk)], now, took, success, figures);
+    /// Tells of a restore of one or several disks that ended at `now`: well if all of them did.
+    pub(super) fn tell_restore(&self, disks: &[(DiskId, Figures)], now: Micros, took: Duration, success: bool) {
+        let lines = disks.iter().map(|(disk, figures)| (vec![("disk", disk.as_str())], *figures)).collect();
+        self.tell(&RESTORE, lines, now, took, success);
     }
 
     /// Tells of a verification that ended at `now`.
     pub(super) fn tell_verify(&self, now: Micros, took: Duration, success: bool, figures: Figures) {
-        self.tell(&VERIFY, &[], now, took, success, figures);
+        self.tell(&VERIFY, vec![(Vec::new(), figures)], now, took, success);
     }
 
+    /// Each line by its labels beside that of the run.
     fn tell(
         &self,
         names: &Names,
-        labels: &[(&str, &str)],
+        lines: Vec<(Vec<(&str, &str)>, Figures)>,
         now: Micros,
         took: Duration,
         success: bool,
-        figures: Figures,
     ) {
         let run = self.0.file_stem().unwrap_or_default().to_string_lossy();
-        let labels: Vec<(&str, &str)> = [("run", &*run)].into_iter().chain(labels.iter().copied()).collect();
-        let labels = text::labels(&labels);
+        let labelled = |(labels, figures): (Vec<(&str, &str)>, Figures)| {
+            let labels: Vec<(&str, &str)> = [("run", &*run)].into_iter().chain(labels).collect();
+            (text::labels(&labels), figures)
+        };
+        let lines: Vec<(String, Figures)> = lines.into_iter().map(labelled).collect();
         let now_seconds = now.0 as f64 / 1e6;
         let before = self.before();
-        let succeeded = if success { Some(now_seconds) } else { last_success(&before, names, &labels) };
-        let mut out = String::new();
-        let mut one = |name: &str, value: f64| text::family(&mut out, name, [(labels.clone(), value)]);
         // Never is long ago.
-        one(names.last_success, succeeded.unwrap_or(0.0));
-        one(names.last_run, now_seconds);
-        one(names.seconds, took.as_secs_f64());
-        one(names.bytes, figures.bytes as f64);
-        one(names.damage, figures.damage as f64);
+        let succeeded = |labels: &str| match success {
+            true => now_seconds,
+            false => last_success(&before, names, labels).unwrap_or(0.0),
+        };
+        let mut out = String::new();
+        let mut all = |name: &str, value: &dyn Fn(&str, Figures) -> f64| {
+            text::family(
+                &mut out,
+                name,
+                lines.iter().map(|(labels, figures)| (labels.clone(), value(labels, *figures))),
+            );
+        };
+        all(names.last_success, &|labels, _| succeeded(labels));
+        all(names.last_run, &|_, _| now_seconds);
+        all(names.seconds, &|_, _| took.as_secs_f64());
+        all(names.bytes, &|_, figures| figures.bytes as f64);
+        all(names.damage, &|_, figures| figures.damage as f64);
         if let Err(error) = self.replace(&out) {
             eprintln!("tidegate: warning: {} was not written, so alerts will miss this run: {error}", self.0.display());
         }
@@ -169,8 +182,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("drill.prom");
         let file: RunFile = path.to_str().expect("text").parse().expect("a name");
-        file.tell_restore("web.sda", Micros(2_000_000), Duration::ZERO, true, Figures { bytes: 4096, damage: 0 });
+        let disk = |name| DiskId::new(name).expect("a name");
+        let disks = [
+            (disk("web.sda"), Figures { bytes: 4096, damage: 0 }),
+            (disk("web.sdb"), Figures { bytes: 512, damage: 0 }),
+        ];
+        file.tell_restore(&disks, Micros(2_000_000), Duration::ZERO, true);
         let page = std::fs::read_to_string(&path).expect("written");
+        assert_eq!(value(&page, "tidegate_restore_run_bytes{run=\"drill\",disk=\"web.sdb\"}"), Some(512.0), "{page}");
         assert_eq!(value(&page, "tidegate_restore_run_bytes{run=\"drill\",disk=\"web.sda\"}"), Some(4096.0), "{page}");
         assert_eq!(page.matches("# TYPE ").count(), 5, "{page}");
     }

@@ -16,7 +16,9 @@
 //!   from record to record, and all rows were what the index said when the plan was made.
 //! - Damage is a value with the object, disk, records and bytes it concerns. It never stops what it does not concern.
 //! - A target never looks like an image before it is one: a file has another name, a device has a resume file beside it.
-//! - Memory is the byte budget for sealed data, two message buffers per worker, and the rows of one disk's index.
+//! - Where each byte stands in a file, whatever its form, follows from the plan ([`format`]): workers write in any order.
+//! - Memory is the byte budget for sealed data, one message's plaintext per worker, and the rows of one disk's index. To read back
+//!   what was written, a checksum for each range since the last note.
 //!
 //! What it does not own: names and formats of the vault (`vault`), sealing (`pipeline`, `keys`), retention.
 //!
@@ -26,6 +28,7 @@
 pub mod ask;
 pub mod damage;
 pub mod fetch;
+pub mod format;
 mod gone;
 pub mod head;
 pub mod history;

@@ -1,20 +1,29 @@
-//! Where the image goes: a new file, or a block device.
+//! Where the image goes: a new file in some form, a block device, or an image that is there and mostly right.
 //!
 //! A file is written under `<target>.partial` and gets its name only when it is whole and durable, so nobody ever finds
-//! a wrong image under the right name. A device has no such refuge: until the restore is done, the resume file beside it
-//! says that it is not an image.
+//! a wrong image under the right name; one that is brought to another point loses its name for as long as it is neither. A
+//! device has no such refuge: until the restore is done, the resume file beside it says that it is not an image.
+
+mod compare;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
+use parking_lot::Mutex;
+
+pub use self::compare::Expected;
+use super::format::{Format, Layout};
 use crate::fault::{Classify, Fault};
+use crate::keys;
 
 /// Zero blocks of at least this size inside data are left as holes of a new file.
 const HOLE_BYTES: usize = 4096;
-/// Zeroes written at once to a device that cannot punch.
+/// Zeroes written, or looked for, at once.
 const ZERO_WRITE_BYTES: usize = 1 << 20;
 /// How much of a device's start and end must be zero for it to count as empty: partition tables, superblocks and
 /// volume labels stand there.
@@ -45,6 +54,51 @@ pub enum TargetError {
         /// The target.
         path: PathBuf,
     },
+    /// A form of file for what is no file.
+    #[error("{} is a block device, which takes the disk as it is: leave out --format {format}", path.display())]
+    FormatOnDevice {
+        /// The target.
+        path: PathBuf,
+        /// The form.
+        format: Format,
+    },
+    /// Nothing to compare with.
+    #[error("there is no {} whose blocks could be compared: write a new image with --to", path.display())]
+    Missing {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The image that is to be brought to another point is another disk's, by its size.
+    #[error(
+        "{} has {have_bytes} bytes, the disk has {need_bytes}: is it this disk's image? --force makes it one",
+        path.display()
+    )]
+    OtherSize {
+        /// The target.
+        path: PathBuf,
+        /// Its size.
+        have_bytes: u64,
+        /// The disk's size.
+        need_bytes: u64,
+    },
+    /// What an earlier restore left stands where the image would be while it is changed.
+    #[error("{} is left over from another restore: remove it, or overwrite it with --force", path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The target does not keep what it is given.
+    #[error(
+        "{} gave back other bytes than were written at {offset_bytes}: do not trust it, look into the kernel's log, and \
+         restore to another one",
+        path.display()
+    )]
+    Differs {
+        /// The target.
+        path: PathBuf,
+        /// First byte of the range of the disk.
+        offset_bytes: u64,
+    },
     /// No room.
     #[error(
         "no space left while writing {}: free some and run the same command again, it goes on where it stopped",
@@ -54,6 +108,9 @@ pub enum TargetError {
         /// The target.
         path: PathBuf,
     },
+    /// No chance for an id that some forms have.
+    #[error(transparent)]
+    Random(#[from] keys::RandomError),
     /// The operating system said no.
     #[error("{operation} {} failed", path.display())]
     Io {
@@ -80,6 +137,13 @@ pub struct Target {
     path: PathBuf,
     /// Where a file is written until it is whole; none for a device.
     partial: Option<PathBuf>,
+    layout: Layout,
+    /// Whether what stands there is compared, and stays where it is right.
+    onto: bool,
+    /// Bytes that were found right.
+    same_bytes: AtomicU64,
+    /// File systems let one writer at a time into a file, and those that wait for it spin meanwhile. Here they sleep.
+    turn: Mutex<()>,
 }
 
 /// What stands at the target's path before anything is opened.
@@ -108,6 +172,11 @@ fn look(path: &Path) -> Result<Found, TargetError> {
     }
 }
 
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
 impl Target {
     /// Refuses a file that has content and that may not be overwritten.
     ///
@@ -120,31 +189,82 @@ impl Target {
         }
     }
 
-    /// Opens what stands there without a change to it: a device, or the file of an earlier run that had this size.
+    /// Refuses what cannot be brought to another point because it is not there, neither whole nor half-done.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn check_onto(path: &Path) -> Result<(), TargetError> {
+        match look(path)? {
+            Found::Nothing if look(&partial_of(path))? == Found::Nothing => {
+                Err(TargetError::Missing { path: path.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens what stands there without a change to it: a device, or the file of an earlier run that had this layout.
     ///
     /// # Errors
     /// [`TargetError`] if it is too small or not usable.
-    pub fn standing(path: &Path, disk_bytes: u64) -> Result<Option<Self>, TargetError> {
+    pub fn standing(path: &Path, layout: &Layout) -> Result<Option<Self>, TargetError> {
         if look(path)? == Found::Device {
-            return Self::open_device(path, disk_bytes).map(Some);
+            return Self::open_device(path, layout, false).map(Some);
         }
-        let wrap = |source| TargetError::Io { operation: "opening the unfinished", path: path.to_owned(), source };
-        let partial = partial_of(path);
-        let file = match OpenOptions::new().read(true).write(true).open(&partial) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(wrap(error)),
-        };
-        let meta = file.metadata().map_err(wrap)?;
-        let usable = meta.is_file() && meta.len() == disk_bytes;
-        Ok(usable.then(|| Self { file, path: path.to_owned(), partial: Some(partial) }))
+        let Some(found) = Self::open_partial(path, layout, false)? else { return Ok(None) };
+        let bytes = found.file.metadata().map_err(|source| found.failed("looking at", source))?.len();
+        Ok((bytes == layout.file_bytes()).then_some(found))
     }
 
-    /// A new file for an image of `disk_bytes`; an old image, and what an earlier run wrote, are gone.
+    /// Opens the image of an earlier point, or what an interrupted run made of it, without a change to it. Beside it, whether a run
+    /// may have begun to change it: a file that has its name was not, or somebody took it for an image since.
+    ///
+    /// # Errors
+    /// [`TargetError`] if there is none, or it is not usable.
+    pub fn standing_onto(path: &Path, disk_bytes: u64, force: bool) -> Result<(Self, bool), TargetError> {
+        let layout = Layout::raw(disk_bytes);
+        let (found, begun) = match look(path)? {
+            Found::Device => return Self::open_device(path, &layout, true).map(|device| (device, true)),
+            Found::File { .. } => {
+                let partial = partial_of(path);
+                if !force && look(&partial)? != Found::Nothing {
+                    return Err(TargetError::InTheWay { path: partial });
+                }
+                let wrap = |source| TargetError::Io { operation: "opening", path: path.to_owned(), source };
+                let file = OpenOptions::new().read(true).write(true).open(path).map_err(wrap)?;
+                (Self::of(file, path, Some(partial), &layout, true), false)
+            }
+            Found::Nothing => {
+                let found = Self::open_partial(path, &layout, true)?;
+                (found.ok_or_else(|| TargetError::Missing { path: path.to_owned() })?, true)
+            }
+        };
+        let have_bytes = found.file.metadata().map_err(|source| found.failed("looking at", source))?.len();
+        if have_bytes != disk_bytes && !force {
+            return Err(TargetError::OtherSize { path: path.to_owned(), have_bytes, need_bytes: disk_bytes });
+        }
+        Ok((found, begun))
+    }
+
+    /// Takes its name from an image that is about to be changed, durably, and gives it the disk's size.
+    ///
+    /// # Errors
+    /// [`TargetError`].
+    pub fn begin_onto(&self) -> Result<(), TargetError> {
+        let Some(partial) = &self.partial else { return Ok(()) };
+        match std::fs::rename(&self.path, partial) {
+            Ok(()) => sync_folder_of(partial).map_err(|source| self.failed("syncing the folder of", source))?,
+            // An interrupted run did.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(self.failed("renaming to", source)),
+        }
+        self.file.set_len(self.layout.file_bytes()).map_err(|source| self.failed("sizing", source))
+    }
+
+    /// A new file of this layout; an old image, and what an earlier run wrote, are gone.
     ///
     /// # Errors
     /// [`TargetError`] if it is not usable.
-    pub fn create(path: &Path, disk_bytes: u64) -> Result<Self, TargetError> {
+    pub fn create(path: &Path, layout: &Layout) -> Result<Self, TargetError> {
         let partial = partial_of(path);
         let wrap = |operation| move |source| TargetError::Io { operation, path: path.to_owned(), source };
         // What is overwritten goes first, or both images would have to fit.
@@ -154,21 +274,42 @@ impl Target {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
         let file = options.open(&partial).map_err(wrap("creating"))?;
-        file.set_len(disk_bytes).map_err(wrap("sizing"))?;
-        Ok(Self { file, path: path.to_owned(), partial: Some(partial) })
+        file.set_len(layout.file_bytes()).map_err(wrap("sizing"))?;
+        Ok(Self::of(file, path, Some(partial), layout, false))
     }
 
-    fn open_device(path: &Path, disk_bytes: u64) -> Result<Self, TargetError> {
+    fn of(file: File, path: &Path, partial: Option<PathBuf>, layout: &Layout, onto: bool) -> Self {
+        let (path, layout) = (path.to_owned(), layout.clone());
+        Self { file, path, partial, layout, onto, same_bytes: AtomicU64::new(0), turn: Mutex::new(()) }
+    }
+
+    fn open_partial(path: &Path, layout: &Layout, onto: bool) -> Result<Option<Self>, TargetError> {
+        let wrap = |source| TargetError::Io { operation: "opening the unfinished", path: path.to_owned(), source };
+        let partial = partial_of(path);
+        let file = match OpenOptions::new().read(true).write(true).open(&partial) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(wrap(error)),
+        };
+        let usable = file.metadata().map_err(wrap)?.is_file();
+        Ok(usable.then(|| Self::of(file, path, Some(partial), layout, onto)))
+    }
+
+    fn open_device(path: &Path, layout: &Layout, onto: bool) -> Result<Self, TargetError> {
         let wrap = |operation| move |source| TargetError::Io { operation, path: path.to_owned(), source };
+        if layout.format() != Format::Raw {
+            return Err(TargetError::FormatOnDevice { path: path.to_owned(), format: layout.format() });
+        }
         let mut options = OpenOptions::new();
         // Exclusive on a block device means: not while it is mounted.
         options.read(true).write(true).custom_flags(libc::O_EXCL);
         let mut file = options.open(path).map_err(wrap("opening"))?;
         let have_bytes = file.seek(SeekFrom::End(0)).map_err(wrap("sizing"))?;
-        if have_bytes < disk_bytes {
-            return Err(TargetError::TooSmall { path: path.to_owned(), have_bytes, need_bytes: disk_bytes });
+        let need_bytes = layout.disk_bytes();
+        if have_bytes < need_bytes {
+            return Err(TargetError::TooSmall { path: path.to_owned(), have_bytes, need_bytes });
         }
-        Ok(Self { file, path: path.to_owned(), partial: None })
+        Ok(Self::of(file, path, None, layout, onto))
     }
 
     /// Refuses a device that has content.
@@ -183,31 +324,45 @@ impl Target {
         }
     }
 
-    /// Tells this target from another one of the same name: the device's number, or the file's with its birth, because
-    /// a file that is made anew often gets the number of one just removed.
+    /// Tells this target from another one of the same name, and from the same one written otherwise: the device's number, or
+    /// the file's with its birth, because a file that is made anew often gets the number of one just removed.
     ///
     /// # Errors
     /// [`TargetError`].
     pub fn id(&self) -> Result<String, TargetError> {
         let meta = self.file.metadata().map_err(|source| self.failed("looking at", source))?;
+        let manner = match self.layout.format() {
+            Format::Raw if self.onto => "onto-".to_owned(),
+            Format::Raw => String::new(),
+            format => format!("{format}-"),
+        };
         if self.partial.is_none() {
-            return Ok(format!("device-{}", meta.rdev()));
+            return Ok(format!("{manner}device-{}", meta.rdev()));
         }
         let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
-        Ok(format!("file-{}-{}-{}", meta.dev(), meta.ino(), born.unwrap_or_default().as_nanos()))
+        Ok(format!("{manner}file-{}-{}-{}", meta.dev(), meta.ino(), born.unwrap_or_default().as_nanos()))
     }
 
     /// Whether earlier content may show where nothing is written.
     #[must_use]
     pub fn reused(&self) -> bool {
-        self.partial.is_none()
+        self.partial.is_none() || self.onto
     }
 
-    /// Writes `data` at `offset_bytes`. In a new file, blocks of zeroes stay holes.
+    /// Bytes of the disk that were found right and left alone.
+    #[must_use]
+    pub fn same_bytes(&self) -> u64 {
+        self.same_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Writes `data` at `offset_bytes` of the disk. In a new file, blocks of zeroes stay holes.
     ///
     /// # Errors
     /// [`TargetError`].
     pub fn write(&self, offset_bytes: u64, data: &[u8]) -> Result<(), TargetError> {
+        if self.onto {
+            return self.write_differences(offset_bytes, data);
+        }
         if self.reused() {
             return self.write_all(offset_bytes, data);
         }
@@ -218,7 +373,34 @@ impl Target {
     }
 
     fn write_all(&self, offset_bytes: u64, data: &[u8]) -> Result<(), TargetError> {
-        self.file.write_all_at(data, offset_bytes).map_err(|source| self.failed("writing", source))
+        let _turn = self.partial.is_some().then(|| self.turn.lock());
+        self.pieces(offset_bytes, data.len(), |at, range| self.file.write_all_at(&data[range], at))
+            .map_err(|source| self.failed("writing", source))
+    }
+
+    fn read_exact(&self, offset_bytes: u64, data: &mut [u8]) -> Result<(), TargetError> {
+        self.pieces(offset_bytes, data.len(), |at, range| self.file.read_exact_at(&mut data[range], at))
+            .map_err(|source| self.failed("reading", source))
+    }
+
+    /// Calls `each` with the places in the file of a range of the disk, and with the part of the range.
+    fn pieces(
+        &self,
+        offset_bytes: u64,
+        length_bytes: usize,
+        mut each: impl FnMut(u64, Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < length_bytes {
+            let Some((at, together)) = self.layout.place(offset_bytes + done as u64) else {
+                unreachable!("the plan says of nothing that it is zero and writes it all the same")
+            };
+            let end = done + together.min((length_bytes - done) as u64) as usize;
+            assert!(end > done, "a write leaves the disk");
+            each(at, done..end)?;
+            done = end;
+        }
+        Ok(())
     }
 
     /// Makes a range of a reused target zero, by a hole where the device can.
@@ -226,9 +408,14 @@ impl Target {
     /// # Errors
     /// [`TargetError`].
     pub fn zero(&self, offset_bytes: u64, length_bytes: u64) -> Result<(), TargetError> {
-        if !self.reused() {
-            return Ok(());
+        match (self.reused(), self.onto) {
+            (false, _) => Ok(()),
+            (true, false) => self.clear(offset_bytes, length_bytes),
+            (true, true) => self.clear_differences(offset_bytes, length_bytes),
         }
+    }
+
+    fn clear(&self, offset_bytes: u64, length_bytes: u64) -> Result<(), TargetError> {
         use rustix::fs::{FallocateFlags, fallocate};
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if fallocate(&self.file, punch, offset_bytes, length_bytes).is_ok() {
@@ -253,18 +440,21 @@ impl Target {
         self.file.sync_data().map_err(|source| self.failed("syncing", source))
     }
 
-    /// Makes the image durable and gives it its name.
+    /// Makes an image of its form of it, makes it durable and gives it its name.
     ///
     /// # Errors
     /// [`TargetError`].
     pub fn finish(self) -> Result<(), TargetError> {
+        if self.layout.format() != Format::Raw {
+            // The first bytes come last: with them the file is taken for whole.
+            self.file.sync_data().map_err(|source| self.failed("syncing", source))?;
+            let put = |at, bytes: &[u8]| self.file.write_all_at(bytes, at);
+            self.layout.frame(keys::random()?, put).map_err(|source| self.failed("writing", source))?;
+        }
         self.file.sync_all().map_err(|source| self.failed("syncing", source))?;
         let Some(partial) = &self.partial else { return Ok(()) };
         std::fs::rename(partial, &self.path).map_err(|source| self.failed("renaming to", source))?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| self.failed("syncing the folder of", source))
+        sync_folder_of(&self.path).map_err(|source| self.failed("syncing the folder of", source))
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> TargetError {
@@ -294,13 +484,18 @@ fn is_blank(file: &mut File) -> io::Result<bool> {
 
 /// The parts of `data` that are not whole blocks of zeroes of the image, as start and end within `data`.
 fn content_runs(offset_bytes: u64, data: &[u8]) -> Vec<(usize, usize)> {
+    block_runs(offset_bytes, data.len(), |range| range.len() < HOLE_BYTES || !is_zero(&data[range]))
+}
+
+/// Stretches of blocks of the image that are `wanted`, as start and end within a range that begins at `offset_bytes` and need
+/// not begin and end with a block.
+fn block_runs(offset_bytes: u64, length: usize, wanted: impl Fn(Range<usize>) -> bool) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     let mut at = 0;
-    while at < data.len() {
+    while at < length {
         let to_border = HOLE_BYTES - (offset_bytes + at as u64) as usize % HOLE_BYTES;
-        let end = data.len().min(at + to_border);
-        let hole = end - at == HOLE_BYTES && is_zero(&data[at..end]);
-        if !hole {
+        let end = length.min(at + to_border);
+        if wanted(at..end) {
             match runs.last_mut() {
                 Some(run) if run.1 == at => run.1 = end,
                 _ => runs.push((at, end)),
@@ -313,76 +508,9 @@ fn content_runs(offset_bytes: u64, data: &[u8]) -> Vec<(usize, usize)> {
 
 /// Looks at words, not bytes: this runs over every restored block.
 fn is_zero(block: &[u8]) -> bool {
-    block.as_chunks::<16>().0.iter().all(|word| u128::from_ne_bytes(*word) == 0)
+    let (words, rest) = block.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|&byte| byte == 0)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    #[test]
-    fn zero_blocks_of_a_new_file_stay_holes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        let target = Target::create(&path, 64 << 20).unwrap();
-        let mut data = vec![0; 1 << 20];
-        data[5000] = 1;
-        target.write(8 << 20, &data).unwrap();
-        target.finish().unwrap();
-        let meta = std::fs::metadata(&path).unwrap();
-        assert_eq!(meta.len(), 64 << 20);
-        assert!(meta.blocks() * 512 <= 64 << 10, "{} blocks", meta.blocks());
-        assert_eq!(std::fs::read(&path).unwrap()[(8 << 20) + 5000], 1);
-    }
-
-    #[test]
-    fn runs_follow_the_blocks_of_the_image_not_of_the_data() {
-        let mut data = vec![0; 3 * HOLE_BYTES];
-        assert_eq!(content_runs(0, &data), []);
-        assert_eq!(content_runs(512, &data), [(0, HOLE_BYTES - 512), (3 * HOLE_BYTES - 512, 3 * HOLE_BYTES)]);
-        data[HOLE_BYTES] = 9;
-        assert_eq!(content_runs(4096, &data), [(HOLE_BYTES, 2 * HOLE_BYTES)]);
-    }
-
-    #[test]
-    fn a_file_has_its_name_only_when_it_is_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        let target = Target::create(&path, 4096).unwrap();
-        target.write(0, &[1; 4096]).unwrap();
-        assert!(!path.exists());
-        let id = target.id().unwrap();
-        drop(target);
-        assert!(Target::standing(&path, 8192).unwrap().is_none(), "another size");
-        let target = Target::standing(&path, 4096).unwrap().unwrap();
-        assert_eq!(target.id().unwrap(), id);
-        target.finish().unwrap();
-        assert!(Target::standing(&path, 4096).unwrap().is_none(), "an image is not gone on with");
-        assert_eq!(std::fs::read(&path).unwrap(), [1; 4096], "what the first run wrote was kept");
-        assert!(!partial_of(&path).exists());
-    }
-
-    #[test]
-    fn content_is_overwritten_only_when_forced() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        std::fs::write(&path, b"precious").unwrap();
-        assert!(matches!(Target::check(&path, false), Err(TargetError::NotEmpty { .. })));
-        Target::check(&path, true).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-        Target::create(&path, 4096).unwrap().finish().unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
-        assert!(matches!(Target::check(folder.path(), true), Err(TargetError::Kind { .. })));
-    }
-
-    #[test]
-    fn an_empty_file_may_be_a_target() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        std::fs::write(&path, b"").unwrap();
-        Target::check(&path, false).unwrap();
-        Target::create(&path, 4096).unwrap().finish().unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
-    }
-}
+mod tests;

@@ -1,7 +1,8 @@
 //! The driver of a restore: a plan and a target in, an image out, or nothing that could be taken for one.
 //!
-//! Durability order: write a message's bytes, fdatasync the target, only then note the message in the resume file. After
-//! any failure the target keeps its `.partial` name (or, on a device, its resume file) and a second run goes on.
+//! Durability order: write a message's bytes, fdatasync the target, read them back if that was asked for, only then note the
+//! message in the resume file. After any failure the target keeps its `.partial` name (or, on a device, its resume file) and a
+//! second run goes on. Several images get their names together, when all of them are whole: [`write`] and [`Whole::finish`].
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,19 +13,21 @@ use parking_lot::Mutex;
 
 use super::damage::Damage;
 use super::fetch::{self, FetchError, FetchLimits, Known, Sink};
+use super::format::{Format, FormatError, Layout};
 use super::history::History;
 use super::open::Opened;
 use super::plan::{MessageUse, Plan, RangedRead};
 use super::progress::Progress;
 use super::resume::{Earlier, ResumeError, ResumeFile, ResumeHead};
 use super::source::Source;
-use super::target::{Target, TargetError};
+use super::target::{Expected, Target, TargetError};
 use crate::fault::{Classify, Fault};
+use crate::flow::blocking;
 use crate::keys::LaneKey;
 use crate::types::DiskId;
 use crate::vault::VaultError;
 
-/// Bytes written between two notes in the resume file: what an interruption costs at most.
+/// Bytes written between two notes in the resume file: what an interruption costs at most, twice.
 const NOTE_EVERY_BYTES: u64 = 256 << 20;
 /// Damage kept by name; beyond it only the count grows.
 const DAMAGE_KEPT_MAX: usize = 1000;
@@ -38,6 +41,9 @@ pub enum RestoreError {
     /// The resume file.
     #[error(transparent)]
     Resume(#[from] ResumeError),
+    /// The form of the image.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// The store.
     #[error(transparent)]
     Fetch(#[from] FetchError),
@@ -61,6 +67,7 @@ impl Classify for RestoreError {
         match self {
             Self::Target(error) => error.fault(),
             Self::Resume(error) => error.fault(),
+            Self::Format(error) => error.fault(),
             Self::Fetch(error) => error.fault(),
             Self::Vault(error) => error.fault(),
             Self::Damaged { .. } => Fault::Corrupt,
@@ -81,6 +88,10 @@ pub struct Restored {
     pub messages: u64,
     /// Messages that an earlier run had finished.
     pub resumed_messages: u64,
+    /// Bytes of the disk that an existing image had right, and that were not written.
+    pub same_bytes: u64,
+    /// Bytes of the disk as the image states them, where its form counts in larger steps than the disk.
+    pub virtual_bytes: u64,
 }
 
 /// How to run.
@@ -90,6 +101,12 @@ pub struct RestoreOptions {
     pub force: bool,
     /// Memory and parallelism.
     pub limits: FetchLimits,
+    /// The form of a new file.
+    pub format: Format,
+    /// Bring an image that is there to the point: write only blocks that differ. Such an image is raw.
+    pub onto: bool,
+    /// Read back from the target what was written.
+    pub verify: bool,
 }
 
 /// Restores `plan` of `disk` to `path`.
@@ -105,6 +122,42 @@ pub async fn restore(
     options: &RestoreOptions,
     progress: Arc<Progress>,
 ) -> Result<Restored, RestoreError> {
+    let (whole, restored) = write(source, disk, history, plan, path, options, progress).await?;
+    apart(move || whole.finish()).await?;
+    Ok(restored)
+}
+
+/// A target with every byte of the image, durable, that is not taken for an image yet.
+#[derive(Debug)]
+pub struct Whole {
+    target: Target,
+    note: ResumeFile,
+}
+
+impl Whole {
+    /// Makes an image of it. Blocks.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the same command goes on from there.
+    pub fn finish(self) -> Result<(), RestoreError> {
+        self.target.finish()?;
+        Ok(self.note.finish()?)
+    }
+}
+
+/// [`restore`] up to the point where the image lacks nothing but its name.
+///
+/// # Errors
+/// [`RestoreError`] as there.
+pub async fn write(
+    source: &Source,
+    disk: &DiskId,
+    history: Arc<History>,
+    plan: &Plan,
+    path: &Path,
+    options: &RestoreOptions,
+    progress: Arc<Progress>,
+) -> Result<(Whole, Restored), RestoreError> {
     source.can_open(plan).map_err(|error| RestoreError::Vault(Box::new(error)))?;
     let total = plan.reads.iter().map(|read| read.messages.len()).sum::<usize>();
     let head = ResumeHead {
@@ -113,10 +166,21 @@ pub async fn restore(
         point: plan.target,
         disk_bytes: plan.disk_bytes,
     };
-    let (target, resume, done) = prepare(path, &head, total, options.force)?;
-    for &(offset_bytes, length_bytes) in &plan.zeroes {
-        target.zero(offset_bytes, length_bytes)?;
-    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let format = if options.onto { Format::Raw } else { options.format };
+    let layout = Layout::new(format, plan.disk_bytes, &plan.zeroes, &name)?;
+    let virtual_bytes = layout.virtual_bytes();
+    let zeroes: Arc<[(u64, u64)]> = plan.zeroes.as_slice().into();
+    let (to_clear, path, options) = (Arc::clone(&zeroes), path.to_owned(), *options);
+    let prepared = apart(move || {
+        let prepared = match options.onto {
+            true => prepare_onto(&path, &head, total, options.force)?,
+            false => prepare(&path, &head, &layout, total, options.force)?,
+        };
+        to_clear.iter().try_for_each(|&(offset_bytes, length_bytes)| prepared.0.zero(offset_bytes, length_bytes))?;
+        Ok::<_, RestoreError>(prepared)
+    });
+    let (target, note, done) = prepared.await?;
     let reads = remaining(&plan.reads, &done, &history);
     let read_bytes = reads.iter().map(|read| read.length_bytes).sum();
     progress.start(read_bytes);
@@ -127,17 +191,27 @@ pub async fn restore(
         history,
         target,
         progress,
-        notes: Mutex::new(Notes { resume, written: Vec::new(), bytes: 0 }),
+        verify: options.verify,
+        written: Mutex::default(),
+        note: Mutex::new(Note { file: note, broken: false }),
         trouble: Mutex::default(),
     });
     let fetched = fetch::run(source.vault.store(), source.vault.id(), reads, &writer, &options.limits).await;
     let Some(writer) = Arc::into_inner(writer) else {
         unreachable!("the workers were joined, nobody else holds the writer")
     };
-    writer.finish(fetched)?;
+    let whole = apart(move || writer.finish(fetched, &zeroes)).await?;
     let resumed_messages = done.iter().filter(|done| **done).count() as u64;
-    let (disk_bytes, data_bytes) = (plan.disk_bytes, plan.data_bytes());
-    Ok(Restored { disk_bytes, data_bytes, read_bytes, messages: total as u64, resumed_messages })
+    let (disk_bytes, data_bytes, messages) = (plan.disk_bytes, plan.data_bytes(), total as u64);
+    let same_bytes = whole.target.same_bytes();
+    let restored =
+        Restored { disk_bytes, data_bytes, read_bytes, messages, resumed_messages, same_bytes, virtual_bytes };
+    Ok((whole, restored))
+}
+
+/// Work on the target, where blocking is no harm.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    blocking(work).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Opens target and note: those of an earlier run as they stand, if the note is about this plan and this very target;
@@ -145,11 +219,12 @@ pub async fn restore(
 fn prepare(
     path: &Path,
     head: &ResumeHead,
+    layout: &Layout,
     messages: usize,
     force: bool,
 ) -> Result<(Target, ResumeFile, Vec<bool>), RestoreError> {
     Target::check(path, force)?;
-    let standing = Target::standing(path, head.disk_bytes)?;
+    let standing = Target::standing(path, layout)?;
     let standing_id = standing.as_ref().map(Target::id).transpose()?;
     let (note, standing) = match (ResumeFile::open(path, head, standing_id.as_deref(), messages, force)?, standing) {
         (Some(Earlier { note, done: Some(done) }), Some(target)) => return Ok((target, note, done)),
@@ -166,9 +241,29 @@ fn prepare(
     };
     let target = match device {
         Some(device) => device,
-        None => Target::create(path, head.disk_bytes)?,
+        None => Target::create(path, layout)?,
     };
     note.start(head, &target.id()?)?;
+    Ok((target, note, vec![false; messages]))
+}
+
+/// The same for an image that is brought to another point. Whatever stands in it is compared, so it need not be emptied.
+fn prepare_onto(
+    path: &Path,
+    head: &ResumeHead,
+    messages: usize,
+    force: bool,
+) -> Result<(Target, ResumeFile, Vec<bool>), RestoreError> {
+    let (target, begun) = Target::standing_onto(path, head.disk_bytes, force)?;
+    let id = target.id()?;
+    let earlier = ResumeFile::open(path, head, Some(&id).filter(|_| begun).map(String::as_str), messages, force)?;
+    let mut note = match earlier {
+        Some(Earlier { note, done: Some(done) }) => return Ok((target, note, done)),
+        Some(Earlier { note, done: None }) => note.emptied()?,
+        None => ResumeFile::create(path)?,
+    };
+    target.begin_onto()?;
+    note.start(head, &id)?;
     Ok((target, note, vec![false; messages]))
 }
 
@@ -206,15 +301,26 @@ struct Writer {
     history: Arc<History>,
     target: Target,
     progress: Arc<Progress>,
-    notes: Mutex<Notes>,
+    verify: bool,
+    written: Mutex<Written>,
+    note: Mutex<Note>,
     trouble: Mutex<Trouble>,
 }
 
 /// What is written but not yet noted as durable.
-struct Notes {
-    resume: ResumeFile,
-    written: Vec<u32>,
+#[derive(Default)]
+struct Written {
+    numbers: Vec<u32>,
+    /// Only to be read back; no more than [`NOTE_EVERY_BYTES`] in all, and a message per worker.
+    expected: Vec<Expected>,
     bytes: u64,
+}
+
+/// The resume file, held by who makes durable what it is to say.
+struct Note {
+    file: ResumeFile,
+    /// A sync failed or the target lied: nothing more is noted, not even what a later sync takes for durable.
+    broken: bool,
 }
 
 #[derive(Default)]
@@ -226,7 +332,7 @@ struct Trouble {
 
 impl Writer {
     fn write(&self, message: &MessageUse, opened: &Opened<'_>) -> Result<(), RestoreError> {
-        let mut bytes = 0;
+        let (mut bytes, mut expected) = (0, Vec::new());
         for owned in &message.owned {
             // The plan was made from the same rows that the message was just checked against.
             let data = opened.extent(owned.seq, owned.extent).unwrap_or_default();
@@ -235,37 +341,54 @@ impl Writer {
                 unreachable!("an owned range lies inside its extent")
             };
             self.target.write(owned.offset_bytes, data)?;
+            if self.verify {
+                expected.push(Expected::of(owned.offset_bytes, data));
+            }
             bytes += data.len() as u64;
         }
-        let mut notes = self.notes.lock();
-        notes.written.push(self.numbers[message.row]);
-        notes.bytes += bytes;
-        if notes.bytes >= NOTE_EVERY_BYTES {
-            // Under the lock: what other workers write meanwhile is noted the next time.
-            self.note(&mut notes)?;
+        let due = {
+            let mut written = self.written.lock();
+            written.numbers.push(self.numbers[message.row]);
+            written.expected.append(&mut expected);
+            written.bytes += bytes;
+            written.bytes >= NOTE_EVERY_BYTES
+        };
+        if due { self.make_durable() } else { Ok(()) }
+    }
+
+    /// Makes durable, and notes, what was written so far. One worker does it while the others go on, until as much again is
+    /// written: then they wait here, so that memory and device never hold more.
+    fn make_durable(&self) -> Result<(), RestoreError> {
+        let mut note = self.note.lock();
+        let written = std::mem::take(&mut *self.written.lock());
+        if note.broken || written.numbers.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn note(&self, notes: &mut Notes) -> Result<(), RestoreError> {
+        // Until it has succeeded.
+        note.broken = true;
         self.target.sync()?;
-        notes.resume.done(std::mem::take(&mut notes.written))?;
-        notes.bytes = 0;
+        if self.verify {
+            self.target.check_written(written.expected)?;
+        }
+        note.file.done(written.numbers)?;
+        note.broken = false;
         Ok(())
     }
 
-    fn finish(self, fetched: Result<(), FetchError>) -> Result<(), RestoreError> {
+    fn finish(self, fetched: Result<(), FetchError>, zeroes: &[(u64, u64)]) -> Result<Whole, RestoreError> {
         let trouble = std::mem::take(&mut *self.trouble.lock());
         if let Some(stop) = trouble.stop {
             return Err(stop);
         }
-        self.note(&mut self.notes.lock())?;
+        self.make_durable()?;
         fetched?;
         if trouble.count > 0 {
             return Err(RestoreError::Damaged { disk: self.disk, count: trouble.count, found: trouble.found });
         }
-        self.target.finish()?;
-        Ok(self.notes.into_inner().resume.finish()?)
+        if self.verify && self.target.reused() {
+            self.target.check_zeroes(zeroes)?;
+        }
+        Ok(Whole { target: self.target, note: self.note.into_inner().file })
     }
 }
 

@@ -30,6 +30,7 @@ mod quickstart;
 mod recipients;
 mod refusals;
 mod reload;
+mod restores;
 mod several;
 mod soak;
 mod stolen;

@@ -39,7 +39,8 @@ fn busy_disk(name: &str, salt: u8) -> ModelDisk {
 }
 
 fn small() -> RestoreOptions {
-    RestoreOptions { force: false, limits: FetchLimits { memory_bytes: 1 << 20, jobs: 3, workers: 2 } }
+    let limits = FetchLimits { memory_bytes: 1 << 20, jobs: 3, workers: 2 };
+    RestoreOptions { limits, ..RestoreOptions::default() }
 }
 
 async fn restore_to(
@@ -48,9 +49,19 @@ async fn restore_to(
     point: PointId,
     path: &Path,
 ) -> Result<Restored, RestoreError> {
+    restore_as(vault, disk, point, path, small()).await
+}
+
+async fn restore_as(
+    vault: &TestVault,
+    disk: &ModelDisk,
+    point: PointId,
+    path: &Path,
+    options: RestoreOptions,
+) -> Result<Restored, RestoreError> {
     let (source, history) = vault.open(&disk.id).await;
     let plan = Plan::build(&history, point).expect("inside the history");
-    restore(&source, &disk.id, history, &plan, path, &small(), Arc::default()).await
+    restore(&source, &disk.id, history, &plan, path, &options, Arc::default()).await
 }
 
 #[tokio::test]
@@ -188,8 +199,11 @@ impl Interrupted {
     }
 
     async fn run(&self, point: PointId, force: bool) -> Result<Restored, RestoreError> {
+        self.run_as(point, RestoreOptions { force, ..small() }).await
+    }
+
+    async fn run_as(&self, point: PointId, options: RestoreOptions) -> Result<Restored, RestoreError> {
         let plan = Plan::build(&self.history, point).unwrap();
-        let options = RestoreOptions { force, ..small() };
         let history = Arc::clone(&self.history);
         restore(&self.source, &self.disk.id, history, &plan, &self.path(), &options, Arc::default()).await
     }
@@ -308,4 +322,137 @@ async fn a_lost_last_batch_is_known_to_hide_newer_records_of_its_lane_only() {
     vault.tamper(&last, |_| None).await;
     assert!(lost(&disk).await.unwrap().contains(last.as_ref()));
     assert_eq!(lost(&other).await, None);
+}
+
+#[tokio::test]
+async fn an_image_in_every_form_holds_the_disk_and_goes_on_after_an_interruption() {
+    for format in Format::ALL {
+        let world = Interrupted::new().await;
+        let options = RestoreOptions { format, verify: true, ..small() };
+        let head = world.disk.head();
+        // What was interrupted was a raw file.
+        let first = world.run_as(head, options).await;
+        assert_eq!(first.unwrap_err().fault(), Fault::Corrupt, "{format}");
+        assert!(!world.path().exists() && partial_of(&world.path()).exists());
+        world.mend().await;
+        let restored = world.run_as(head, options).await.unwrap();
+        assert_eq!(restored.resumed_messages + 1, restored.messages, "{format}");
+        let disk = crate::restore::format::tests::read(format, std::fs::read(world.path()).unwrap());
+        assert_eq!(disk.len() as u64, restored.virtual_bytes);
+        assert!(disk == world.disk.image_at(head), "{format}");
+        assert_eq!(std::fs::read_dir(world.folder.path()).unwrap().count(), 1, "{format}: nothing else is left");
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_brought_to_another_point_by_the_blocks_that_differ() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 4, 3).await;
+    let path = folder.path().join("image");
+    let onto = RestoreOptions { onto: true, verify: true, ..small() };
+    let missing = restore_as(&vault, &disk, disk.head(), &path, onto).await;
+    assert!(matches!(missing, Err(RestoreError::Target(TargetError::Missing { .. }))), "{missing:?}");
+    restore_to(&vault, &disk, "e1-s10".parse().unwrap(), &path).await.unwrap();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    for point in ["e2-s5", "e1-s33", "e1-s10", "e2-s5"].map(|point| point.parse::<PointId>().unwrap()) {
+        let before = std::fs::read(&path).unwrap();
+        let restored = restore_as(&vault, &disk, point, &path, onto).await.unwrap();
+        let (found, wanted) = (std::fs::read(&path).unwrap(), disk.image_at(point));
+        assert!(found == wanted, "{point}");
+        let differing = before.iter().zip(&wanted).filter(|(a, b)| a != b).count() as u64;
+        let written = DISK_BYTES - restored.same_bytes;
+        assert!(differing <= written && written < DISK_BYTES / 2, "{differing} differ, {written} were written");
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "the same file");
+        let again = restore_as(&vault, &disk, point, &path, onto).await.unwrap();
+        assert_eq!(again.same_bytes, DISK_BYTES, "nothing is left to write");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
+}
+
+#[tokio::test]
+async fn an_image_that_is_half_way_to_another_point_has_no_name_until_it_is_there() {
+    let world = Interrupted::new().await;
+    let onto = RestoreOptions { onto: true, ..small() };
+    let (path, head) = (world.path(), world.disk.head());
+    let other = PointId { epoch: Epoch(1), seq: Seq(10) };
+    // What the raw run left is in the way of an image that has its name.
+    std::fs::write(&path, world.disk.image_at(other)).unwrap();
+    let refused = world.run_as(head, onto).await;
+    assert!(matches!(refused, Err(RestoreError::Target(TargetError::InTheWay { .. }))), "{refused:?}");
+    std::fs::remove_file(partial_of(&path)).unwrap();
+    assert_eq!(world.run_as(head, onto).await.unwrap_err().fault(), Fault::Corrupt);
+    assert!(!path.exists() && partial_of(&path).exists());
+    // A run that takes unwritten ranges for holes must not go on with it.
+    let note = std::fs::read_to_string(crate::restore::resume::path_of(&path)).unwrap();
+    assert!(note.lines().next().unwrap().contains(" onto-file-"), "{note}");
+    world.mend().await;
+    let restored = world.run_as(head, onto).await.unwrap();
+    assert_eq!(restored.resumed_messages + 1, restored.messages);
+    world.compare();
+}
+
+#[tokio::test]
+async fn a_note_left_beside_an_image_that_was_used_since_is_not_believed() {
+    let world = Interrupted::new().await;
+    world.mend().await;
+    let onto = RestoreOptions { onto: true, ..small() };
+    let (path, head) = (world.path(), world.disk.head());
+    world.run(head, false).await.unwrap();
+    // As if it was killed after the image got its name again; then a guest ran on it.
+    let (source, history) = (&world.source, Arc::clone(&world.history));
+    let plan = Plan::build(&history, head).unwrap();
+    let (whole, _) = write(source, &world.disk.id, history, &plan, &path, &onto, Arc::default()).await.unwrap();
+    assert!(!path.exists());
+    whole.target.finish().unwrap();
+    drop(whole.note);
+    let mut used = std::fs::read(&path).unwrap();
+    used[8192..8192 + 4096].fill(0x77);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &used, 0).unwrap();
+    let restored = world.run_as(head, onto).await.unwrap();
+    assert_eq!((restored.resumed_messages, DISK_BYTES - restored.same_bytes), (0, 4096));
+    world.compare();
+}
+
+#[tokio::test]
+async fn an_image_of_another_size_is_changed_only_when_forced() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 4, 3).await;
+    let path = folder.path().join("image");
+    std::fs::write(&path, vec![9; DISK_BYTES as usize + 4096]).unwrap();
+    let onto = RestoreOptions { onto: true, ..small() };
+    let refused = restore_as(&vault, &disk, disk.head(), &path, onto).await;
+    assert!(matches!(refused, Err(RestoreError::Target(TargetError::OtherSize { .. }))), "{refused:?}");
+    assert!(path.exists());
+    restore_as(&vault, &disk, disk.head(), &path, RestoreOptions { force: true, ..onto }).await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == disk.image_at(disk.head()));
+}
+
+#[tokio::test]
+async fn images_that_belong_together_get_their_names_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, other) = (busy_disk("sda", 0), busy_disk("sdb", 5));
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk, &other], 4, 3).await;
+    let write_one = async |disk: &ModelDisk| {
+        let (source, history) = vault.open(&disk.id).await;
+        let plan = Plan::build(&history, disk.head()).unwrap();
+        let path = folder.path().join(disk.id.as_str());
+        write(&source, &disk.id, history, &plan, &path, &small(), Arc::default()).await.unwrap()
+    };
+    drop(write_one(&disk).await);
+    assert!(!folder.path().join("sda").exists(), "a run that was stopped before the end of the last");
+    let (whole, restored) = write_one(&disk).await;
+    assert_eq!((restored.read_bytes, restored.resumed_messages), (0, restored.messages), "it goes on there");
+    let both = [whole, write_one(&other).await.0];
+    assert!(!folder.path().join("sda").exists());
+    both.into_iter().for_each(|whole| whole.finish().unwrap());
+    for disk in [&disk, &other] {
+        assert!(std::fs::read(folder.path().join(disk.id.as_str())).unwrap() == disk.image_at(disk.head()));
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 }

@@ -369,7 +369,7 @@ async fn image(
     path: &Path,
 ) -> Result<Vec<u8>, Failed> {
     let plan = Plan::build(records, point).ok_or("there is no plan for it")?;
-    let options = RestoreOptions { force: true, limits: LIMITS };
+    let options = RestoreOptions { force: true, limits: LIMITS, ..RestoreOptions::default() };
     restore(source, disk, Arc::clone(records), &plan, path, &options, Arc::default()).await?;
     let image = std::fs::read(path)?;
     std::fs::remove_file(path)?;
