@@ -93,6 +93,8 @@ pub struct Plan {
     pub codec: CodecChoice,
     /// What the store takes per second; 0 for no bound.
     pub uplink_bytes_per_second: u64,
+    /// Azurite's program, for what is measured against it; none to leave that out.
+    pub azurite: Option<PathBuf>,
 }
 
 /// The bench could not be done.

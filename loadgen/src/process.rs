@@ -31,21 +31,39 @@ fn field(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Reads the accounts of a process.
+/// User and system time so far of all threads of a process, also of one that has ended, until its end was asked for.
 ///
 /// # Errors
-/// If it is gone, or belongs to somebody else.
-pub fn usage(pid: u32) -> io::Result<Usage> {
+/// If it is gone.
+pub fn cpu_seconds(pid: u32) -> io::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name stands in brackets and may hold anything.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks =
         |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| invalid(pid, "stat"));
-    let cpu_ticks = ticks(11)? + ticks(12)?;
+    Ok((ticks(11)? + ticks(12)?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Waits for the end of a child without asking how it ended, so that its accounts stay.
+///
+/// # Errors
+/// If it is no child.
+pub fn wait_ended(child: &std::process::Child) -> io::Result<()> {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    rustix::io::retry_on_intr(|| waitid(WaitId::Pid(Pid::from_child(child)), options))?;
+    Ok(())
+}
+
+/// Reads the accounts of a process.
+///
+/// # Errors
+/// If it is gone, or belongs to somebody else.
+pub fn usage(pid: u32) -> io::Result<Usage> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib = |name| field(&status, name).map(|kib| kib << 10).ok_or_else(|| invalid(pid, "status"));
     let mut usage = Usage {
-        cpu_seconds: cpu_ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        cpu_seconds: cpu_seconds(pid)?,
         memory_bytes: kib("VmRSS")?,
         memory_peak_bytes: kib("VmHWM")?,
         ..Usage::default()

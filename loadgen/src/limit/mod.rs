@@ -16,6 +16,7 @@ pub mod codecs;
 pub(crate) mod disk;
 mod memory;
 pub(crate) mod network;
+pub(crate) mod restore;
 mod upload;
 
 use std::path::PathBuf;

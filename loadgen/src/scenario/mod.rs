@@ -8,6 +8,7 @@
 //!            floods or does not
 //!  soak      70 % of what it can carry      what changes from the first quarter to the last
 //!  nbd       a guest at the agent's disk    its throughput over that at qemu-nbd
+//!  restore   a disk back from the vault     processor time over that of its primitives
 //! ```
 //!
 //! Sink and gateway are those of [`crate::bench`]: processes of their own on this machine.
@@ -16,17 +17,25 @@ mod fairness;
 mod fleet;
 mod idle;
 mod nbd;
+mod restore;
 mod soak;
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::ser::SerializeMap as _;
+use tidegate::cli::quickstart::site::Site;
 
 use crate::bench::{BenchError, Plan};
 use crate::payload::Pool;
 use crate::run::outcome::{Outcome, Sample};
 use crate::run::profile::Profile;
+
+/// Size of a disk where nothing else is asked for.
+pub const DISK_BYTES_USUAL: u64 = 1 << 30;
+/// How long everything may take to be copied.
+const COPY_PATIENCE: Duration = Duration::from_secs(600);
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A way in which a gateway is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -42,6 +51,8 @@ pub enum Scenario {
     Soak,
     /// A guest that writes through the agent.
     Nbd,
+    /// A disk that comes back from the vault.
+    Restore,
 }
 
 impl std::str::FromStr for Scenario {
@@ -54,7 +65,8 @@ impl std::str::FromStr for Scenario {
             "fairness" => Self::Fairness,
             "soak" => Self::Soak,
             "nbd" => Self::Nbd,
-            _ => return Err("write idle, fleet, fairness, soak or nbd".into()),
+            "restore" => Self::Restore,
+            _ => return Err("write idle, fleet, fairness, soak, nbd or restore".into()),
         })
     }
 }
@@ -74,6 +86,8 @@ pub struct Usual {
     pub duration: Duration,
     /// How often it is repeated.
     pub rounds: u32,
+    /// Size of a disk.
+    pub disk_bytes: u64,
 }
 
 impl Scenario {
@@ -86,8 +100,10 @@ impl Scenario {
             Self::Fairness => ("fairness", 99, 1, Profile::Oltp8, 20, 3),
             Self::Soak => ("soak", 4, 2, Profile::Files, 3600, 1),
             Self::Nbd => ("nbd", 1, 1, Profile::Files, 10, 5),
+            Self::Restore => ("restore", 1, 1, Profile::Files, 0, 3),
         };
-        Usual { name, agents, disks, profile, duration: Duration::from_secs(seconds), rounds }
+        let disk_bytes = if matches!(self, Self::Restore) { 4 << 30 } else { DISK_BYTES_USUAL };
+        Usual { name, agents, disks, profile, duration: Duration::from_secs(seconds), rounds, disk_bytes }
     }
 
     /// Measures.
@@ -107,6 +123,7 @@ impl Scenario {
             Self::Fairness => fairness::measure(plan, duration, pool, say).await,
             Self::Soak => soak::measure(plan, duration, pool, say).await,
             Self::Nbd => nbd::measure(plan, duration, pool, say).await,
+            Self::Restore => restore::measure(plan, say).await,
         }
     }
 }
@@ -231,6 +248,19 @@ impl Serialize for Report {
         map.serialize_entry("failures", &self.failures().collect::<Vec<_>>())?;
         map.end()
     }
+}
+
+/// Waits until all of a disk is in the vault. Blocks.
+fn wait_copied(site: &Site, disk: &str) -> Result<(), BenchError> {
+    for _ in 0..COPY_PATIENCE.as_millis() / LOOK.as_millis() {
+        let status = site.status(disk);
+        if status.is_some_and(|status| status.state == "protected" && status.unvaulted_bytes + status.dirty_bytes == 0)
+        {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK);
+    }
+    Err(BenchError(format!("the disk was not copied within {COPY_PATIENCE:?}")))
 }
 
 /// The middle of some values; zero if there are none.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, Stdio};
 use std::time::Duration;
 
-use super::{Figure, Report, Scenario, median};
+use super::{COPY_PATIENCE, Figure, LOOK, Report, Scenario, median, wait_copied};
 use tidegate::cli::quickstart::child::{http_get, metric};
 use tidegate::telemetry::names;
 
@@ -28,9 +28,6 @@ use crate::run::Plan as RunPlan;
 use crate::run::profile::Profile;
 
 const DISK: &str = "disk1";
-/// How long everything may take to be copied.
-const COPY_PATIENCE: Duration = Duration::from_secs(600);
-const LOOK: Duration = Duration::from_millis(200);
 /// How long qemu-nbd may take to listen.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Bound of both figures: see docs/PERFORMANCE.md.
@@ -152,7 +149,7 @@ fn rounds(
                 let text = format!("round {number} of {}: {} at {}", plan.rounds, job.options[0], SIDES[side]);
                 // Nobody looks on who would not have it.
                 let _ = told.blocking_send(text);
-                wait_copied(&stand)?;
+                wait_copied(&stand.site, DISK)?;
                 for path in [&image, &copy] {
                     forget(path).map_err(|error| because("no image")(&error))?;
                 }
@@ -173,7 +170,7 @@ fn rounds(
         }
         rounds.push(round);
     }
-    wait_copied(&stand)?;
+    wait_copied(&stand.site, DISK)?;
     for (name, process) in [("agent", &mut agent), ("gateway", &mut stand.gateway)] {
         let stopped = process.terminate(COPY_PATIENCE);
         stopped.map_err(|error| because(&format!("the {name} does not stop"))(&error))?;
@@ -222,18 +219,6 @@ fn forget(path: &Path) -> std::io::Result<()> {
     file.sync_all()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     Ok(())
-}
-
-fn wait_copied(stand: &Stand) -> Result<(), BenchError> {
-    for _ in 0..COPY_PATIENCE.as_millis() / LOOK.as_millis() {
-        let status = stand.site.status(DISK);
-        if status.is_some_and(|status| status.state == "protected" && status.unvaulted_bytes + status.dirty_bytes == 0)
-        {
-            return Ok(());
-        }
-        std::thread::sleep(LOOK);
-    }
-    Err(BenchError(format!("the disk was not copied within {COPY_PATIENCE:?}")))
 }
 
 fn fio(socket: &Path, job: &Job, duration: Duration) -> Result<Done, BenchError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use loadgen::bench::{Plan, Report, bench};
 use loadgen::report::figure_text;
 use loadgen::run::profile::Profile;
-use loadgen::scenario::{Bound, Report as ScenarioReport, Scenario, Target, Usual};
+use loadgen::scenario::{Bound, DISK_BYTES_USUAL, Report as ScenarioReport, Scenario, Target, Usual};
 use tidegate::fault::exit;
 use tidegate::pipeline::CodecChoice;
 use tidegate::wire::Transport;
@@ -22,7 +22,7 @@ pub struct Args {
     /// Folder for the installation, on the disk that the journal is to be measured on; made, and must be new.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// idle, fleet, fairness, soak or nbd: figures of one way to use Tidegate instead of a gateway's cost.
+    /// idle, fleet, fairness, soak, nbd or restore: figures of one way to use Tidegate instead of a gateway's cost.
     #[arg(long, value_name = "NAME")]
     scenario: Option<Scenario>,
     /// copy, oltp8, oltp16, log, files or mixed [default: files, or that of the scenario].
@@ -34,9 +34,9 @@ pub struct Args {
     /// Disks of each [default: 2, or those of the scenario].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     disks: Option<u32>,
-    /// Size of each disk.
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1 GiB")]
-    disk_size: u64,
+    /// Size of each disk [default: 1 GiB; 4 GiB for restore].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    disk_size: Option<u64>,
     /// What is written at full load in each round [default: 4 GiB; 1 GiB for oltp8 and oltp16].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bytes: Option<u64>,
@@ -70,14 +70,30 @@ pub struct Args {
     /// The tidegate program [default: the one beside this program].
     #[arg(long, value_name = "PATH")]
     tidegate: Option<PathBuf>,
+    /// Azurite's program, for the scenario restore [default: that of tests/azurite, if it is installed].
+    #[arg(long, value_name = "PATH")]
+    azurite: Option<PathBuf>,
     /// Print one JSON object instead of a table; `loadgen report` draws it.
     #[arg(long)]
     json: bool,
 }
 
 /// Without a scenario.
-const USUAL: Usual =
-    Usual { name: "", agents: 4, disks: 2, profile: Profile::Files, duration: Duration::ZERO, rounds: 3 };
+const USUAL: Usual = Usual {
+    name: "",
+    agents: 4,
+    disks: 2,
+    profile: Profile::Files,
+    duration: Duration::ZERO,
+    rounds: 3,
+    disk_bytes: DISK_BYTES_USUAL,
+};
+
+/// Where the tests have theirs, seen from the repository.
+pub(super) fn installed_azurite() -> Option<PathBuf> {
+    let program = PathBuf::from("tests/azurite/node_modules/.bin/azurite-blob");
+    program.exists().then_some(program)
+}
 
 /// Measures and tells.
 pub fn run(args: &Args) -> Outcome {
@@ -94,7 +110,7 @@ pub fn run(args: &Args) -> Outcome {
         profile,
         agents: agents as usize,
         disks: args.disks.unwrap_or(usual.disks) as usize,
-        disk_bytes: args.disk_size.max(1 << 20) / 4096 * 4096,
+        disk_bytes: args.disk_size.unwrap_or(usual.disk_bytes).max(1 << 20) / 4096 * 4096,
         bytes: args.bytes.unwrap_or(if small { 1 << 30 } else { 4 << 30 }),
         rounds: args.rounds.unwrap_or(usual.rounds) as usize,
         steady: args.steady,
@@ -104,6 +120,7 @@ pub fn run(args: &Args) -> Outcome {
         memory_bytes: args.memory,
         codec: args.codec,
         uplink_bytes_per_second: args.uplink,
+        azurite: args.azurite.clone().or_else(installed_azurite),
     };
     let pool = args.payload.pool()?;
     // What is being done is for somebody who looks on.

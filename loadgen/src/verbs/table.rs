@@ -16,7 +16,7 @@ use tidegate::pipeline::CodecChoice;
 use tidegate::wire::Transport;
 use tokio::runtime::Runtime;
 
-use super::bench::target_text;
+use super::bench::{installed_azurite, target_text};
 use super::run::{PayloadArgs, beside, need_open_files, runtime};
 use super::{Outcome, time};
 
@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Outcome {
         bench_rows(&load, &report);
         failures.extend(report.failures);
     }
-    let mut scenarios = vec![Scenario::Fleet, Scenario::Fairness];
+    let mut scenarios = vec![Scenario::Fleet, Scenario::Fairness, Scenario::Restore];
     if ["fio", "qemu-nbd"].iter().all(|program| is_there(program)) {
         scenarios.push(Scenario::Nbd);
     } else {
@@ -130,6 +130,7 @@ fn plan(args: &Args, name: &str) -> Result<Plan, Box<dyn std::error::Error>> {
         memory_bytes: 512 << 20,
         codec: CodecChoice::default(),
         uplink_bytes_per_second: 0,
+        azurite: installed_azurite(),
     })
 }
 
@@ -143,8 +144,8 @@ fn measure(
     need_open_files(usual.agents)?;
     let rounds = if usual.rounds == 1 { 1 } else { args.rounds as usize };
     let named = plan(args, usual.name)?;
-    let plan =
-        Plan { profile: usual.profile, agents: usual.agents as usize, disks: usual.disks as usize, rounds, ..named };
+    let (agents, disks) = (usual.agents as usize, usual.disks as usize);
+    let plan = Plan { profile: usual.profile, agents, disks, rounds, disk_bytes: usual.disk_bytes, ..named };
     let duration = if usual.rounds == 1 { usual.duration } else { args.steady };
     Ok(runtime.block_on(scenario.measure(&plan, duration, pool, &mut say))?)
 }
