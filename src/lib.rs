@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  protected machine         gateway                                    blob store      anywhere
-//!  agent (nbd) ──► wire ──►  journal (disk) ──► pipeline ──► vault ───► batches ──────► restore
+//!  agent (nbd) ──► wire ──►  journal (disk) ──► pipeline ──► vault ───► batches ──────► restore, export (nbd)
 //!        ◄── acks: journaled, vaulted ──┘
 //! ```
 //!
@@ -23,12 +23,15 @@ pub mod vault;
 
 pub mod restore;
 
+pub mod export;
+
 pub mod keeper;
 
 pub mod gateway;
 
 pub mod bundle;
 pub mod doctor;
+pub mod drill;
 pub mod sizing;
 
 pub mod cli;

@@ -10,8 +10,11 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tidegate::flow::DrainTrigger;
-use tidegate::nbd::{Client, Export, FileExport, Listen, Server, ServerLimits};
+use tidegate::flow::{Clock, DrainTrigger, SystemClock};
+use tidegate::nbd::{Client, Export, FileExport, Listen, Server, ServerLimits, ServerTls};
+use tidegate::types::{DiskId, Id128};
+use tidegate::wire::TlsFiles;
+use tidegate::wire::pki::{self, IssueOptions};
 
 const MIB: u64 = 1 << 20;
 
@@ -243,6 +246,119 @@ fn fio_verifies_random_writes_of_mixed_sizes_at_depth() {
     assert_eq!(job["error"], 0);
     assert!(job["write"]["io_bytes"].as_u64().unwrap() >= 64 * MIB);
     assert!(job["read"]["io_bytes"].as_u64().unwrap() >= 32 * MIB, "fio has verified what it wrote");
+}
+
+/// An image served over TLS, with certificates of a private authority, and a folder of them as libnbd and QEMU want it.
+struct Encrypted {
+    directory: tempfile::TempDir,
+    listen: Listen,
+    trigger: DrainTrigger,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Encrypted {
+    fn start(image: &[u8]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = directory.path().join("pki");
+        std::fs::create_dir(&pki).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let options = IssueOptions { now: clock.wall(), days: 2, force: false, keep_key: false };
+        pki::init(&pki, Id128([7; 16]), options).unwrap();
+        let own = pki::issue_gateway(&pki, "recovery", &["localhost".into(), "127.0.0.1".into()], options).unwrap();
+        std::fs::write(directory.path().join("disk.img"), image).unwrap();
+        let export = FileExport::open("disk", &directory.path().join("disk.img"), false).unwrap();
+        let files = TlsFiles { ca: own.ca, cert: own.cert, key: own.key };
+        let listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
+        let server = Server::bind(listen, vec![Arc::new(export)], ServerLimits::default()).unwrap();
+        let server = server.with_tls(ServerTls::load(&files, &clock).unwrap());
+        let (listen, (trigger, drain)) = (server.listen().clone(), DrainTrigger::new());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(server.run(drain)).unwrap();
+        });
+        let this = Self { directory, listen, trigger, thread: Some(thread) };
+        for (client, disks) in [("may", ["disk"]), ("other", ["disk2"])] {
+            let disks = disks.map(|disk| DiskId::new(disk).unwrap());
+            let issued = pki::issue_agent(&pki, client, &disks, options).unwrap();
+            let folder = this.directory.path().join(client);
+            std::fs::create_dir(&folder).unwrap();
+            for (from, name) in
+                [(issued.ca, "ca-cert.pem"), (issued.cert, "client-cert.pem"), (issued.key, "client-key.pem")]
+            {
+                std::fs::copy(from, folder.join(name)).unwrap();
+            }
+        }
+        this
+    }
+
+    fn port(&self) -> u16 {
+        let Listen::Tcp(address) = &self.listen else { unreachable!() };
+        address.port()
+    }
+
+    /// As the client of one folder reaches it.
+    fn uri(&self, client: &str) -> String {
+        let folder = self.directory.path().join(client);
+        format!("nbds://localhost:{}/disk?tls-certificates={}", self.port(), folder.display())
+    }
+}
+
+impl Drop for Encrypted {
+    fn drop(&mut self) {
+        self.trigger.start();
+        let joined = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || joined.is_ok());
+    }
+}
+
+#[test]
+fn a_client_with_a_certificate_that_names_the_disk_reads_and_writes_over_tls_and_no_other() {
+    let image = noise(24 * MIB as usize, 11);
+    let served = Encrypted::start(&image);
+    let copy = served.directory.path().join("copy.img");
+    tool("nbdcopy", &[&served.uri("may"), copy.to_str().unwrap()]);
+    assert!(std::fs::read(&copy).unwrap() == image);
+    let new = noise(24 * MIB as usize, 12);
+    let source = write_file(&served.directory.path().join("new.img"), &new);
+    tool("nbdcopy", &["--flush", &source, &served.uri("may")]);
+    assert!(std::fs::read(served.directory.path().join("disk.img")).unwrap() == new);
+    let refused = |uri: &str| !Command::new("timeout").args(["60", "nbdinfo", uri]).output().unwrap().status.success();
+    assert!(refused(&served.uri("other")), "its certificate names another disk");
+    assert!(refused(&format!("nbd://localhost:{}/disk", served.port())), "nothing goes without TLS");
+}
+
+#[test]
+fn qemu_reads_over_tls() {
+    let image = noise(8 * MIB as usize, 13);
+    let served = Encrypted::start(&image);
+    let credentials = format!(
+        "tls-creds-x509,id=tls,endpoint=client,sanity-check=off,dir={}",
+        served.directory.path().join("may").display()
+    );
+    let options =
+        format!("driver=nbd,host=localhost,port={},export=disk,tls-creds=tls,tls-hostname=localhost", served.port());
+    let copy = served.directory.path().join("copy.img");
+    let to = copy.to_str().unwrap();
+    tool("qemu-img", &["convert", "--object", &credentials, "--image-opts", &options, "-O", "raw", to]);
+    assert!(std::fs::read(&copy).unwrap() == image);
+}
+
+#[test]
+fn what_is_sent_before_tls_begins_counts_for_nothing() {
+    let served = Encrypted::start(&[5; 4096]);
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", served.port())).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    // Flags, STARTTLS, and behind it in the same piece what somebody between would like to put in.
+    let mut said = 3_u32.to_be_bytes().to_vec();
+    for option in [5_u32, 7] {
+        said.extend_from_slice(&0x4948_4156_454f_5054_u64.to_be_bytes());
+        said.extend_from_slice(&option.to_be_bytes());
+        said.extend_from_slice(&0_u32.to_be_bytes());
+    }
+    stream.write_all(&said).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.len(), 18 + 20, "the greeting, the answer to STARTTLS, and the end");
 }
 
 /// A loop device over a file; detached on drop.

@@ -15,7 +15,7 @@ struct Claims {
     list: VecDeque<(u64, Range<u64>)>,
 }
 
-/// The claims of one disk. Their number is bounded by the threads that write.
+/// The claims of one disk. Their number is bounded by the threads that write, and by what each claims at once.
 #[derive(Debug, Default)]
 pub struct RangeLock {
     claims: Mutex<Claims>,
@@ -37,12 +37,21 @@ impl RangeLock {
     /// Waits until nothing older overlaps `length_bytes` from `offset_bytes`, and holds them. Blocks the thread, for as
     /// long as local disk I/O takes.
     pub fn lock(&self, offset_bytes: u64, length_bytes: u64) -> RangeGuard<'_> {
-        let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
+        self.lock_all(&[Range { start: offset_bytes, end: offset_bytes.saturating_add(length_bytes) }])
+    }
+
+    /// The same for several ranges at once. Claimed one after the other, a younger claim over two of them would wait for the
+    /// first and hold up the second, for ever.
+    pub fn lock_all(&self, ranges: &[Range<u64>]) -> RangeGuard<'_> {
         let mut claims = self.claims.lock();
         let ticket = claims.next_ticket;
         claims.next_ticket += 1;
-        claims.list.push_back((ticket, range.clone()));
-        while claims.list.iter().take_while(|(older, _)| *older < ticket).any(|(_, older)| overlap(older, &range)) {
+        claims.list.extend(ranges.iter().map(|range| (ticket, range.clone())));
+        let held_up = |claims: &Claims| {
+            let mut older = claims.list.iter().take_while(|(older, _)| *older < ticket);
+            older.any(|(_, older)| ranges.iter().any(|range| overlap(older, range)))
+        };
+        while held_up(&claims) {
             self.released.wait(&mut claims);
         }
         RangeGuard { lock: self, ticket }
@@ -108,6 +117,20 @@ mod tests {
         for thread in threads {
             thread.join().expect("no overlap");
         }
+    }
+
+    #[test]
+    fn several_ranges_are_claimed_at_once_and_given_back_together() {
+        let lock = Arc::new(RangeLock::default());
+        let both = lock.lock_all(&[0..10, 100..110]);
+        assert!(lock.busy(&(5..6)) && lock.busy(&(105..106)) && !lock.busy(&(10..100)));
+        let over = Arc::clone(&lock);
+        // Over both: it waits for them, and nobody who holds one waits for it.
+        let thread = std::thread::spawn(move || drop(over.lock(0, 200)));
+        drop(lock.lock(300, 1));
+        drop(both);
+        thread.join().expect("it came through");
+        assert!(!lock.busy(&(0..1000)));
     }
 
     #[test]

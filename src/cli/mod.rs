@@ -9,6 +9,8 @@ mod bandwidth;
 mod bundle;
 mod config;
 mod doctor;
+mod drill;
+mod export;
 mod gateway;
 mod generate;
 mod journal;
@@ -132,6 +134,22 @@ enum Verb {
     Points(points::Args),
     /// Bring a disk back as it was at a point.
     Restore(restore::Args),
+    /// Serve a disk as it was at a point over NBD, at once: a machine boots from the vault.
+    ///
+    /// Blocks are read from the vault when they are asked for, and some before. What the guest writes goes to --overlay and never
+    /// to the vault; with --hydrate the disk is copied meanwhile, and served from the copy in the end. Runs until SIGTERM or Ctrl-C.
+    ///
+    /// Exit code 0, 1 for a failure, 2 for a wrong call, 3 if parts that the copy needs are damaged, 75 if the vault cannot be
+    /// reached for now.
+    Export(export::Args),
+    /// Prove that disks come back: restore, look at their file systems, run a check, report RPO and RTO.
+    ///
+    /// Works in a folder of its own, which is gone afterwards. ext file systems are looked at by e2fsck after their journal was
+    /// replayed; --check PROGRAM looks further. On a schedule, by a timer, with --metrics-file.
+    ///
+    /// Exit code 0 if all was well, 1 if something was not or an objective was missed, 2 for a wrong call, 3 for damage in the
+    /// vault, 75 if it cannot be reached for now.
+    Drill(drill::Args),
     /// Check that a vault is whole.
     Verify(verify::Args),
     /// Apply retention to a vault.
@@ -165,6 +183,8 @@ pub fn main() -> ExitCode {
         Verb::Point(args) => point::run(args),
         Verb::Points(args) => points::run(args),
         Verb::Restore(args) => restore::run(args),
+        Verb::Export(args) => export::run(args),
+        Verb::Drill(args) => drill::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Keeper(args) => keeper::run(args),
         Verb::Vault(args) => vault::run(args),

@@ -1,9 +1,9 @@
-//! What a run of `restore` or `verify` leaves for Prometheus: a file that node-exporter's textfile collector reads, for jobs
-//! that no scrape would meet while they run.
+//! What a run of `restore`, `export`, `verify` or `drill` leaves for Prometheus: a file that node-exporter's textfile collector
+//! reads, for jobs that no scrape would meet while they run.
 //!
 //! The file is written when the run has ended, however it ended, and replaces the one before as a whole. The time of the last
 //! success is taken over from there by a run that fails. Every line has the file's name as its label `run`, because the
-//! collector reads all files of its folder as one page.
+//! collector reads all files of its folder as one page. An export, which runs for as long as it is used, writes it now and then.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -84,6 +84,31 @@ impl RunFile {
         self.tell(&VERIFY, vec![(Vec::new(), figures)], now, took, success);
     }
 
+    /// Tells metrics and their values, with these labels beside that of the run.
+    pub(super) fn tell_values(&self, labels: &[(&str, &str)], values: &[(&str, f64)]) {
+        let labels = self.labels(labels);
+        let mut out = String::new();
+        for (name, value) in values {
+            text::family(&mut out, name, [(labels.clone(), *value)]);
+        }
+        if let Err(error) = self.replace(&out) {
+            eprintln!("tidegate: warning: {} was not written: {error}", self.0.display());
+        }
+    }
+
+    /// What the file says of a metric without labels beside that of the run; 0 if nothing.
+    pub(super) fn earlier(&self, name: &str) -> f64 {
+        let (before, start) = (self.before(), format!("{name}{} ", self.labels(&[])));
+        let value = before.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
+        value.unwrap_or(0.0)
+    }
+
+    fn labels(&self, more: &[(&str, &str)]) -> String {
+        let run = self.0.file_stem().unwrap_or_default().to_string_lossy();
+        let labels: Vec<(&str, &str)> = [("run", &*run)].into_iter().chain(more.iter().copied()).collect();
+        text::labels(&labels)
+    }
+
     /// Each line by its labels beside that of the run.
     fn tell(
         &self,
@@ -93,11 +118,7 @@ impl RunFile {
         took: Duration,
         success: bool,
     ) {
-        let run = self.0.file_stem().unwrap_or_default().to_string_lossy();
-        let labelled = |(labels, figures): (Vec<(&str, &str)>, Figures)| {
-            let labels: Vec<(&str, &str)> = [("run", &*run)].into_iter().chain(labels).collect();
-            (text::labels(&labels), figures)
-        };
+        let labelled = |(labels, figures): (Vec<(&str, &str)>, Figures)| (self.labels(&labels), figures);
         let lines: Vec<(String, Figures)> = lines.into_iter().map(labelled).collect();
         let now_seconds = now.0 as f64 / 1e6;
         let before = self.before();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::agent::config::Config as AgentConfig;
 use crate::agent::{activity, state};
+use crate::export::overlay::{self, Entry, Image};
 use crate::gateway::config::GatewayConfig;
 use crate::keys::{self, CatalogKey, Identity};
 use crate::restore::resume::{self, Note, ResumeHead};
@@ -101,4 +102,30 @@ pub(super) fn resume(input: &[u8]) {
         let again = resume::read_note(&bytes[..valid_bytes], &head, Some("file-1"), messages);
         assert_eq!(again, Note::Ours { done, valid_bytes }, "what is kept says the same");
     }
+}
+
+/// First byte: bit 0 gives each entry its checksum; bits 1 on the disk's size in blocks. A head, then the log.
+pub(super) fn overlay(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let image = Image::decode(bytes);
+    if let Some(image) = &image {
+        assert_eq!(Image::decode(&image.encode()).as_ref(), Some(image));
+    }
+    let blocks = u64::from(mode >> 1);
+    let mut log = bytes.to_vec();
+    if mode & 1 == 1 {
+        for (number, entry) in (0..).zip(log.as_chunks_mut::<{ overlay::ENTRY_BYTES }>().0) {
+            overlay::mend_entry(number, entry);
+        }
+    }
+    let mut again = Vec::new();
+    let count = overlay::each_entry(&mut log.as_slice(), blocks, |entry| {
+        if let Entry::Came(run) | Entry::Left(run) = &entry {
+            assert!(run.start < run.end && run.end <= blocks);
+        }
+        let number = (again.len() / overlay::ENTRY_BYTES) as u64;
+        again.extend_from_slice(&entry.encode(number));
+    });
+    let count = count.unwrap() as usize;
+    assert_eq!(again, log[..count * overlay::ENTRY_BYTES], "what is read is what was written");
 }

@@ -25,7 +25,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its folder in `fuzz/corpus/` and of its binary in `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Target); 20] = [
+pub const TARGETS: [(&str, Target); 21] = [
     ("wire_frames", wire::frames),
     ("record", wire::record),
     ("nbd_server", nbd::server),
@@ -44,6 +44,7 @@ pub const TARGETS: [(&str, Target); 20] = [
     ("agent_state", local::state),
     ("activity", local::activity),
     ("resume", local::resume),
+    ("overlay", local::overlay),
     ("identity", text::certificate),
     ("text", text::words),
 ];

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::nbd::client::Client;
 use crate::nbd::execute::{self, Bounds, ReplyBytes};
-use crate::nbd::handshake::{Agreed, Handshake, Step};
+use crate::nbd::handshake::{Agreed, Handshake, Security, Step};
 use crate::nbd::proto::{self, Command, Fields, OptionHead, OptionReplyHead, ReplyHead, Request};
 use crate::nbd::{Export, StatusExtent, ZeroFlags};
 
@@ -60,12 +60,19 @@ impl Export for Nothing {
     }
 }
 
-/// What a client sends, from its flags on: options, then requests with their payload.
+/// What a client sends, from its flags on: options, then requests with their payload. To a server that wants TLS and to one
+/// that does not.
 pub(super) fn server(input: &[u8]) {
     let exports: Vec<Arc<dyn Export>> = vec![Arc::new(Nothing("a")), Arc::new(Nothing("b"))];
     let mut fields = Fields(input);
-    let Some(mut state) = fields.u32().and_then(|flags| Handshake::start(&exports, flags)) else { return };
-    let mut out = Vec::new();
+    let Some(flags) = fields.u32() else { return };
+    session(&exports, flags, Fields(fields.0), Security::Open);
+    session(&exports, flags, fields, Security::TlsDue);
+}
+
+fn session(exports: &[Arc<dyn Export>], flags: u32, mut fields: Fields<'_>, security: Security) {
+    let Some(mut state) = Handshake::start(exports, flags, security) else { return };
+    let (mut out, mut encrypted) = (Vec::new(), security == Security::Open);
     let agreed = loop {
         let Some(Ok(head)) = fields.bytes(proto::OPTION_HEAD_BYTES).map(OptionHead::decode) else { return };
         if head.data_bytes > proto::OPTION_BYTES_MAX {
@@ -77,9 +84,15 @@ pub(super) fn server(input: &[u8]) {
             // Two exports and short texts: a reply cannot be longer than this, whatever was asked.
             Step::Continue => assert!(!out.is_empty() && out.len() < 1024),
             Step::Close => return,
+            Step::StartTls => {
+                assert!(!encrypted, "TLS begins once, where it is due");
+                encrypted = true;
+                state = Handshake::start(exports, flags, Security::Tls).unwrap();
+            }
             Step::Transmit(agreed) => break agreed,
         }
     };
+    assert!(encrypted, "no request before TLS where it is due");
     assert!(agreed.export < exports.len());
     requests(&*exports[agreed.export], agreed, fields);
 }

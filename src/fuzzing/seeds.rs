@@ -226,6 +226,10 @@ fn local(seeds: &mut Vec<Seed>) {
     seeds.push(seed("resume", "done", &[33], b"done 0-3\ndone 7-9\ndone 15-15\n"));
     seeds.push(seed("resume", "beyond", &[9], b"done 0-3\ndone 3-4\n"));
     seeds.push(seed("resume", "other", &[8], b"tidegate-resume 1 x y z 1 2 00000000\n"));
+    let overlay = fixture("v1/overlay.bin");
+    seeds.push(seed("overlay", "fixture", &[254], &overlay));
+    seeds.push(seed("overlay", "log", &[30], &overlay[4096..]));
+    seeds.push(seed("overlay", "mended", &[31], &[&overlay[4096..], &[1; 16]].concat()));
     let key = CatalogKey::from_secret([7; 32]);
     seeds.push(seed("keys", "catalog", &[], crate::keys::file::catalog_key_text(&key).as_bytes()));
     seeds.push(seed("keys", "fixture", &[], &fixture("v1/vault/recovery.key")));

@@ -15,10 +15,11 @@ use tokio::time::{Instant, timeout};
 
 use super::Export;
 use super::execute::{self, Bounds, Failure, ReplyBytes};
-use super::handshake::{Agreed, Handshake, Step, greeting};
+use super::handshake::{Agreed, Handshake, Security, Step, greeting};
 use super::outlet::{Outlet, OutletOwner, Replies};
 use super::proto::{self, Command, ErrorCode, OptionHead, ProtoError, Request};
 use super::server::ServerLimits;
+use super::tls::{ServerTls, TlsRefusal};
 use super::workers::{Job, WorkQueue};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Budget, BudgetGuard, Drain};
@@ -40,6 +41,10 @@ pub(super) enum ConnectionError {
     Flags(u32),
     #[error("the client did not finish the handshake in time")]
     HandshakeTimeout,
+    #[error("the client sent something between asking for TLS and its begin")]
+    BeforeTls,
+    #[error(transparent)]
+    Tls(#[from] TlsRefusal),
     #[error("the client stopped in the middle of a request, or did not take its replies")]
     Stalled,
 }
@@ -61,6 +66,8 @@ pub(super) struct Shared {
     /// One per export.
     pub(super) budgets: Vec<Budget>,
     pub(super) limits: ServerLimits,
+    /// Without it nothing is encrypted; with it everything.
+    pub(super) tls: Option<ServerTls>,
 }
 
 /// A request's place and bytes.
@@ -70,21 +77,84 @@ pub(super) struct Held {
     _export: BudgetGuard,
 }
 
+/// What a handshake, or the part of it before TLS, came to.
+enum Shaken {
+    /// The client left, or the server drains.
+    Left,
+    Agreed(Agreed),
+    /// Encryption begins; these were the client's flags.
+    StartTls(u32),
+}
+
 /// Serves one client from the greeting to the end.
 pub(super) async fn serve<R, W>(shared: &Shared, read: R, mut write: W, mut drain: Drain) -> Result<(), ConnectionError>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    let mut input = Input::new(read);
+    let security = if shared.tls.is_some() { Security::TlsDue } else { Security::Open };
+    match in_time(shared, &mut drain, greet(shared, &mut input, &mut write, security)).await? {
+        Shaken::Left => Ok(write.shutdown().await?),
+        Shaken::Agreed(agreed) => transmit(shared, input, write, agreed, drain).await,
+        Shaken::StartTls(flags) => serve_tls(shared, input, write, flags, drain).await,
+    }
+}
+
+/// The same from the begin of TLS.
+async fn serve_tls<R, W>(
+    shared: &Shared,
+    input: Input<R>,
+    write: W,
+    flags: u32,
+    mut drain: Drain,
+) -> Result<(), ConnectionError>
+where
+    R: AsyncRead + Send + Unpin + 'static,
+    W: AsyncWrite + Send + Unpin + 'static,
+{
+    // Whoever stands between could otherwise put in what counts as the client's later.
+    if !input.buf.is_empty() {
+        return Err(ConnectionError::BeforeTls);
+    }
+    let Some(tls) = &shared.tls else { unreachable!("TLS begins only where it is due") };
+    let accepted = timeout(shared.limits.handshake_timeout, tls.accept(input.stream, write, &shared.exports)).await;
+    let (read, mut write) = tokio::io::split(accepted.map_err(|_| ConnectionError::HandshakeTimeout)??);
+    let mut input = Input::new(read);
+    let shaking = shake_hands(shared, &mut input, &mut write, flags, Security::Tls);
+    match in_time(shared, &mut drain, shaking).await? {
+        Shaken::Agreed(agreed) => transmit(shared, input, write, agreed, drain).await,
+        Shaken::Left | Shaken::StartTls(_) => Ok(write.shutdown().await?),
+    }
+}
+
+/// A part of the handshake, within its time and until the drain.
+async fn in_time(
+    shared: &Shared,
+    drain: &mut Drain,
+    part: impl Future<Output = Result<Shaken, ConnectionError>>,
+) -> Result<Shaken, ConnectionError> {
+    tokio::select! {
+        biased;
+        () = drain.wait() => Ok(Shaken::Left),
+        shaken = timeout(shared.limits.handshake_timeout, part) => {
+            shaken.map_err(|_| ConnectionError::HandshakeTimeout)?
+        }
+    }
+}
+
+/// Serves the requests of a client to the end.
+async fn transmit<R, W>(
+    shared: &Shared,
+    mut input: Input<R>,
+    write: W,
+    agreed: Agreed,
+    mut drain: Drain,
+) -> Result<(), ConnectionError>
 where
     R: AsyncRead + Send + Unpin,
     W: AsyncWrite + Send + Unpin + 'static,
 {
-    let mut input = Input { stream: read, buf: BytesMut::with_capacity(INPUT_BYTES) };
-    let agreed = tokio::select! {
-        biased;
-        () = drain.wait() => None,
-        agreed = timeout(shared.limits.handshake_timeout, shake_hands(shared, &mut input, &mut write)) => {
-            agreed.map_err(|_| ConnectionError::HandshakeTimeout)??
-        }
-    };
-    let Some(agreed) = agreed else { return Ok(write.shutdown().await?) };
     let places = shared.limits.requests_per_connection_max.max(1);
     let owner = OutletOwner(Arc::new(Outlet::new(write)));
     let outlet = &owner.0;
@@ -107,26 +177,42 @@ where
     ended.and(written.map_err(|_| ConnectionError::Stalled)?.map_err(ConnectionError::Io))
 }
 
-/// The handshake; `None` if the client leaves without requests.
-async fn shake_hands<R, W>(
+/// The greeting, and the handshake behind it.
+async fn greet<R, W>(
     shared: &Shared,
     input: &mut Input<R>,
     write: &mut W,
-) -> Result<Option<Agreed>, ConnectionError>
+    security: Security,
+) -> Result<Shaken, ConnectionError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     write.write_all(&greeting()).await?;
     if !input.fill(4).await? {
-        return Ok(None);
+        return Ok(Shaken::Left);
     }
     let flags = input.buf.get_u32();
-    let mut state = Handshake::start(&shared.exports, flags).ok_or(ConnectionError::Flags(flags))?;
+    shake_hands(shared, input, write, flags, security).await
+}
+
+/// Options, up to requests, TLS or the end.
+async fn shake_hands<R, W>(
+    shared: &Shared,
+    input: &mut Input<R>,
+    write: &mut W,
+    flags: u32,
+    security: Security,
+) -> Result<Shaken, ConnectionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut state = Handshake::start(&shared.exports, flags, security).ok_or(ConnectionError::Flags(flags))?;
     let mut out = Vec::new();
     loop {
         if !input.fill(proto::OPTION_HEAD_BYTES).await? {
-            return Ok(None);
+            return Ok(Shaken::Left);
         }
         let head = OptionHead::decode(&input.buf.split_to(proto::OPTION_HEAD_BYTES))?;
         if head.data_bytes > proto::OPTION_BYTES_MAX {
@@ -136,7 +222,7 @@ where
                 proto::option_reply::ERR_TOO_BIG,
                 b"the option is too long",
             );
-            write.write_all(&out).await?;
+            send(write, &out).await?;
             let (found, limit) = (head.data_bytes.into(), proto::OPTION_BYTES_MAX.into());
             return Err(ProtoError::TooLong { what: "option", found, limit }.into());
         }
@@ -145,14 +231,21 @@ where
             return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
         let step = state.answer(head.option, &input.buf.split_to(data_bytes), &mut out);
-        write.write_all(&out).await?;
+        send(write, &out).await?;
         out.clear();
         match step {
             Step::Continue => {}
-            Step::Transmit(agreed) => return Ok(Some(agreed)),
-            Step::Close => return Ok(None),
+            Step::Transmit(agreed) => return Ok(Shaken::Agreed(agreed)),
+            Step::StartTls => return Ok(Shaken::StartTls(flags)),
+            Step::Close => return Ok(Shaken::Left),
         }
     }
+}
+
+/// An answer of the handshake, out of whatever gathers or encrypts it.
+async fn send<W: AsyncWrite + Unpin>(write: &mut W, bytes: &[u8]) -> io::Result<()> {
+    write.write_all(bytes).await?;
+    write.flush().await
 }
 
 /// The reading half of the socket and what was read ahead.
@@ -162,6 +255,10 @@ struct Input<R> {
 }
 
 impl<R: AsyncRead + Unpin> Input<R> {
+    fn new(stream: R) -> Self {
+        Self { stream, buf: BytesMut::with_capacity(INPUT_BYTES) }
+    }
+
     /// Reads until `count` bytes are there. `false` if the stream ended before the first of them. Loses nothing if dropped.
     async fn fill(&mut self, count: usize) -> io::Result<bool> {
         while self.buf.len() < count {

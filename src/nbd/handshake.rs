@@ -25,13 +25,27 @@ pub enum Step {
     Continue,
     /// Read requests.
     Transmit(Agreed),
+    /// Send what was answered, encrypt, and begin anew: what was agreed on before counts no more.
+    StartTls,
     /// Send what was answered and close.
     Close,
+}
+
+/// Whether a connection is encrypted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Security {
+    /// It is not, and need not be.
+    Open,
+    /// It has to be, and is not yet: nothing else is answered.
+    TlsDue,
+    /// It is.
+    Tls,
 }
 
 /// The state of one handshake.
 pub struct Handshake<'a> {
     exports: &'a [Arc<dyn Export>],
+    security: Security,
     no_zeroes: bool,
     structured: bool,
     /// The export for which `base:allocation` was chosen: it holds for that one only.
@@ -75,13 +89,13 @@ pub fn flags_of(export: &dyn Export, structured: bool) -> u16 {
 impl<'a> Handshake<'a> {
     /// Starts after the client's flags were read; `None` if it wants something that was not offered.
     #[must_use]
-    pub fn start(exports: &'a [Arc<dyn Export>], client_flags: u32) -> Option<Self> {
+    pub fn start(exports: &'a [Arc<dyn Export>], client_flags: u32, security: Security) -> Option<Self> {
         let known = handshake_flags::FIXED_NEWSTYLE | handshake_flags::NO_ZEROES;
         if client_flags & !known != 0 {
             return None;
         }
         let no_zeroes = client_flags & handshake_flags::NO_ZEROES != 0;
-        Some(Self { exports, no_zeroes, structured: false, allocation: None, options: 0 })
+        Some(Self { exports, security, no_zeroes, structured: false, allocation: None, options: 0 })
     }
 
     /// Answers one option. `data` has been bounded by [`proto::OPTION_BYTES_MAX`].
@@ -91,7 +105,14 @@ impl<'a> Handshake<'a> {
             proto::encode_option_reply(out, option, option_reply::ERR_TOO_BIG, b"too many options");
             return Step::Close;
         }
+        let due = self.security == Security::TlsDue;
         match option {
+            option::STARTTLS => return self.start_tls(data, out),
+            // This option has no reply that could say why.
+            option::EXPORT_NAME if due => return Step::Close,
+            _ if due && option != option::ABORT => {
+                refuse(out, option, option_reply::ERR_TLS_REQD, "this server wants TLS: start it first");
+            }
             option::EXPORT_NAME => return self.export_name(data, out),
             option::ABORT => {
                 proto::encode_option_reply(out, option, option_reply::ACK, &[]);
@@ -108,8 +129,23 @@ impl<'a> Handshake<'a> {
                 }
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.meta_context(option, data, out),
-            option::STARTTLS => refuse(out, option, option_reply::ERR_UNSUP, "TLS is not offered on this socket"),
             _ => refuse(out, option, option_reply::ERR_UNSUP, "this option is not known"),
+        }
+        Step::Continue
+    }
+
+    fn start_tls(&self, data: &[u8], out: &mut Vec<u8>) -> Step {
+        let option = option::STARTTLS;
+        match self.security {
+            Security::Open => refuse(out, option, option_reply::ERR_UNSUP, "TLS is not offered on this socket"),
+            Security::Tls => refuse(out, option, option_reply::ERR_INVALID, "the connection is encrypted already"),
+            Security::TlsDue if !data.is_empty() => {
+                refuse(out, option, option_reply::ERR_INVALID, "STARTTLS has no data");
+            }
+            Security::TlsDue => {
+                proto::encode_option_reply(out, option, option_reply::ACK, &[]);
+                return Step::StartTls;
+            }
         }
         Step::Continue
     }

@@ -2,7 +2,8 @@
 //!
 //! The protocol is NBD with the fixed newstyle handshake: options EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED_REPLY,
 //! LIST_META_CONTEXT and SET_META_CONTEXT (`base:allocation`); commands READ, WRITE, FLUSH, TRIM, WRITE_ZEROES and
-//! BLOCK_STATUS. TLS is refused by policy: the socket is a unix socket of mode 0600 or an address that the operator chose.
+//! BLOCK_STATUS; STARTTLS where a server was given certificates, and then nothing without it. Else the socket is a unix socket
+//! of mode 0600 or an address that the operator chose.
 //!
 //! ```text
 //!            one task per connection                       threads tg-nbd-N, some per export
@@ -13,7 +14,7 @@
 //!
 //! Read in this order: [`proto`] (the codec: bytes to values and back), [`handshake`] (what a server answers to options;
 //! no I/O), `execute` (one request against one export), `workers` (the threads), `connection` (the reader), `outlet` (replies),
-//! [`server`] (listening, limits, drain). [`mod@file`] makes an export of a raw image or block device; [`client`] is the other side.
+//! [`server`] (listening, limits, drain), [`tls`] (who may connect where that is asked). [`mod@file`] makes an export of a raw image or block device; [`client`] is the other side.
 //!
 //! Invariants:
 //! - A reply of success leaves only after the [`Export`] call returned, so a FLUSH that arrives after a reply finds that write
@@ -25,7 +26,7 @@
 //! - A request that hangs in one export holds up no other export: each has its own threads, queue and budget.
 //! - Whatever a client sends, it harms at most its own connection.
 //!
-//! Not owned here: what a write means (records, order, durability beyond the export), authentication of clients.
+//! Not owned here: what a write means (records, order, durability beyond the export).
 //!
 //! Shutdown: on drain the server stops accepting and reading, answers what it took, closes, and removes its unix socket.
 //! Crash: nothing is kept; clients reconnect.
@@ -38,6 +39,7 @@ pub mod handshake;
 mod outlet;
 pub mod proto;
 pub mod server;
+pub mod tls;
 mod workers;
 
 use std::fmt;
@@ -51,6 +53,7 @@ use bytes::Bytes;
 pub use client::{Client, ClientError};
 pub use file::{FileExport, SourceError};
 pub use server::{Server, ServerLimits};
+pub use tls::ServerTls;
 
 /// How a range is to be zeroed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -128,7 +131,8 @@ pub trait Export: Send + Sync + 'static {
 pub enum Listen {
     /// A unix socket, created with mode 0600.
     Unix(PathBuf),
-    /// A TCP address. There is no encryption and no authentication: keep it on loopback or a network of its own.
+    /// A TCP address. Without certificates there is no encryption and no authentication: keep it on loopback or a network of
+    /// its own then.
     Tcp(SocketAddr),
 }
 

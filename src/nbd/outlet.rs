@@ -120,6 +120,10 @@ impl<W: AsyncWrite + Unpin> State<W> {
                 self.waiting.pop_front();
             }
         }
+        // A stream that encrypts may hold back what it took.
+        if let Some(stream) = &mut self.stream {
+            ready!(Pin::new(stream).poll_flush(context))?;
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -95,6 +95,8 @@ pub mod option_reply {
     pub const ERR_UNSUP: u32 = ERROR_BIT | 1;
     /// The option's data is wrong.
     pub const ERR_INVALID: u32 = ERROR_BIT | 3;
+    /// Nothing is answered before the connection is encrypted.
+    pub const ERR_TLS_REQD: u32 = ERROR_BIT | 5;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
     /// The server stops.

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{self, ConnectionError, Shared};
+use super::tls::ServerTls;
 use super::workers::Workers;
 use super::{Export, Listen, proto};
 use crate::fault::{Classify, Fault, chain_text};
@@ -77,6 +78,7 @@ pub struct Server {
     _socket_file: Option<SocketFile>,
     exports: Vec<Arc<dyn Export>>,
     limits: ServerLimits,
+    tls: Option<ServerTls>,
 }
 
 impl Server {
@@ -98,7 +100,14 @@ impl Server {
                 (Listener::Tcp(listener), None, Listen::Tcp(bound))
             }
         };
-        Ok(Self { listen, listener, _socket_file: socket_file, exports, limits })
+        Ok(Self { listen, listener, _socket_file: socket_file, exports, limits, tls: None })
+    }
+
+    /// The same, for clients that encrypt and show a certificate, and no others.
+    #[must_use]
+    pub fn with_tls(mut self, tls: ServerTls) -> Self {
+        self.tls = Some(tls);
+        self
     }
 
     /// Where it listens; with TCP port 0 the port that was given.
@@ -123,6 +132,7 @@ impl Server {
             queues: workers.iter().map(Workers::queue).collect(),
             budgets: workers.iter().map(|_| Budget::new(budget_bytes)).collect(),
             limits: self.limits,
+            tls: self.tls,
         });
         tracing::info!(listen = %self.listen, exports = shared.exports.len(), workers = count, "nbd server listens");
         let mut connections = JoinSet::new();
@@ -189,7 +199,7 @@ async fn accept_until<R, W>(
 
 async fn one_client<R, W>(shared: Arc<Shared>, read: R, write: W, drain: Drain, place: OwnedSemaphorePermit)
 where
-    R: AsyncRead + Send + Unpin,
+    R: AsyncRead + Send + Unpin + 'static,
     W: AsyncWrite + Send + Unpin + 'static,
 {
     metrics::gauge!(names::NBD_CONNECTIONS).increment(1);

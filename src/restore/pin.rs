@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::flow::Clock;
+use crate::flow::{Clock, Drain};
 use crate::keys;
 use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::objects::PinObject;
@@ -16,20 +16,26 @@ const PIN_FOR: Duration = Duration::from_secs(12 * 3600);
 /// A new pin is made so often; also how often it is looked whether a keeper has begun to work.
 const PIN_EVERY: Duration = Duration::from_secs(3600);
 
-/// Pins a point once, if the vault has a keeper. Returns whether it has.
+/// Pins a point once, if the vault has a keeper. Returns the pin, or none if it has not.
 ///
 /// # Errors
 /// [`VaultError`], above all of a credential that may not write.
-pub async fn pin(vault: &Vault, disk: &DiskId, point: PointId, now: Micros, reason: &str) -> Result<bool, VaultError> {
+pub async fn pin(
+    vault: &Vault,
+    disk: &DiskId,
+    point: PointId,
+    now: Micros,
+    reason: &str,
+) -> Result<Option<Id128>, VaultError> {
     if vault.store().any(Some(&names::kept())).await?.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
     let pin = Id128(keys::random()?);
     let until_micros = Micros(now.0.saturating_add(PIN_FOR.as_micros() as u64));
     let (disk, epoch, seq, reason) = (disk.clone(), point.epoch, point.seq, reason.to_owned());
     let object = PinObject { pin, disk, epoch, seq, until_micros, reason };
     vault.put_object(&names::pin(pin), &object).await?;
-    Ok(true)
+    Ok(Some(pin))
 }
 
 /// Pins a point again and again, for as long as it is polled.
@@ -42,9 +48,49 @@ pub async fn hold(vault: Vault, disk: DiskId, point: PointId, clock: impl Clock)
     }
 }
 
+/// Pins a point again and again until `drain`, and takes its pins away then, `first` among them, as far as the credential may.
+/// A pin that stays ends by itself.
+pub async fn hold_until(
+    vault: Vault,
+    disk: DiskId,
+    point: PointId,
+    first: Option<Id128>,
+    reason: &str,
+    clock: impl Clock,
+    mut drain: Drain,
+) {
+    let mut pinned = first;
+    loop {
+        let stop = tokio::select! {
+            biased;
+            () = drain.wait() => true,
+            () = tokio::time::sleep(PIN_EVERY) => false,
+        };
+        let next = if stop { Ok(None) } else { pin(&vault, &disk, point, clock.wall(), reason).await };
+        match next {
+            // The new one stands: the one before is not needed.
+            Ok(next) => release(&vault, std::mem::replace(&mut pinned, next)).await,
+            Err(error) => tracing::warn!(%error, "the point that is read could not be pinned again"),
+        }
+        if stop {
+            return;
+        }
+    }
+}
+
+/// Takes a pin away, as far as the credential may; one that stays ends by itself.
+async fn release(vault: &Vault, pinned: Option<Id128>) {
+    if let Some(pinned) = pinned
+        && let Err(error) = vault.store().delete(&names::pin(pinned)).await
+    {
+        tracing::debug!(%error, "a pin stays until it ends by itself");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::{DrainTrigger, SystemClock};
     use crate::restore::tests::TestVault;
     use crate::types::{Epoch, Seq};
     use crate::vault::objects::ClaimObject;
@@ -54,13 +100,33 @@ mod tests {
         let vault = TestVault::in_memory().await.vault;
         let (disk, point) = (DiskId::new("sda").unwrap(), PointId { epoch: Epoch(2), seq: Seq(7) });
         let now = Micros(1_800_000_000_000_000);
-        assert!(!pin(&vault, &disk, point, now, "test").await.unwrap());
+        assert!(pin(&vault, &disk, point, now, "test").await.unwrap().is_none());
         assert!(vault.store().list(Some(&names::pins())).await.unwrap().is_empty());
         let run = Id128([1; 16]);
         vault.put_object(&names::claim(run), &ClaimObject { claim: run, run }).await.unwrap();
-        assert!(pin(&vault, &disk, point, now, "test").await.unwrap());
+        let pinned = pin(&vault, &disk, point, now, "test").await.unwrap();
         let pins = crate::keeper::judge::pins(&vault, &mut Vec::new()).await.unwrap();
         assert_eq!(pins.len(), 1);
         assert_eq!((pins[0].object.epoch, pins[0].object.seq), (point.epoch, point.seq));
+        assert_eq!(Some(pins[0].object.pin), pinned);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_point_is_held_by_one_pin_that_goes_at_the_end() {
+        let vault = TestVault::in_memory().await.vault;
+        let (disk, point) = (DiskId::new("sda").unwrap(), PointId { epoch: Epoch(2), seq: Seq(7) });
+        let run = Id128([1; 16]);
+        vault.put_object(&names::claim(run), &ClaimObject { claim: run, run }).await.unwrap();
+        let (trigger, drain) = DrainTrigger::new();
+        let first = pin(&vault, &disk, point, Micros(1_800_000_000_000_000), "export").await.unwrap();
+        let holding = hold_until(vault.clone(), disk, point, first, "export", SystemClock::new(), drain);
+        let holding = tokio::spawn(holding);
+        tokio::time::sleep(PIN_EVERY * 3 + PIN_EVERY / 2).await;
+        let pins = vault.store().list(Some(&names::pins())).await.unwrap();
+        assert_eq!(pins.len(), 1, "the ones before are not needed");
+        assert_ne!(Some(pins[0].path.clone()), first.map(names::pin));
+        trigger.start();
+        holding.await.unwrap();
+        assert!(vault.store().list(Some(&names::pins())).await.unwrap().is_empty());
     }
 }

@@ -150,7 +150,7 @@ fn claim(history: &History, pick: &Pick, until: Seq, owner: &mut Ownership) -> V
 }
 
 /// Sorts the messages by place and joins neighbours into one read.
-fn coalesce(history: &History, mut uses: Vec<MessageUse>) -> Vec<RangedRead> {
+pub(crate) fn coalesce(history: &History, mut uses: Vec<MessageUse>) -> Vec<RangedRead> {
     let place = |message: &MessageUse| {
         let row = &history.rows[message.row];
         (row.object, row.message.offset_bytes, u64::from(row.message.stored_bytes))

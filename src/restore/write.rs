@@ -216,7 +216,7 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 
 /// Opens target and note: those of an earlier run as they stand, if the note is about this plan and this very target;
 /// else both anew.
-fn prepare(
+pub(crate) fn prepare(
     path: &Path,
     head: &ResumeHead,
     layout: &Layout,

@@ -234,6 +234,30 @@ metric_names! {
     gauge RESTORE_RUN_BYTES = "tidegate_restore_run_bytes";
     /// Damaged ranges that the last one met.
     gauge RESTORE_RUN_DAMAGE = "tidegate_restore_run_damage";
+    /// When an export of a point was last seen at work, in seconds since 1970.
+    gauge EXPORT_SEEN_SECONDS = "tidegate_export_last_seen_timestamp_seconds";
+    /// Bytes of the point that its guest has read since it began.
+    gauge EXPORT_GUEST_BYTES = "tidegate_export_guest_read_bytes";
+    /// Bytes that it has read from the vault for them.
+    gauge EXPORT_VAULT_BYTES = "tidegate_export_vault_read_bytes";
+    /// Requests to the vault for them.
+    gauge EXPORT_VAULT_REQUESTS = "tidegate_export_vault_requests";
+    /// Reads of the guest that failed, because of damage or of a vault that was away for too long.
+    gauge EXPORT_FAILED_READS = "tidegate_export_failed_reads";
+    /// Bytes that the guest has written, and that no copy of the disk has yet.
+    gauge EXPORT_OVERLAY_BYTES = "tidegate_export_overlay_bytes";
+    /// Share of the disk that its copy has, 0 to 1; none without a copy.
+    gauge EXPORT_COPIED_RATIO = "tidegate_export_copied_ratio";
+    /// When a drill passed last, in seconds since 1970; 0 if none did.
+    gauge DRILL_LAST_SUCCESS_SECONDS = "tidegate_drill_last_success_timestamp_seconds";
+    /// When one ended last, whatever it found.
+    gauge DRILL_LAST_RUN_SECONDS = "tidegate_drill_last_run_timestamp_seconds";
+    /// What would have been lost: age of the oldest point of the last one.
+    gauge DRILL_RPO_SECONDS = "tidegate_drill_rpo_seconds";
+    /// How long the last one took until everything was restored and looked at.
+    gauge DRILL_RTO_SECONDS = "tidegate_drill_rto_seconds";
+    /// What was not as it should be at the last one.
+    gauge DRILL_FAILURES = "tidegate_drill_failures";
     /// When a verification found the vault whole last, in seconds since 1970; 0 if none did.
     gauge VERIFY_LAST_SUCCESS_SECONDS = "tidegate_verify_last_success_timestamp_seconds";
     /// When one ended last, whatever it found.
@@ -257,6 +281,10 @@ pub fn shown_by(name: &str) -> &'static str {
         "agent"
     } else if starts("tidegate_restore_") {
         "restore"
+    } else if starts("tidegate_export_") {
+        "export"
+    } else if starts("tidegate_drill_") {
+        "drill"
     } else if starts("tidegate_verify_") {
         "verify"
     } else {

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Seek};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,13 +80,14 @@ pub struct VaultStore {
     store: Arc<dyn ObjectStore>,
     place: Arc<str>,
     local: Option<Arc<std::path::Path>>,
+    requests: Arc<AtomicU64>,
 }
 
 impl VaultStore {
     /// Wraps a store whose root is the vault. `place` is shown in errors and must hold no secret.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, place: &str) -> Self {
-        Self { store, place: place.into(), local: None }
+        Self { store, place: place.into(), local: None, requests: Arc::default() }
     }
 
     /// The same, with the directory that it stands for.
@@ -105,6 +107,12 @@ impl VaultStore {
     #[must_use]
     pub fn directory(&self) -> Option<&std::path::Path> {
         self.local.as_deref()
+    }
+
+    /// Requests so far, of this place and its clones; a listing counts as one, however many pages it has.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// The store below.
@@ -130,6 +138,7 @@ impl VaultStore {
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BlobError> {
         let started = Instant::now();
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let _running = Running::new(operation);
         let result = match timeout(limit, request).await {
             Ok(result) => result.map_err(|error| self.error(operation, path, &error)),

@@ -24,7 +24,7 @@ use super::identity::{AgentIdentity, CertificateFacts, GatewayIdentity, Identity
 use super::transport::SessionEnd;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
-use crate::types::Micros;
+use crate::types::{DiskId, Micros};
 
 /// The three files that each side needs, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Classify for TlsError {
 }
 
 /// Where a verifier notes why it refused the other side.
-pub(super) type Explanation = Arc<Mutex<Option<String>>>;
+pub(crate) type Explanation = Arc<Mutex<Option<String>>>;
 
 /// TLS files, read and checked against each other.
 pub(super) struct Material {
@@ -423,6 +423,41 @@ impl Material {
             }
         };
         judged.map_err(|error| explanation.lock().take().unwrap_or_else(|| error.to_string()))
+    }
+}
+
+/// TLS of a server that is no gateway, whose clients are agents by their certificates.
+pub struct DiskClients(Material);
+
+impl DiskClients {
+    /// Reads this side's files.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file.
+    pub fn load(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Self, TlsError> {
+        let material = Material::load(files, clock)?;
+        material.gateway()?;
+        Ok(Self(material))
+    }
+
+    /// For one connection, and where a refusal of the client's certificate is explained.
+    pub(crate) fn config(&self) -> Result<(rustls::ServerConfig, Explanation), TlsError> {
+        let explanation = Explanation::default();
+        let mut config = self.0.server_config(&explanation)?;
+        // The protocol inside has a handshake of its own, and its clients name none.
+        config.alpn_protocols.clear();
+        Ok((config, explanation))
+    }
+
+    /// Whether the client, whose certificates TLS has verified, may use `disk`; if not, whose certificate it is.
+    pub(crate) fn admit(certificates: &[CertificateDer<'_>], disk: Option<&DiskId>) -> Result<(), String> {
+        let Some(own) = certificates.first() else { return Err("nobody".to_owned()) };
+        let identity =
+            CertificateFacts::read(own).and_then(|facts| facts.identity).map_err(|error| error.to_string())?;
+        match (&identity, disk) {
+            (Identity::Agent(agent), Some(disk)) if agent.may_write(disk) => Ok(()),
+            _ => Err(identity.to_string()),
+        }
     }
 }
 

@@ -15,6 +15,8 @@ mod commands;
 mod damage;
 mod disks;
 mod doctor;
+mod drill;
+mod export;
 mod hostile;
 mod image;
 mod kills;

@@ -15,6 +15,7 @@ use tidegate::cli::quickstart::child::{metric, wait_until};
 
 use self::prometheus::{Prometheus, agent_page};
 use crate::common::{Scene, Setting, empty, tidegate, turn};
+use crate::export::Running;
 
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -88,8 +89,10 @@ fn a_real_prometheus_has_data_for_every_query_fires_for_a_store_that_is_gone_and
     scene.keep("disk1", "kept", Some(&load));
     scene.wait_vaulted();
     tell_runs(&scene);
+    let export = tell_export(&scene);
     wait_until(Duration::from_secs(30), || prometheus.without_data(&scene).is_empty());
     assert_eq!(prometheus.without_data(&scene), Vec::<String>::new(), "every query of the boards has data");
+    export.terminate(0);
     let mut firing = None;
     scene.wait("Prometheus to answer", |_| {
         firing = prometheus.firing();
@@ -106,13 +109,25 @@ fn a_real_prometheus_has_data_for_every_query_fires_for_a_store_that_is_gone_and
     prometheus.child.kill().unwrap();
 }
 
-/// A verification and a restore that leave their files.
+/// An export that keeps its file, with a copy, which is made at once.
+fn tell_export(scene: &Scene) -> Running {
+    let (file, target) = (Prometheus::file(scene, "export.prom"), scene.dir().join("copied.img").display().to_string());
+    let listen = format!("unix:{}", scene.dir().join("export.sock").display());
+    let arguments = ["--disk", "disk1", "--listen", &listen, "--hydrate", &target, "--metrics-file", &file];
+    let mut running = Running::start(scene, scene.site.vault_url(), &arguments);
+    running.event("whole");
+    running
+}
+
+/// A verification, a restore and a drill that leave their files.
 fn tell_runs(scene: &Scene) {
     let (vault, identity) = (scene.site.vault_url(), scene.site.identity().display().to_string());
     let from = ["--vault", vault, "--identity", &identity, "--metrics-file"];
     let (nightly, drill) = (Prometheus::file(scene, "nightly.prom"), Prometheus::file(scene, "drill.prom"));
     let target = scene.dir().join("drilled.img").display().to_string();
+    let (rehearsed, rehearsal) = (Prometheus::file(scene, "rehearsal.prom"), scene.dir().display().to_string());
     let runs = [
+        [&["drill"], &from[..], &[&rehearsed, "--disk", "disk1", "--dir", &rehearsal]].concat(),
         [&["verify"], &from[..], &[&nightly]].concat(),
         [&["restore"], &from[..], &[&drill, "--disk", "disk1", "--to", &target]].concat(),
     ];

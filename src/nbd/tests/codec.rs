@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 use proptest::prelude::*;
 
-use super::super::handshake::{Handshake, Step};
+use super::super::handshake::{Handshake, Security, Step};
 use super::super::proto::{self, Fields, OptionReplyHead, chunk, option, option_reply};
 use super::*;
 
@@ -108,7 +108,7 @@ proptest! {
         options in prop::collection::vec((0..14_u32, prop::collection::vec(any::<u8>(), 0..80)), 0..300),
     ) {
         let exports = exports();
-        let mut state = Handshake::start(&exports, 3).unwrap();
+        let mut state = Handshake::start(&exports, 3, Security::Open).unwrap();
         for (n, (number, data)) in options.into_iter().enumerate() {
             let mut out = Vec::new();
             let step = state.answer(number, &data, &mut out);
@@ -116,6 +116,7 @@ proptest! {
             match step {
                 Step::Continue => prop_assert!(!replies(&out).is_empty()),
                 Step::Transmit(agreed) => prop_assert!(agreed.export < exports.len()),
+                Step::StartTls => prop_assert!(false, "TLS is not offered"),
                 Step::Close => break,
             }
         }
@@ -134,14 +135,14 @@ proptest! {
 
 #[test]
 fn unknown_client_flags_are_refused() {
-    assert!(Handshake::start(&exports(), 4).is_none());
-    assert!(Handshake::start(&exports(), 0).is_some());
+    assert!(Handshake::start(&exports(), 4, Security::Open).is_none());
+    assert!(Handshake::start(&exports(), 0, Security::Open).is_some());
 }
 
 #[test]
 fn tls_and_unknown_options_are_unsupported_and_the_handshake_goes_on() {
     let exports = exports();
-    let mut state = Handshake::start(&exports, 3).unwrap();
+    let mut state = Handshake::start(&exports, 3, Security::Open).unwrap();
     for number in [option::STARTTLS, 11, 4, 77] {
         let mut out = Vec::new();
         assert_eq!(state.answer(number, b"any", &mut out), Step::Continue);
@@ -150,12 +151,37 @@ fn tls_and_unknown_options_are_unsupported_and_the_handshake_goes_on() {
 }
 
 #[test]
+fn where_tls_is_due_nothing_else_is_answered() {
+    let exports = exports();
+    let mut state = Handshake::start(&exports, 3, Security::TlsDue).unwrap();
+    let go = [string("a"), 0_u16.to_be_bytes().to_vec()].concat();
+    for (number, data) in [(option::GO, &go), (option::LIST, &Vec::new()), (option::STRUCTURED_REPLY, &Vec::new())] {
+        let mut out = Vec::new();
+        assert_eq!(state.answer(number, data, &mut out), Step::Continue);
+        assert_eq!(replies(&out)[0].0, option_reply::ERR_TLS_REQD);
+    }
+    let mut out = Vec::new();
+    assert_eq!(state.answer(option::STARTTLS, b"x", &mut out), Step::Continue);
+    assert_eq!(replies(&out)[0].0, option_reply::ERR_INVALID);
+    out.clear();
+    assert_eq!(state.answer(option::STARTTLS, &[], &mut out), Step::StartTls);
+    assert_eq!(replies(&out)[0].0, option_reply::ACK);
+    let mut open = Handshake::start(&exports, 3, Security::TlsDue).unwrap();
+    assert_eq!(open.answer(option::EXPORT_NAME, b"a", &mut out), Step::Close, "it has no reply that could say why");
+    let mut state = Handshake::start(&exports, 3, Security::Tls).unwrap();
+    out.clear();
+    assert_eq!(state.answer(option::STARTTLS, &[], &mut out), Step::Continue);
+    assert_eq!(replies(&out)[0].0, option_reply::ERR_INVALID, "once is enough");
+    assert!(matches!(state.answer(option::GO, &go, &mut out), Step::Transmit(_)));
+}
+
+#[test]
 fn allocation_holds_only_for_the_export_it_was_chosen_for() {
     let exports = exports();
     let query = |name: &str| [string(name), 1_u32.to_be_bytes().to_vec(), string(proto::CONTEXT_ALLOCATION)].concat();
     let go = |name: &str| [string(name), 0_u16.to_be_bytes().to_vec()].concat();
     for (chosen, used, allowed) in [("a", "a", true), ("a", "b", false)] {
-        let mut state = Handshake::start(&exports, 3).unwrap();
+        let mut state = Handshake::start(&exports, 3, Security::Open).unwrap();
         let mut out = Vec::new();
         state.answer(option::SET_META_CONTEXT, &query(chosen), &mut out);
         assert_eq!(replies(&out)[0].0, option_reply::ERR_INVALID, "structured replies come first");
@@ -174,7 +200,7 @@ fn allocation_holds_only_for_the_export_it_was_chosen_for() {
 #[test]
 fn a_failed_choice_of_contexts_takes_the_earlier_one_back() {
     let exports = exports();
-    let mut state = Handshake::start(&exports, 3).unwrap();
+    let mut state = Handshake::start(&exports, 3, Security::Open).unwrap();
     let mut out = Vec::new();
     state.answer(option::STRUCTURED_REPLY, &[], &mut out);
     let query = [string("a"), 1_u32.to_be_bytes().to_vec(), string(proto::CONTEXT_ALLOCATION)].concat();
@@ -193,7 +219,7 @@ fn a_failed_choice_of_contexts_takes_the_earlier_one_back() {
 #[test]
 fn listing_contexts_takes_a_namespace_and_choosing_does_not() {
     let exports = exports();
-    let mut state = Handshake::start(&exports, 3).unwrap();
+    let mut state = Handshake::start(&exports, 3, Security::Open).unwrap();
     state.answer(option::STRUCTURED_REPLY, &[], &mut Vec::new());
     let query = |texts: &[&str]| {
         let queries: Vec<u8> = texts.iter().flat_map(|text| string(text)).collect();
