@@ -233,7 +233,7 @@ fn the_metrics_document_lists_every_metric() {
         "# Metrics\n\nMade from `src/telemetry/names.rs`; after a change there, `TIDEGATE_BLESS=1 cargo test --test tidy` writes this \
          page again.\n\n\
          - A gateway shows its metrics at `/metrics` of its admin port, an agent at its `metrics_listen`, if that is set.\n\
-         - `restore`, `export`, `drill` and `verify` leave theirs with `--metrics-file` for node-exporter's textfile collector.\n\
+         - `restore`, `export`, `drill`, `verify` and `keeper` leave theirs with `--metrics-file` for node-exporter's textfile collector.\n\
          - Percentiles of `tidegate_ack_seconds` are at most 5 % off from 1 ms to 100 ms (journaled) and from 0.5 s to 30 s \
          (vaulted).\n\
          - Disks with labels of their own are bounded by the gateway's `disk_lines`; `/v1/disks` has every one.\n\

@@ -1,4 +1,4 @@
-//! What a run of `restore`, `export`, `verify` or `drill` leaves for Prometheus: a file that node-exporter's textfile collector
+//! What a run of `restore`, `export`, `verify`, `drill` or `keeper` leaves for Prometheus: a file that node-exporter's textfile collector
 //! reads, for jobs that no scrape would meet while they run.
 //!
 //! The file is written when the run has ended, however it ended, and replaces the one before as a whole. The time of the last
@@ -22,24 +22,24 @@ struct Names {
     last_success: &'static str,
     last_run: &'static str,
     seconds: &'static str,
-    bytes: &'static str,
-    damage: &'static str,
 }
 
 const RESTORE: Names = Names {
     last_success: names::RESTORE_LAST_SUCCESS_SECONDS,
     last_run: names::RESTORE_LAST_RUN_SECONDS,
     seconds: names::RESTORE_RUN_SECONDS,
-    bytes: names::RESTORE_RUN_BYTES,
-    damage: names::RESTORE_RUN_DAMAGE,
 };
 
 const VERIFY: Names = Names {
     last_success: names::VERIFY_LAST_SUCCESS_SECONDS,
     last_run: names::VERIFY_LAST_RUN_SECONDS,
     seconds: names::VERIFY_RUN_SECONDS,
-    bytes: names::VERIFY_RUN_BYTES,
-    damage: names::VERIFY_RUN_DAMAGE,
+};
+
+const KEEPER: Names = Names {
+    last_success: names::KEEPER_LAST_SUCCESS_SECONDS,
+    last_run: names::KEEPER_LAST_RUN_SECONDS,
+    seconds: names::KEEPER_RUN_SECONDS,
 };
 
 /// What a run has found out, as far as it came.
@@ -49,6 +49,21 @@ pub(super) struct Figures {
     pub(super) bytes: u64,
     /// Findings that are damage.
     pub(super) damage: u64,
+}
+
+/// What a run of the keeper has found and done, as far as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct KeeperFigures {
+    /// Bytes of batches that it deleted.
+    pub(super) deleted_bytes: u64,
+    /// Bytes of batches that are marked.
+    pub(super) marked_bytes: u64,
+    /// Bytes of all batches.
+    pub(super) stored_bytes: u64,
+    /// Bytes of the messages that are needed.
+    pub(super) needed_bytes: u64,
+    /// Disks and lanes of which nothing goes because something is damaged.
+    pub(super) held_back: u64,
 }
 
 /// The file of one run.
@@ -72,16 +87,28 @@ impl std::str::FromStr for RunFile {
     }
 }
 
+/// A figure by its name.
+type Named = (&'static str, f64);
+/// One line of each figure: its labels beside that of the run, and the figures, of the same names in each line.
+type Line<'a> = (Vec<(&'a str, &'a str)>, Vec<Named>);
+/// What stands in a line, by its labels and figures.
+type Value<'a> = &'a dyn Fn(&str, &[Named]) -> f64;
+
 impl RunFile {
     /// Tells of a restore of one or several disks that ended at `now`: well if all of them did.
     pub(super) fn tell_restore(&self, disks: &[(DiskId, Figures)], now: Micros, took: Duration, success: bool) {
-        let lines = disks.iter().map(|(disk, figures)| (vec![("disk", disk.as_str())], *figures)).collect();
+        let more = |figures: &Figures| {
+            vec![(names::RESTORE_RUN_BYTES, figures.bytes as f64), (names::RESTORE_RUN_DAMAGE, figures.damage as f64)]
+        };
+        let lines = disks.iter().map(|(disk, figures)| (vec![("disk", disk.as_str())], more(figures))).collect();
         self.tell(&RESTORE, lines, now, took, success);
     }
 
     /// Tells of a verification that ended at `now`.
     pub(super) fn tell_verify(&self, now: Micros, took: Duration, success: bool, figures: Figures) {
-        self.tell(&VERIFY, vec![(Vec::new(), figures)], now, took, success);
+        let more =
+            vec![(names::VERIFY_RUN_BYTES, figures.bytes as f64), (names::VERIFY_RUN_DAMAGE, figures.damage as f64)];
+        self.tell(&VERIFY, vec![(Vec::new(), more)], now, took, success);
     }
 
     /// Tells metrics and their values, with these labels beside that of the run.
@@ -109,17 +136,23 @@ impl RunFile {
         text::labels(&labels)
     }
 
-    /// Each line by its labels beside that of the run.
-    fn tell(
-        &self,
-        names: &Names,
-        lines: Vec<(Vec<(&str, &str)>, Figures)>,
-        now: Micros,
-        took: Duration,
-        success: bool,
-    ) {
-        let labelled = |(labels, figures): (Vec<(&str, &str)>, Figures)| (self.labels(&labels), figures);
-        let lines: Vec<(String, Figures)> = lines.into_iter().map(labelled).collect();
+    /// Tells of a run of the keeper that ended at `now`. Of one that failed only that: what it did not find out is not zero.
+    pub(super) fn tell_keeper(&self, now: Micros, took: Duration, success: bool, figures: Option<KeeperFigures>) {
+        let more = figures.map(|figures| {
+            vec![
+                (names::KEEPER_RUN_DELETED_BYTES, figures.deleted_bytes as f64),
+                (names::KEEPER_MARKED_BYTES, figures.marked_bytes as f64),
+                (names::KEEPER_STORED_BYTES, figures.stored_bytes as f64),
+                (names::KEEPER_NEEDED_BYTES, figures.needed_bytes as f64),
+                (names::KEEPER_HELD_BACK, figures.held_back as f64),
+            ]
+        });
+        self.tell(&KEEPER, vec![(Vec::new(), more.unwrap_or_default())], now, took, success);
+    }
+
+    fn tell(&self, names: &Names, lines: Vec<Line<'_>>, now: Micros, took: Duration, success: bool) {
+        let labelled = |(labels, more): Line<'_>| (self.labels(&labels), more);
+        let lines: Vec<(String, Vec<Named>)> = lines.into_iter().map(labelled).collect();
         let now_seconds = now.0 as f64 / 1e6;
         let before = self.before();
         // Never is long ago.
@@ -128,18 +161,15 @@ impl RunFile {
             false => last_success(&before, names, labels).unwrap_or(0.0),
         };
         let mut out = String::new();
-        let mut all = |name: &str, value: &dyn Fn(&str, Figures) -> f64| {
-            text::family(
-                &mut out,
-                name,
-                lines.iter().map(|(labels, figures)| (labels.clone(), value(labels, *figures))),
-            );
+        let mut all = |name: &str, value: Value<'_>| {
+            text::family(&mut out, name, lines.iter().map(|(labels, more)| (labels.clone(), value(labels, more))));
         };
         all(names.last_success, &|labels, _| succeeded(labels));
         all(names.last_run, &|_, _| now_seconds);
         all(names.seconds, &|_, _| took.as_secs_f64());
-        all(names.bytes, &|_, figures| figures.bytes as f64);
-        all(names.damage, &|_, figures| figures.damage as f64);
+        for (at, (name, _)) in lines.first().into_iter().flat_map(|(_, more)| more).enumerate() {
+            all(name, &|_, more| more[at].1);
+        }
         if let Err(error) = self.replace(&out) {
             eprintln!("tidegate: warning: {} was not written, so alerts will miss this run: {error}", self.0.display());
         }
@@ -213,6 +243,22 @@ mod tests {
         assert_eq!(value(&page, "tidegate_restore_run_bytes{run=\"drill\",disk=\"web.sdb\"}"), Some(512.0), "{page}");
         assert_eq!(value(&page, "tidegate_restore_run_bytes{run=\"drill\",disk=\"web.sda\"}"), Some(4096.0), "{page}");
         assert_eq!(page.matches("# TYPE ").count(), 5, "{page}");
+    }
+
+    #[test]
+    fn a_keeper_that_failed_tells_no_sizes() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("retention.prom");
+        let file: RunFile = path.to_str().expect("text").parse().expect("a name");
+        let figures = KeeperFigures { stored_bytes: 9000, held_back: 2, ..KeeperFigures::default() };
+        file.tell_keeper(Micros(5_000_000), Duration::ZERO, true, Some(figures));
+        let page = std::fs::read_to_string(&path).expect("written");
+        assert_eq!(value(&page, "tidegate_keeper_stored_bytes{run=\"retention\"}"), Some(9000.0), "{page}");
+        assert_eq!(value(&page, "tidegate_keeper_held_back{run=\"retention\"}"), Some(2.0), "{page}");
+        file.tell_keeper(Micros(7_000_000), Duration::ZERO, false, None);
+        let page = std::fs::read_to_string(&path).expect("written");
+        assert_eq!(value(&page, "tidegate_keeper_last_success_timestamp_seconds{run=\"retention\"}"), Some(5.0));
+        assert!(!page.contains("stored_bytes"), "{page}");
     }
 
     #[test]

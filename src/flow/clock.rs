@@ -10,6 +10,11 @@ pub trait Clock: Send + Sync + 'static {
     fn wall(&self) -> Micros;
     /// Time since some fixed moment of this process. Never goes back.
     fn monotonic(&self) -> Duration;
+    /// The same, the time included in which the machine slept: whoever measures by it what others may have done meanwhile is not
+    /// fooled by a sleep. A clock of a machine that never sleeps has one for both.
+    fn boot(&self) -> Duration {
+        self.monotonic()
+    }
 }
 
 /// The machine's own clocks.
@@ -42,5 +47,24 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    fn boot(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_that_counts_sleep_runs_with_the_other_while_nobody_sleeps() {
+        let clock = SystemClock::new();
+        let (boot, monotonic) = (clock.boot(), clock.monotonic());
+        std::thread::sleep(Duration::from_millis(20));
+        let (boot, monotonic) = (clock.boot() - boot, clock.monotonic() - monotonic);
+        assert!(boot >= Duration::from_millis(20) && monotonic >= Duration::from_millis(20), "{boot:?} {monotonic:?}");
     }
 }

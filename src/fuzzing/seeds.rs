@@ -157,9 +157,14 @@ fn vault(seeds: &mut Vec<Seed>) {
 }
 
 fn objects(seeds: &mut Vec<Seed>) {
-    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/vault")).unwrap() {
+    ["v1", "v2"].into_iter().for_each(|version| objects_of(version, seeds));
+}
+
+fn objects_of(version: &str, seeds: &mut Vec<Seed>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version).join("vault");
+    for entry in std::fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        let bytes = fixture(&format!("v1/vault/{name}"));
+        let bytes = fixture(&format!("{version}/vault/{name}"));
         let Some(line) = bytes.split(|byte| *byte == b'\n').next().filter(|line| line.starts_with(b"{")) else {
             continue;
         };
@@ -169,7 +174,8 @@ fn objects(seeds: &mut Vec<Seed>) {
                 Some("p") => 1,
                 _ => 2,
             };
-            let name = name.replace('~', "-");
+            let version = if version == "v1" { String::new() } else { format!("-{version}") };
+            let name = format!("{}{version}", name.replace('~', "-"));
             seeds.push(seed("keeper", &name, &[kind], &bytes));
             seeds.push(seed("keeper", &format!("{name}-authentic"), &[0x80 | kind], line));
             continue;

@@ -339,7 +339,7 @@ impl GatewayHost {
         let asked_at = asked_at.map(|newest| newest.epoch);
         self.drain_disk(slot).await?;
         for _ in 0..EPOCH_RACES_MAX {
-            let looked = self.clock.monotonic();
+            let looked = self.clock.boot();
             let newest = self.newest_epoch(&open.disk).await?;
             let (previous, at, touched) = match &newest {
                 None => (None, Mark { seq: Seq::NONE, chain: Some(Chain::GENESIS) }, touched::whole(open.size_bytes)),
@@ -406,7 +406,7 @@ impl GatewayHost {
 
     /// Returns false if another gateway took the number first, or if the vault's end was looked up too long ago.
     async fn create_epoch(&self, object: &EpochObject, looked: Duration) -> Result<bool, DiskRefusal> {
-        if self.clock.monotonic().saturating_sub(looked) > FORK_LOOK_AGE_MAX {
+        if self.clock.boot().saturating_sub(looked) > FORK_LOOK_AGE_MAX {
             return Ok(false);
         }
         match self.vault.create_epoch(object).await {

@@ -348,6 +348,36 @@ async fn a_fork_that_was_answered_elsewhere_begins_no_second_epoch() {
     assert_eq!((answer, newest), (Ok(Epoch(2)), Epoch(2)), "only the answer was lost");
 }
 
+/// A machine that sleeps for an hour whenever it is asked how long it has been there.
+struct Sleeper(SystemClock, std::sync::atomic::AtomicU64);
+
+impl Clock for Sleeper {
+    fn wall(&self) -> crate::types::Micros {
+        self.0.wall()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn boot(&self) -> Duration {
+        Duration::from_secs(3600 * self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_is_never_forked_from_a_look_from_before_the_machine_slept() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut world = world(folder.path(), 30).await;
+    let clock = Arc::new(Sleeper(SystemClock::new(), std::sync::atomic::AtomicU64::new(0)));
+    Arc::get_mut(&mut world.host).expect("not shared yet").clock = clock;
+    let answer =
+        world.open(Want::Fork { reason: ForkReason::GatewayLost, floor: None }).await.map(|opened| opened.epoch);
+    assert!(matches!(answer, Err(DiskRefusal::Refused { .. })), "{answer:?}");
+    let newest = world.vault.vault.newest_epoch(&world.disk.id).await.expect("read").expect("an epoch");
+    assert_eq!(newest.epoch, Epoch(1), "what the keeper took for settled may lie above the fork");
+}
+
 #[tokio::test]
 async fn a_fork_that_another_epoch_overtook_is_to_be_asked_for_again() {
     let (answer, newest) = overtaken(Id128([8; 16]), true).await;

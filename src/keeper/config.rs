@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::policy::{Held, Policy, Term};
+use super::policy::{Held, Policy, TERMS, Term};
 use crate::config::{ConfigError, Reader, parse_duration};
-use crate::types::{DiskId, Micros};
+use crate::restore::pin::PIN_EVERY;
+use crate::types::{DiskId, Id128, Micros};
 
 /// The file with every key, its default and its meaning.
 pub const DEFAULT_FILE: &str = include_str!("../../deploy/keeper.toml");
 
-/// Least time between mark and deletion: a gateway's or reader's look at a vault is shorter.
-pub const DELETE_AFTER_MIN: Duration = Duration::from_secs(600);
+/// Least time between mark and deletion. A restore that began before any keeper worked looks once an hour whether it must pin its point.
+pub const DELETE_AFTER_MIN: Duration = Duration::from_secs(2 * 3600);
+const _: () = assert!(DELETE_AFTER_MIN.as_secs() >= 2 * PIN_EVERY.as_secs(), "the pin comes first");
 
 /// How the keeper works.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +77,33 @@ impl Policies {
     pub fn of(&self, disk: &DiskId) -> &Policy {
         self.disks.get(disk).unwrap_or(&self.default)
     }
+
+    /// A digest of everything that decides what goes, and how soon: keepers that have the same agree.
+    #[must_use]
+    pub fn digest(&self, work: &Work) -> Id128 {
+        let mut hasher = blake3::Hasher::new_derive_key("tidegate 1 keeper policies");
+        for grace in [work.delete_after, work.seal_grace, work.fork_window] {
+            hasher.update(&grace.as_micros().to_le_bytes());
+        }
+        let named = self.disks.iter().map(|(disk, policy)| (disk.as_str(), policy));
+        for (name, policy) in [("", &self.default)].into_iter().chain(named) {
+            let mut line = format!("{name} {}", policy.hold);
+            for term in policy.terms() {
+                match term {
+                    Term::Forever => line.push_str(" forever"),
+                    Term::For(term) => line.push_str(&format!(" {}", term.as_nanos())),
+                }
+            }
+            for held in &policy.holds {
+                line.push_str(&format!(" {}/{}", held.from.0, held.until.0));
+            }
+            line.push('\n');
+            hasher.update(line.as_bytes());
+        }
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Id128(digest)
+    }
 }
 
 /// A checked configuration file.
@@ -113,11 +142,19 @@ impl KeeperConfig {
             Some((url?, key?))
         });
         let work = reader.section("keeper", read_work);
-        let default = reader.section("policy", |section| read_policy(section, &Policy::default()));
+        let (mut default, written) = reader.section("policy", |section| {
+            let written = writes_terms(section);
+            let unwritten = Policy { hold: false, ..Policy::everything() };
+            (read_policy(section, &if written { Policy::default() } else { unwritten }), written)
+        });
+        // What nobody has written keeps everything; a disk may still have one of its own.
         let named = reader.sections("disk", |section| {
             let name = section.parsed("name", |text| DiskId::new(text).map_err(|error| error.to_string()));
-            (section.required("name", name), read_policy(section, &default))
+            let mut policy = read_policy(section, &default);
+            policy.hold = policy.hold || !(written || writes_terms(section));
+            (section.required("name", name), policy)
         });
+        default.hold = default.hold || !written;
         let mut disks = BTreeMap::new();
         for (name, policy) in named {
             let Some(name) = name else { continue };
@@ -147,6 +184,12 @@ fn read_work(reader: &mut Reader) -> Work {
     }
 }
 
+/// Whether a section says for how long anything is kept.
+fn writes_terms(reader: &Reader) -> bool {
+    TERMS.iter().any(|term| reader.has(term))
+}
+
+/// A policy that takes from `default` what it does not say. Holds of both count.
 fn read_policy(reader: &mut Reader, default: &Policy) -> Policy {
     let mut term = |key: &str, default: Term| {
         let parsed = reader.parsed(key, |text| match text.trim() {
@@ -165,13 +208,10 @@ fn read_policy(reader: &mut Reader, default: &Policy) -> Policy {
         months: term("months", default.months),
         app: term("app", default.app),
         named: term("named", default.named),
-        hold: reader.flag("hold", default.hold),
+        hold: reader.flag("hold", false) || default.hold,
         holds: default.holds.clone(),
     };
-    if !reader.has("holds") {
-        return policy;
-    }
-    let mut holds = Vec::new();
+    let mut holds = policy.holds.clone();
     for text in reader.texts("holds") {
         match held(&text) {
             Some(held) => holds.push(held),
@@ -205,8 +245,10 @@ mod tests {
     #[test]
     fn the_file_that_is_shown_holds_the_defaults() {
         let shown = parse(DEFAULT_FILE).expect("the shown file is right");
-        let short =
-            parse("[vault]\nurl = 'file:///var/lib/tidegate/vault'\ncatalog_key = 'catalog.key'\n").expect("short");
+        let short = parse(
+            "[vault]\nurl = 'file:///var/lib/tidegate/vault'\ncatalog_key = 'catalog.key'\n[policy]\nevery = '24 h'\n",
+        );
+        let short = short.expect("short");
         assert_eq!(shown.work, short.work);
         assert_eq!(shown.policies, short.policies);
         assert_eq!(shown.work, Work::default());
@@ -223,8 +265,48 @@ mod tests {
         let disk = |name| policies.of(&DiskId::new(name).expect("valid"));
         let hours = |hours: u64| Term::For(Duration::from_secs(hours * 3600));
         assert_eq!((disk("a").every, disk("a").days, disk("a").holds.len()), (hours(48), Term::Forever, 1));
-        assert_eq!((disk("b").every, disk("b").hold, disk("b").holds.len()), (hours(1), true, 0));
+        assert_eq!((disk("b").every, disk("b").hold, disk("b").holds.len()), (hours(1), true, 1), "holds of all hold");
         assert_eq!(disk("c"), &policies.default);
+    }
+
+    #[test]
+    fn where_nobody_wrote_a_policy_everything_is_kept() {
+        let vault = "[vault]\nurl='file:///v'\ncatalog_key='k'\n";
+        for nothing in ["", "[policy]\n", "[policy]\nhold=false\n", "[[disk]]\nname='a'\n", "[keeper]\nevery='1 h'\n"] {
+            let policies = parse(&format!("{vault}{nothing}")).expect("right").policies;
+            for disk in ["a", "b"] {
+                let policy = policies.of(&DiskId::new(disk).expect("valid"));
+                assert_eq!(policy, &Policy::everything(), "{disk} with {nothing:?}");
+            }
+        }
+        let one = parse(&format!("{vault}[[disk]]\nname='a'\nevery='1 h'\n")).expect("right").policies;
+        let disk = |name| one.of(&DiskId::new(name).expect("valid"));
+        assert!(disk("b").hold && !disk("a").hold, "one who writes a disk's policy means it");
+        assert_eq!((disk("a").every, disk("a").days), (Term::For(Duration::from_secs(3600)), Term::Forever));
+        let held = parse(&format!("{vault}[policy]\nhold=true\n[[disk]]\nname='a'\nevery='1 h'\nhold=false\n"));
+        let held = held.expect("right").policies;
+        assert!(held.of(&DiskId::new("a").expect("valid")).hold, "a hold of all is no disk's to lift");
+    }
+
+    #[test]
+    fn policies_have_one_digest_as_long_as_they_say_the_same() {
+        let vault = "[vault]\nurl='file:///v'\ncatalog_key='k'\n";
+        let digest = |text: &str| {
+            let config = parse(&format!("{vault}{text}")).expect("right");
+            config.policies.digest(&config.work)
+        };
+        let one = digest("[policy]\nevery='24 h'\ndays='forever'\n[[disk]]\nname='a'\nhold=true\n");
+        assert_eq!(one, digest("[policy]\ndays='forever'\nevery='1 d'\n[[disk]]\nhold=true\nname='a'\n"));
+        for other in [
+            "[policy]\nevery='25 h'\ndays='forever'\n[[disk]]\nname='a'\nhold=true\n",
+            "[policy]\nevery='24 h'\ndays='1 d'\n[[disk]]\nname='a'\nhold=true\n",
+            "[policy]\nevery='24 h'\ndays='forever'\n[[disk]]\nname='b'\nhold=true\n",
+            "[policy]\nevery='24 h'\ndays='forever'\n",
+            "[keeper]\ndelete_after='7 h'\n[policy]\nevery='24 h'\ndays='forever'\n[[disk]]\nname='a'\nhold=true\n",
+            "[policy]\nevery='24 h'\ndays='forever'\nholds=['2026-11-01T00:00:00Z/2026-11-02T00:00:00Z']\n",
+        ] {
+            assert_ne!(one, digest(other), "{other}");
+        }
     }
 
     #[test]

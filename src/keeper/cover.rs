@@ -1,123 +1,202 @@
 //! The lane indexes of a lane that is to be thinned: what a gateway did not come to is added, so that no row goes with its batch.
+//!
+//! A batch rests on a lane index only if this very run has read it there, opened it, and finds every disk in it judged by this lane. That
+//! holds before a mark and again before a deletion. Before a mark it must also be, byte for byte, the index of the batch itself: whoever has
+//! the catalog key can write a lane index, and no word of it is to decide over a batch that says otherwise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
+use super::judge::Verdict;
 use super::marks::Present;
-use super::run::{Budget, NOTES_MAX};
+use super::report::{Budget, Report};
 use crate::fault;
-use crate::types::{DiskId, Id128};
+use crate::types::Id128;
 use crate::vault::batch::{self, Tail};
-use crate::vault::index::lane::{LANE_INDEX_BYTES_MAX, LaneIndex, LaneIndexBuilder};
+use crate::vault::index::lane::{HEADER_BYTES, LANE_INDEX_BYTES_MAX, LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, INDEX_PLAIN_BYTES_MAX, IndexPlace, SealedIndex};
+use crate::vault::store::Listed;
 use crate::vault::{Vault, VaultError, names};
 
 /// The work on one lane.
 pub(super) struct Cover<'a> {
     vault: &'a Vault,
     lane: Id128,
-    judged: &'a BTreeSet<DiskId>,
+    verdict: &'a Verdict,
     /// What is to go.
     wanted: BTreeSet<u64>,
     /// What stands in a lane index.
     indexed: BTreeSet<u64>,
     /// What may go.
     covered: BTreeSet<u64>,
+    /// Digests of the indexes of what is to go, as lane indexes have them.
+    read: BTreeMap<u64, blake3::Hash>,
+    /// Of which two indexes were found that differ.
+    doubtful: BTreeSet<u64>,
     /// Number of the next lane index; none if the last one could not be reached within the budget.
     next_k: Option<u64>,
-    written: u64,
 }
 
 impl<'a> Cover<'a> {
-    pub(super) fn new(vault: &'a Vault, lane: Id128, judged: &'a BTreeSet<DiskId>, wanted: BTreeSet<u64>) -> Self {
-        let (indexed, covered) = (BTreeSet::new(), BTreeSet::new());
-        Self { vault, lane, judged, wanted, indexed, covered, next_k: None, written: 0 }
-    }
-
-    pub(super) fn written(&self) -> u64 {
-        self.written
+    pub(super) fn new(vault: &'a Vault, lane: Id128, verdict: &'a Verdict, wanted: BTreeSet<u64>) -> Self {
+        let (indexed, covered, doubtful) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        Self { vault, lane, verdict, wanted, indexed, covered, read: BTreeMap::new(), doubtful, next_k: None }
     }
 
     pub(super) fn into_covered(self) -> BTreeSet<u64> {
-        self.covered
+        &self.covered - &self.doubtful
     }
 
     /// Reads the lane indexes that are there. A damaged one covers nothing.
     pub(super) async fn read(&mut self, budget: &mut Budget) -> Result<(), VaultError> {
         let listed = self.vault.store().list(Some(&names::lane_indexes(self.lane))).await?;
         let last = listed.iter().filter_map(|one| names::number(&one.path)).max().unwrap_or(0);
-        for one in listed {
+        // What no reader takes for a lane index covers nothing.
+        let is_read = |one: &&Listed| {
+            names::number(&one.path).is_some_and(|k| k > 0 && names::lane_index(self.lane, k) == one.path)
+        };
+        let read: Vec<Listed> =
+            listed.iter().filter(is_read).filter(|one| one.size_bytes >= HEADER_BYTES as u64).cloned().collect();
+        for one in read {
+            if !budget.take(1, HEADER_BYTES as u64) {
+                return Ok(());
+            }
+            let head = match self.vault.store().get_range(&one.path, 0..HEADER_BYTES as u64).await {
+                Ok(head) => head,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let Ok(numbers) = LaneIndex::numbers(&head) else { continue };
+            // Of one that covers nothing of what is to go, its word is enough: the budget is for the others.
+            if self.wanted.range(numbers.clone()).next().is_none() {
+                self.indexed.extend(numbers);
+                continue;
+            }
             if !budget.take(1, one.size_bytes) {
                 return Ok(());
             }
             let Some(object) = self.vault.store().get(&one.path, LANE_INDEX_BYTES_MAX).await? else { continue };
-            let Ok(index) = LaneIndex::parse(&object) else { continue };
-            if index.lane != self.lane || index.vault != self.vault.id() {
-                continue;
-            }
-            for entry in index.entries {
-                if self.wanted.contains(&entry.n) && self.may_go(entry.n, &entry.index)? {
-                    self.covered.insert(entry.n);
-                }
-                self.indexed.insert(entry.n);
-            }
+            self.take(&object)?;
         }
         self.next_k = last.checked_add(1);
         Ok(())
     }
 
-    /// Whether an index opens, and every disk in it was judged.
-    fn may_go(&self, n: u64, sealed: &SealedIndex) -> Result<bool, VaultError> {
-        let object = names::batch_name(self.lane, n);
-        let place = IndexPlace { vault: self.vault.id(), object: &object, lane: self.lane, n };
-        let opened = BatchIndex::open(self.vault.need_key()?, &place, sealed);
-        Ok(opened.is_ok_and(|index| index.disks.iter().all(|part| self.judged.contains(&part.disk))))
+    /// Takes what a lane index covers.
+    fn take(&mut self, object: &Bytes) -> Result<(), VaultError> {
+        let Ok(index) = LaneIndex::parse(object) else { return Ok(()) };
+        if index.lane != self.lane || index.vault != self.vault.id() {
+            return Ok(());
+        }
+        for entry in index.entries {
+            if self.wanted.contains(&entry.n) {
+                self.note(entry.n, &entry.index);
+                // One that does not open is no cover, and the index of the batch itself is written once more.
+                let Some(rows) = self.open(entry.n, &entry.index)? else { continue };
+                if rows.disks.iter().all(|part| self.verdict.judged(self.lane, &part.disk)) {
+                    self.covered.insert(entry.n);
+                }
+            }
+            self.indexed.insert(entry.n);
+        }
+        Ok(())
     }
 
-    /// Writes lane indexes for every batch that stands in none, as far as the budget goes.
+    /// Remembers an index, and whether it differs from another of the same batch.
+    fn note(&mut self, n: u64, sealed: &SealedIndex) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[sealed.codec as u8]).update(&sealed.plain_bytes.to_le_bytes()).update(&sealed.bytes);
+        let digest = hasher.finalize();
+        if self.read.insert(n, digest).is_some_and(|before| before != digest) {
+            self.doubtful.insert(n);
+        }
+    }
+
+    /// Compares what lane indexes say of the batches that are to be marked with what these say themselves. What the budget leaves out is not
+    /// covered.
+    pub(super) async fn compare(
+        &mut self,
+        mark: &[Present],
+        budget: &mut Budget,
+        report: &mut Report,
+    ) -> Result<(), VaultError> {
+        for &one in mark {
+            if !self.covered.contains(&one.n) {
+                continue;
+            }
+            if !budget.take(2, 2 * one.size_bytes.min(batch::TAIL_BYTES)) {
+                self.covered.remove(&one.n);
+                continue;
+            }
+            match self.tail(one).await? {
+                Ok(sealed) => self.note(one.n, &sealed),
+                Err(what) => {
+                    report.note(format!("{} stays: {what}", names::batch(self.lane, one.n)));
+                    self.covered.remove(&one.n);
+                }
+            }
+            if self.doubtful.contains(&one.n) {
+                let path = names::batch(self.lane, one.n);
+                report.note(format!("{path} stays: a lane index has another index of it than the batch itself"));
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, n: u64, sealed: &SealedIndex) -> Result<Option<BatchIndex>, VaultError> {
+        let object = names::batch_name(self.lane, n);
+        let place = IndexPlace { vault: self.vault.id(), object: &object, lane: self.lane, n };
+        Ok(BatchIndex::open(self.vault.need_key()?, &place, sealed).ok())
+    }
+
+    /// Writes lane indexes for every batch that stands in none, as far as the budget goes. `present` is without late batches: their
+    /// rows count for nobody, and must not by standing in a lane index.
     pub(super) async fn complete(
         &mut self,
         present: &[Present],
         budget: &mut Budget,
-        notes: &mut Vec<String>,
+        report: &mut Report,
     ) -> Result<(), VaultError> {
         if self.wanted.iter().all(|n| self.indexed.contains(n)) {
             return Ok(());
         }
-        let mut open: Option<(LaneIndexBuilder, BTreeSet<u64>)> = None;
+        let mut open: Option<LaneIndexBuilder> = None;
         for one in present.iter().filter(|one| !self.indexed.contains(&one.n)).copied().collect::<Vec<_>>() {
-            if self.next_k.is_none() || !budget.take(2, one.size_bytes.min(batch::TAIL_BYTES)) {
+            let begins = open.as_ref().is_none_or(|builder| builder.is_full() || builder.next_n() != one.n);
+            // Its tail, which may take two reads; and for a new lane index one PUT, and one GET that reads it back.
+            let requests = if begins { 4 } else { 2 };
+            if self.next_k.is_none() || !budget.take(requests, 2 * one.size_bytes.min(batch::TAIL_BYTES)) {
                 break;
             }
             let sealed = match self.tail(one).await? {
                 Ok(sealed) => sealed,
                 Err(what) => {
-                    if notes.len() < NOTES_MAX {
-                        notes.push(format!("{} stays: {what}", names::batch(self.lane, one.n)));
-                    }
+                    report.note(format!("{} stays: {what}", names::batch(self.lane, one.n)));
                     continue;
                 }
             };
-            if open.as_ref().is_some_and(|(builder, _)| builder.is_full() || builder.next_n() != one.n) {
-                self.finish(open.take()).await?;
+            if begins {
+                self.finish(open.take(), report).await?;
             }
-            let may_go = self.wanted.contains(&one.n) && self.may_go(one.n, &sealed)?;
-            let (builder, going) =
-                open.get_or_insert_with(|| (LaneIndexBuilder::new(self.vault.id(), self.lane, one.n), BTreeSet::new()));
+            let builder = open.get_or_insert_with(|| LaneIndexBuilder::new(self.vault.id(), self.lane, one.n));
             let added = builder.push(one.n, one.size_bytes, sealed);
-            if added && may_go {
-                going.insert(one.n);
-            }
+            debug_assert!(added, "the builder goes on with this number, or was made for it");
         }
-        self.finish(open).await
+        self.finish(open, report).await
     }
 
-    async fn finish(&mut self, open: Option<(LaneIndexBuilder, BTreeSet<u64>)>) -> Result<(), VaultError> {
-        let Some(((builder, going), k)) = open.zip(self.next_k) else { return Ok(()) };
-        self.vault.put_bytes(&names::lane_index(self.lane, k), builder.finish()).await?;
-        self.covered.extend(going);
-        self.written += 1;
+    /// Writes a lane index and reads it back: what the store does not give again covers nothing.
+    async fn finish(&mut self, open: Option<LaneIndexBuilder>, report: &mut Report) -> Result<(), VaultError> {
+        let Some((builder, k)) = open.zip(self.next_k) else { return Ok(()) };
+        let path = names::lane_index(self.lane, k);
+        self.vault.put_bytes(&path, builder.finish()).await?;
+        report.indexes_written += 1;
         self.next_k = k.checked_add(1);
-        Ok(())
+        match self.vault.store().get(&path, LANE_INDEX_BYTES_MAX).await? {
+            Some(object) => self.take(&object),
+            None => Ok(()),
+        }
     }
 
     /// The sealed index at the end of a batch, or what is wrong with it.

@@ -1,70 +1,34 @@
 //! From the vault's indexes to a verdict: which batches hold something that is needed. Reads, never writes.
 //!
-//! Disks are judged in groups, so that memory is the rows of one group and two marks per batch. A disk of which not
-//! everything can be read, or whose history is damaged, is held back: all that it has counts as needed.
+//! Disks are judged in groups, so that memory is the rows of one group and a few marks per batch. A disk of which not
+//! everything can be read, or whose history is damaged, is held back: all that it has counts as needed. Where disks have points of
+//! one barrier, they are judged twice: what one of them keeps of such a point, the others keep too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use super::config::Policies;
+use super::error::KeeperError;
 use super::marks::{LaneVerdict, Present};
-use super::needs;
+use super::needs::{self, Appeared};
+use super::outlook::Going;
+use super::pins::Pins;
 use super::policy::{self, Reason};
+use super::report::Progress;
 use crate::fault::{self, Classify, Fault};
 use crate::restore::history::{History, Presence};
-use crate::restore::points;
+use crate::restore::points::{self, Point};
 use crate::restore::source;
 use crate::types::{DiskId, Id128, Micros, PointId};
-use crate::vault::objects::{EpochObject, PinObject};
+use crate::vault::lane::ListedLane;
+use crate::vault::objects::EpochObject;
 use crate::vault::reader::{Catalog, Finding, Problem, Want};
 use crate::vault::store::Listed;
-use crate::vault::{Vault, VaultError, names};
+use crate::vault::{Vault, names};
 
-/// A pin holds nothing longer than this after it appeared, whatever it says: its maker's clock may be wrong.
-pub const PIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How far the clocks of a pin's maker and of the store may be apart.
-const PIN_SLACK: Duration = Duration::from_secs(600);
-/// Most pins that are read: as many restores at once are more than anybody runs.
-const PINS_MAX: usize = 10_000;
-
-/// A pin and when it ends, by the store's clock.
-#[derive(Clone, Debug)]
-pub struct Pin {
-    /// What it says.
-    pub object: PinObject,
-    /// When it ends, in microseconds since 1970.
-    pub ends_micros: i64,
-}
-
-/// The pins of a vault. One that is not believed is told, and pins nothing.
-///
-/// # Errors
-/// A failed request.
-pub async fn pins(vault: &Vault, notes: &mut Vec<String>) -> Result<Vec<Pin>, VaultError> {
-    let mut pins = Vec::new();
-    let listed = vault.store().list(Some(&names::pins())).await?;
-    if listed.len() > PINS_MAX {
-        notes.push(format!("of {} pins only the newest {PINS_MAX} are heeded", listed.len()));
-    }
-    let mut listed = listed;
-    listed.sort_unstable_by_key(|listed| std::cmp::Reverse(listed.modified_micros));
-    for one in listed.into_iter().take(PINS_MAX) {
-        match vault.get_object::<PinObject>(&one.path).await {
-            Ok(Some(object)) if names::pin(object.pin) == one.path => {
-                let until = i64::try_from(object.until_micros.0).unwrap_or(i64::MAX);
-                let ends_micros = until
-                    .saturating_add(PIN_SLACK.as_micros() as i64)
-                    .min(one.modified_micros.saturating_add(PIN_MAX.as_micros() as i64));
-                pins.push(Pin { object, ends_micros });
-            }
-            Ok(None) => {}
-            Ok(Some(_)) => notes.push(format!("{} says another id than its name, and pins nothing", one.path)),
-            Err(error) if error.fault() != Fault::Retry => notes.push(fault::chain_text(&error)),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(pins)
-}
+/// Most points of groups that are remembered by their ids while disks are judged: some 50 MiB. With more, every point of a group is kept.
+const GROUP_POINTS_MAX: usize = 1 << 20;
+/// Names of unknown disks that are told: more say nothing more.
+const UNKNOWN_MAX: usize = 10;
 
 /// What was judged of one disk.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -81,17 +45,22 @@ pub struct DiskVerdict {
     pub oldest_kept: Option<(String, String)>,
     /// Pins that hold.
     pub pins: u64,
+    /// Whether a legal hold keeps everything of it.
+    pub hold: bool,
+    /// Whether everything of it is kept for a pin, of a point that a fork has cut off since.
+    pub pinned_whole: bool,
     /// Why nothing of the disk goes.
     pub held_back: Option<String>,
+    /// Points that will be offered no more, in a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub going: Option<Going>,
 }
 
 /// The verdict over a vault.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// By disk.
+    /// By disk, in the order of their names.
     pub disks: Vec<DiskVerdict>,
-    /// Disks that were judged; a batch that holds another one stays.
-    pub judged: BTreeSet<DiskId>,
     /// Bytes of the messages that are needed.
     pub needed_bytes: u64,
     lanes: BTreeMap<Id128, LaneVerdict>,
@@ -103,6 +72,14 @@ impl Verdict {
     pub fn lane(&self, lane: Id128) -> Option<&LaneVerdict> {
         self.lanes.get(&lane)
     }
+
+    /// Whether a disk was judged by what a lane holds of it, and is not held back: a batch of the lane that holds another one stays.
+    #[must_use]
+    pub fn judged(&self, lane: Id128, disk: &DiskId) -> bool {
+        let place = self.disks.binary_search_by(|judged| judged.disk.cmp(disk));
+        let lane = self.lanes.get(&lane);
+        place.is_ok_and(|place| lane.is_some_and(|lane| lane.judged.contains(place as u64)))
+    }
 }
 
 /// By what is judged.
@@ -111,7 +88,7 @@ pub struct Terms<'a> {
     /// The policies.
     pub policies: &'a Policies,
     /// The pins.
-    pub pins: &'a [Pin],
+    pub pins: &'a Pins,
     /// The time, by the store's clock where that is known.
     pub now_micros: i64,
     /// What appeared later is younger than the fork window. Taken before anything was listed.
@@ -120,91 +97,210 @@ pub struct Terms<'a> {
     pub disks_at_once: usize,
 }
 
+/// Points of groups that some disk keeps, by the id of their barrier.
+#[derive(Debug, Default)]
+struct GroupPoints {
+    ids: BTreeSet<Id128>,
+    /// There are too many to remember.
+    all: bool,
+}
+
+impl GroupPoints {
+    fn insert(&mut self, id: Id128) {
+        self.ids.insert(id);
+        if self.ids.len() > GROUP_POINTS_MAX {
+            self.ids.clear();
+            self.all = true;
+        }
+    }
+
+    fn contains(&self, id: Id128) -> bool {
+        self.all || self.ids.contains(&id)
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.all && self.ids.is_empty()
+    }
+}
+
 /// Judges every disk of the vault.
 ///
 /// # Errors
-/// [`VaultError`] if the store fails or the catalog key is not at hand. Damage holds disks back.
-pub async fn judge(vault: &Vault, terms: &Terms<'_>) -> Result<Verdict, VaultError> {
-    let mut verdict = Verdict::default();
-    for group in vault.disks().await?.chunks(terms.disks_at_once.max(1)) {
-        let want = Want { disks: Some(group.iter().cloned().collect()), newest: None };
-        let catalog = source::load(vault, &want).await?;
-        for batch in &catalog.batches {
-            verdict.lanes.entry(batch.index.lane).or_default().seen.insert(batch.index.n);
-        }
-        for disk in group {
-            one(vault, terms, &catalog, disk, &mut verdict).await?;
-        }
+/// [`KeeperError`] if the store fails, the catalog key is not at hand, or a policy is of no disk. Damage holds disks back.
+pub async fn judge(vault: &Vault, terms: &Terms<'_>, progress: &Progress) -> Result<Verdict, KeeperError> {
+    let disks = vault.disks().await?;
+    if let Some(unknown) = unknown(&disks, terms.policies) {
+        return Err(unknown);
     }
-    Ok(verdict)
+    let kept = match pass(vault, terms, &disks, &GroupPoints::default(), progress).await? {
+        (verdict, kept) if kept.is_empty() => return Ok(verdict),
+        // The first verdict makes room for the second.
+        (_, kept) => kept,
+    };
+    Ok(pass(vault, terms, &disks, &kept, progress).await?.0)
 }
 
-async fn one(
+/// A slip in a name would give its disk the policy of all others.
+fn unknown(disks: &[DiskId], policies: &Policies) -> Option<KeeperError> {
+    let unknown = policies.disks.keys().filter(|disk| !disks.contains(disk));
+    let names: Vec<&str> = unknown.map(DiskId::as_str).take(UNKNOWN_MAX).collect();
+    (!names.is_empty()).then(|| KeeperError::UnknownDisk { names: names.join(", ") })
+}
+
+/// Judges every disk, where `elsewhere` is what others keep; returns also which points of groups the disks keep by themselves.
+async fn pass(
     vault: &Vault,
     terms: &Terms<'_>,
-    catalog: &Catalog,
-    disk: &DiskId,
-    verdict: &mut Verdict,
-) -> Result<(), VaultError> {
+    disks: &[DiskId],
+    elsewhere: &GroupPoints,
+    progress: &Progress,
+) -> Result<(Verdict, GroupPoints), KeeperError> {
+    let mut pass = Pass { vault, terms, elsewhere, kept: GroupPoints::default(), verdict: Verdict::default() };
+    progress.judging(disks.len());
+    for group in disks.chunks(terms.disks_at_once.max(1)) {
+        let want = Want { disks: Some(group.iter().cloned().collect()), newest: None };
+        let catalog = source::load(vault, &want).await?;
+        for lane in &catalog.lanes {
+            pass.verdict.lanes.entry(lane.lane).or_default().here |= lane.batches > 0;
+        }
+        for batch in &catalog.batches {
+            pass.verdict.lanes.entry(batch.index.lane).or_default().seen.insert(batch.index.n);
+        }
+        for disk in group {
+            pass.one(&catalog, disk).await?;
+        }
+        progress.judged(group.len());
+    }
+    Ok((pass.verdict, pass.kept))
+}
+
+/// One disk as it is judged.
+pub(super) struct Judged {
+    pub(super) epochs: Vec<EpochObject>,
+    pub(super) history: History,
+    held_back: Option<String>,
+    /// Lanes of which everything that they hold of the disk was looked at.
+    lanes: BTreeSet<Id128>,
+}
+
+/// Reads what the catalog does not hold of a disk, and puts it in order.
+pub(super) async fn open(vault: &Vault, catalog: &Catalog, disk: &DiskId) -> Result<Judged, KeeperError> {
     // After the batches, so that an epoch of which they hold records is surely listed.
     let (epochs, unreadable) = match vault.epochs(disk).await {
         Ok(epochs) => (epochs, None),
-        Err(error) if error.fault() == Fault::Retry => return Err(error),
+        Err(error) if error.fault() == Fault::Retry => return Err(error.into()),
         Err(error) => (Vec::new(), Some(fault::chain_text(&error))),
     };
-    let lanes: BTreeSet<Id128> = vault.routes(disk).await?.into_iter().collect();
+    let routes: BTreeSet<Id128> = vault.routes(disk).await?.into_iter().collect();
     let history = source::history(catalog, disk, &epochs);
-    let held_back = unreadable.or_else(|| held_back(catalog, &lanes, &epochs, &history));
-    let (told, kept) = keep(terms, disk, &history, held_back);
-    let young = |object: u32| catalog.batches[object as usize].modified_micros > terms.old_micros;
-    let needed = match told.held_back {
-        Some(_) => vec![true; history.rows.len()],
-        None => needs::needed(&history, &kept, young),
-    };
-    for (row, _) in history.rows.iter().zip(needed).filter(|(_, needed)| *needed) {
-        let index = &catalog.batches[row.object as usize].index;
-        if row.presence == Presence::Here {
-            verdict.needed_bytes += u64::from(row.message.stored_bytes);
-        }
-        verdict.lanes.entry(index.lane).or_default().needed.insert(index.n);
-    }
-    verdict.judged.insert(disk.clone());
-    verdict.disks.push(told);
-    Ok(())
+    let held_back = unreadable.or_else(|| held_back(catalog, &routes, &epochs, &history));
+    let lanes = catalog.lanes.iter().map(|lane| lane.lane).filter(|lane| routes.contains(lane)).collect();
+    Ok(Judged { epochs, history, held_back, lanes })
 }
 
-/// What is kept of a disk, and the places that stand for it.
-fn keep(
-    terms: &Terms<'_>,
-    disk: &DiskId,
-    history: &History,
-    held_back: Option<String>,
-) -> (DiskVerdict, BTreeSet<PointId>) {
-    let points = points::list(history);
-    let now = Micros(u64::try_from(terms.now_micros).unwrap_or(0));
-    let reasons = policy::keep(&points, terms.policies.of(disk), now);
-    let mut told = DiskVerdict {
-        disk: disk.clone(),
-        points: points.len() as u64,
-        kept: 0,
-        reasons: BTreeMap::new(),
-        oldest_kept: None,
-        pins: 0,
-        held_back,
-    };
-    let mut kept = BTreeSet::new();
-    for (point, reason) in points.iter().zip(reasons) {
-        let Some(reason) = reason else { continue };
-        kept.insert(point.id);
-        told.kept += 1;
-        *told.reasons.entry(reason).or_default() += 1;
-        told.oldest_kept.get_or_insert_with(|| (point.id.to_string(), point.label.to_string()));
+struct Pass<'a> {
+    vault: &'a Vault,
+    terms: &'a Terms<'a>,
+    elsewhere: &'a GroupPoints,
+    kept: GroupPoints,
+    verdict: Verdict,
+}
+
+impl Pass<'_> {
+    async fn one(&mut self, catalog: &Catalog, disk: &DiskId) -> Result<(), KeeperError> {
+        let Judged { history, held_back, lanes, .. } = open(self.vault, catalog, disk).await?;
+        let held_back = held_back.or_else(|| self.terms.pins.holds_all.clone());
+        let policy = self.terms.policies.of(disk);
+        let (told, kept) = self.keep(catalog, disk, &history, held_back);
+        let appeared = |object: u32| {
+            let batch = &catalog.batches[object as usize];
+            Appeared { young: batch.modified_micros > self.terms.old_micros, put_by: micros(batch.put_by_micros) }
+        };
+        let needed = if told.held_back.is_some() || told.hold || told.pinned_whole {
+            vec![true; history.rows.len()]
+        } else {
+            needs::needed(&history, &kept, &policy.holds, appeared)
+        };
+        let verdict = &mut self.verdict;
+        for (row, _) in history.rows.iter().zip(needed).filter(|(_, needed)| *needed) {
+            let index = &catalog.batches[row.object as usize].index;
+            if row.presence == Presence::Here {
+                verdict.needed_bytes += u64::from(row.message.stored_bytes);
+            }
+            verdict.lanes.entry(index.lane).or_default().needed.insert(index.n);
+        }
+        let place = verdict.disks.len() as u64;
+        for lane in lanes.into_iter().filter(|_| told.held_back.is_none()) {
+            verdict.lanes.entry(lane).or_default().judged.insert(place);
+        }
+        verdict.disks.push(told);
+        Ok(())
     }
-    for pin in terms.pins.iter().filter(|pin| pin.object.disk == *disk && pin.ends_micros > terms.now_micros) {
-        kept.insert(PointId { epoch: pin.object.epoch, seq: pin.object.seq });
-        told.pins += 1;
+
+    /// What is kept of a disk, and the places that stand for it.
+    fn keep(
+        &mut self,
+        catalog: &Catalog,
+        disk: &DiskId,
+        history: &History,
+        held_back: Option<String>,
+    ) -> (DiskVerdict, BTreeSet<PointId>) {
+        let points = points::list(history);
+        let now = micros(self.terms.now_micros);
+        let policy = self.terms.policies.of(disk);
+        let put_by = put_by(catalog, history, &points);
+        let reasons = policy::keep(&points, |at| put_by[at], policy, now);
+        let mut told = DiskVerdict {
+            disk: disk.clone(),
+            points: points.len() as u64,
+            kept: 0,
+            reasons: BTreeMap::new(),
+            oldest_kept: None,
+            pins: 0,
+            hold: policy.hold,
+            pinned_whole: false,
+            held_back,
+            going: None,
+        };
+        let mut kept = BTreeSet::new();
+        for (point, reason) in points.iter().zip(reasons) {
+            // A legal hold is of one disk, and no reason to keep others for ever.
+            if let (Some(_), Some(group)) = (reason.filter(|reason| *reason != Reason::Hold), point.group) {
+                self.kept.insert(group);
+            }
+            let elsewhere = point.group.filter(|group| self.elsewhere.contains(*group)).map(|_| Reason::Group);
+            let Some(reason) = reason.or(elsewhere) else { continue };
+            kept.insert(point.id);
+            told.kept += 1;
+            *told.reasons.entry(reason).or_default() += 1;
+            told.oldest_kept.get_or_insert_with(|| (point.id.to_string(), point.label.to_string()));
+        }
+        for pin in self.terms.pins.of(disk, self.terms.now_micros) {
+            kept.insert(PointId { epoch: pin.epoch, seq: pin.seq });
+            told.pins += 1;
+            // Somebody reads what a fork has cut off since: where that ends only its plan knows.
+            told.pinned_whole |= history.span_of(pin.epoch).is_none_or(|span| pin.seq > span.through);
+        }
+        (told, kept)
     }
-    (told, kept)
+}
+
+fn micros(of_store: i64) -> Micros {
+    Micros(u64::try_from(of_store).unwrap_or(0))
+}
+
+/// When each point was in the vault at the latest, by the store's clock; zero where nobody knows.
+fn put_by(catalog: &Catalog, history: &History, points: &[Point]) -> Vec<Micros> {
+    let mut out = Vec::with_capacity(points.len());
+    // Both are in the order of the history.
+    for (epoch, pick) in history.picks() {
+        let object = history.rows[pick.row].object as usize;
+        let here = |point: &&Point| point.id.epoch == epoch && (pick.first..=pick.last).contains(&point.id.seq);
+        let count = points[out.len()..].iter().take_while(here).count();
+        out.extend(std::iter::repeat_n(micros(catalog.batches[object].put_by_micros), count));
+    }
+    out.resize(points.len(), Micros(0));
+    out
 }
 
 /// Why nothing of a disk may go, if there is a reason.
@@ -234,12 +330,12 @@ fn lane_of(object: &str) -> Option<Id128> {
     object.split(['/', '.']).find_map(|part| part.parse().ok())
 }
 
-/// Listed batches of a lane by number, without what is none.
+/// Listed batches of a lane by number, without what is none, and without those that came too late to count for anybody.
 #[must_use]
-pub fn present(lane: Id128, listed: &[Listed]) -> Vec<Present> {
+pub fn present(lane: &ListedLane, listed: &[Listed]) -> Vec<Present> {
     let batch = |one: &Listed| {
-        let n = names::number(&one.path).filter(|&n| n > 0 && names::batch(lane, n) == one.path)?;
+        let n = names::number(&one.path).filter(|&n| n > 0 && names::batch(lane.lane, n) == one.path)?;
         Some(Present { n, size_bytes: one.size_bytes, modified_micros: one.modified_micros })
     };
-    listed.iter().filter_map(batch).collect()
+    listed.iter().filter(|one| !lane.is_late(one.modified_micros)).filter_map(batch).collect()
 }

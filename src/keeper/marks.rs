@@ -52,6 +52,10 @@ pub struct LaneVerdict {
     pub seen: Numbers,
     /// Those of them that hold something needed.
     pub needed: Numbers,
+    /// Whether any of its batches stood there.
+    pub here: bool,
+    /// Disks that were judged by what this lane holds of them too, by their places in [`super::judge::Verdict::disks`].
+    pub judged: Numbers,
 }
 
 /// When something is old enough, by the store's clock, in microseconds since 1970.
@@ -61,7 +65,7 @@ pub struct Times {
     pub now_micros: i64,
     /// What is older may be marked.
     pub old_micros: i64,
-    /// What was marked before may be deleted.
+    /// What is marked for longer may be deleted.
     pub delete_micros: i64,
 }
 
@@ -90,20 +94,18 @@ pub struct LaneSteps {
 }
 
 impl LaneSteps {
-    /// The steps for what is `present`, `let_go` by the newest manifest, and judged.
+    /// The steps for what is `present`, `let_go` by the newest manifest, marked for long enough (`ripe`), and judged.
     #[must_use]
-    pub fn new(present: &[Present], let_go: &[LetGoRun], verdict: &LaneVerdict, times: &Times) -> Self {
+    pub fn new(present: &[Present], let_go: &[LetGoRun], ripe: &Numbers, verdict: &LaneVerdict, times: &Times) -> Self {
         let mut steps = Self::default();
         for &batch in present {
-            let at = let_go.partition_point(|run| run.last < batch.n);
-            let marked = let_go.get(at).filter(|run| run.first <= batch.n).map(|run| run.marked_micros);
             let unneeded = verdict.seen.contains(batch.n) && !verdict.needed.contains(batch.n);
-            match marked {
-                Some(_) if !unneeded => steps.take_back.push(batch.n),
-                Some(marked) if marked <= times.delete_micros => steps.delete.push(batch),
-                Some(_) => steps.waiting.push(batch),
-                None if unneeded && batch.modified_micros <= times.old_micros => steps.mark.push(batch),
-                None => steps.stay.push(batch),
+            match names(let_go, batch.n) {
+                true if !unneeded => steps.take_back.push(batch.n),
+                true if ripe.contains(batch.n) => steps.delete.push(batch),
+                true => steps.waiting.push(batch),
+                false if unneeded && batch.modified_micros <= times.old_micros => steps.mark.push(batch),
+                false => steps.stay.push(batch),
             }
         }
         steps
@@ -116,8 +118,16 @@ impl LaneSteps {
     }
 }
 
+/// Whether runs hold a batch.
+#[must_use]
+pub fn names(let_go: &[LetGoRun], n: u64) -> bool {
+    let at = let_go.partition_point(|run| run.last < n);
+    let_go.get(at).is_some_and(|run| run.first <= n)
+}
+
 /// The runs of the next manifest: those of the one before, without what is taken back, and with `mark`. Numbers that are not
-/// present are deleted for good, and join into long runs. The newest of `mark` are left out, if the runs would be too many.
+/// present are deleted for good, and join into long runs. If the runs would be too many, the newest of `mark` are left out, and then
+/// everything that is present is taken back. None if what is deleted alone makes too many.
 #[must_use]
 pub fn next_runs(
     before: &[LetGoRun],
@@ -125,16 +135,21 @@ pub fn next_runs(
     take_back: &BTreeSet<u64>,
     mark: &BTreeSet<u64>,
     now_micros: i64,
-) -> Vec<LetGoRun> {
+) -> Option<Vec<LetGoRun>> {
     let mut mark = mark.clone();
     loop {
         let runs = join(split(before, present, take_back), &mark, now_micros);
-        if runs.len() <= MANIFEST_RUNS_MAX || mark.is_empty() {
-            return runs;
+        if runs.len() <= MANIFEST_RUNS_MAX {
+            return Some(runs);
+        }
+        if mark.is_empty() {
+            break;
         }
         let half = mark.len() / 2;
         mark = mark.into_iter().take(half).collect();
     }
+    let runs = join(split(before, present, present), &mark, now_micros);
+    (runs.len() <= MANIFEST_RUNS_MAX).then_some(runs)
 }
 
 /// The old runs, cut at what is present: that keeps its time of the mark, the rest needs none any more.
@@ -196,7 +211,9 @@ mod tests {
         [2, 4].into_iter().for_each(|n| verdict.needed.insert(n));
         let times = Times { now_micros: 1000, old_micros: 900, delete_micros: 500 };
         let present = [1, 2, 3, 4, 5, 6, 7].map(|n| batch(n, if n == 6 { 950 } else { 10 }));
-        let steps = LaneSteps::new(&present, &[run(3, 3, 500), run(4, 5, 501)], &verdict, &times);
+        let mut ripe = Numbers::default();
+        [1, 3, 4].into_iter().for_each(|n| ripe.insert(n));
+        let steps = LaneSteps::new(&present, &[run(3, 3, 500), run(4, 5, 501)], &ripe, &verdict, &times);
         let numbers = |batches: &[Present]| batches.iter().map(|batch| batch.n).collect::<Vec<_>>();
         assert_eq!(numbers(&steps.mark), [1]);
         assert_eq!(numbers(&steps.delete), [3]);
@@ -222,7 +239,9 @@ mod tests {
                 n: 2,
                 made_micros: 9,
                 run: Id128([2; 16]),
-                let_go: next_runs(&before, &present, &back, &mark, 9),
+                policies: Id128([3; 16]),
+                newest_micros: 8,
+                let_go: next_runs(&before, &present, &back, &mark, 9).expect("few"),
             };
             prop_assert!(manifest.is_sound(Id128([1; 16]), 2));
             for n in 1..200 {
@@ -242,12 +261,19 @@ mod tests {
     fn a_manifest_stays_within_its_bound_and_numbers_beyond_all_cost_nothing() {
         let all: BTreeSet<u64> = (1..=4 * MANIFEST_RUNS_MAX as u64).collect();
         let odd: BTreeSet<u64> = all.iter().copied().filter(|n| n % 2 == 1).collect();
-        let runs = next_runs(&[], &all, &BTreeSet::new(), &odd, 5);
+        let runs = next_runs(&[], &all, &BTreeSet::new(), &odd, 5).expect("as many as there is room for");
         assert!(runs.len() <= MANIFEST_RUNS_MAX && runs.len() > MANIFEST_RUNS_MAX / 4, "{}", runs.len());
         assert_eq!(runs[0], run(1, 1, 5));
         let forged = [run(1, u64::MAX, 3)];
         let present = BTreeSet::from([7, u64::MAX]);
         let runs = next_runs(&forged, &present, &BTreeSet::from([7]), &BTreeSet::new(), 5);
-        assert_eq!(runs, [run(1, 6, 0), run(8, u64::MAX - 1, 0), run(u64::MAX, u64::MAX, 3)]);
+        assert_eq!(runs.expect("few"), [run(1, 6, 0), run(8, u64::MAX - 1, 0), run(u64::MAX, u64::MAX, 3)]);
+        // Every second mark is taken back: that is more than a manifest holds, so all of them are.
+        let whole = [run(1, 10, 0), run(11, 4 * MANIFEST_RUNS_MAX as u64, 3)];
+        let standing: BTreeSet<u64> = all.range(11..).copied().collect();
+        let runs = next_runs(&whole, &standing, &odd, &BTreeSet::new(), 5);
+        assert_eq!(runs.expect("what is gone fits"), [run(1, 10, 0)]);
+        let holed = odd.iter().map(|&n| run(n, n, 0)).collect::<Vec<_>>();
+        assert_eq!(next_runs(&holed, &BTreeSet::new(), &BTreeSet::new(), &BTreeSet::new(), 5), None);
     }
 }

@@ -6,12 +6,14 @@
 //!  indexes ──► histories ──┘  (pure)    (by lane)  (pure)   (create-only)
 //! ```
 //!
-//! Purpose: [`policy`] says which points are kept, [`needs`] which messages they need, [`marks`] what follows for a lane;
-//! [`judge`] and [`run`] drive them over a vault. Whole batches go, indexes stay: `docs/decisions/0012-keeper.md` says why.
+//! Purpose: [`policy`] says which points are kept, [`needs`] which messages they need, [`marks`] what follows for a lane; [`pins`] which
+//! points are in use; [`judge`] and [`run`] drive them over a vault, [`outlook`] tells what a run would cost in points. Whole batches go,
+//! indexes stay: `docs/decisions/0012-keeper.md` says why.
 //!
 //! Invariants
 //! - What a kept or pinned point needs is never deleted, nor what any place needs at which a history may still be forked.
-//! - Every deletion has two judgements behind it, `delete_after` apart by the store's clock, and a manifest between them.
+//! - Every deletion has two judgements behind it, `delete_after` apart by the store's clock, and between them manifests that all name
+//!   the batch, under the same policies.
 //! - No row goes: a batch is marked only when its index stands in a lane index. So histories never change by a deletion.
 //! - A disk that is damaged, or cannot be read whole, lets nothing go.
 //! - Memory is the rows of one group of disks, two marks per batch, and the batches of one lane by number.
@@ -23,10 +25,15 @@
 
 pub mod config;
 mod cover;
+pub mod error;
 pub mod judge;
+mod manifests;
 pub mod marks;
 pub mod needs;
+pub mod outlook;
+pub mod pins;
 pub mod policy;
+pub mod report;
 pub mod run;
 
 #[cfg(test)]

@@ -12,11 +12,16 @@
 //! Invariants
 //! - The newest point is kept, whatever the policy says.
 //! - A longer policy keeps at least as much. Time alone makes it less, never more.
+//! - A label alone makes no point old, nor many points one: old is by the younger of it and of the time at which the point was in the
+//!   vault, the minute, hour, day and month by the older.
 
 use std::time::Duration;
 
 use crate::restore::points::Point;
 use crate::types::{BarrierKind, Micros};
+
+/// Names of the terms, as in the configuration, in the order of [`Policy::terms`].
+pub const TERMS: [&str; 7] = ["every", "minutes", "hours", "days", "months", "app", "named"];
 
 /// For how long something is kept.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -39,13 +44,27 @@ impl Term {
     }
 }
 
-/// A span of time whose points are all held, its ends included.
+/// A span of time of which everything is held, its ends included: the state in which it found the disk, and every write in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Held {
-    /// Label of the first point.
+    /// Its first label.
     pub from: Micros,
-    /// Label of the last point.
+    /// Its last label.
     pub until: Micros,
+}
+
+impl Held {
+    /// Whether what is labelled so lies in the span.
+    #[must_use]
+    pub fn contains(&self, label: Micros) -> bool {
+        (self.from..=self.until).contains(&label)
+    }
+
+    /// Whether a state that began at `label`, and ended when the one labelled `next` began, was there during the span.
+    #[must_use]
+    pub fn meets(&self, label: Micros, next: Option<Micros>) -> bool {
+        label <= self.until && (label >= self.from || next.is_none_or(|next| next > self.from))
+    }
 }
 
 /// What is kept of a disk.
@@ -73,6 +92,31 @@ pub struct Policy {
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
+
+impl Policy {
+    /// Everything for ever: what holds where nobody has written a policy.
+    #[must_use]
+    pub fn everything() -> Self {
+        let forever = Term::Forever;
+        Self {
+            every: forever,
+            minutes: forever,
+            hours: forever,
+            days: forever,
+            months: forever,
+            app: forever,
+            named: forever,
+            hold: true,
+            holds: Vec::new(),
+        }
+    }
+
+    /// The terms in the order of [`TERMS`].
+    #[must_use]
+    pub fn terms(&self) -> [Term; 7] {
+        [self.every, self.minutes, self.hours, self.days, self.months, self.app, self.named]
+    }
+}
 
 impl Default for Policy {
     /// A day of everything, a quarter of days, a year of months: what an attack that was noticed late needs.
@@ -114,6 +158,8 @@ pub enum Reason {
     Day,
     /// It stands for a month.
     Month,
+    /// Another disk keeps its point of the same group.
+    Group,
 }
 
 impl Reason {
@@ -130,6 +176,7 @@ impl Reason {
             Self::Hour => "hour",
             Self::Day => "day",
             Self::Month => "month",
+            Self::Group => "group",
         }
     }
 }
@@ -147,17 +194,21 @@ fn spans(label: Micros) -> [u64; 4] {
     [minute, minute / 60, minute / (60 * 24), month]
 }
 
-/// For each point, oldest first, why it is kept; none if it is not.
+/// For each point, oldest first, why it is kept; none if it is not. `put_by` tells when each was in the vault at the latest.
 #[must_use]
-pub fn keep(points: &[Point], policy: &Policy, now: Micros) -> Vec<Option<Reason>> {
+pub fn keep(points: &[Point], put_by: impl Fn(usize) -> Micros, policy: &Policy, now: Micros) -> Vec<Option<Reason>> {
     let mut before: Option<[u64; 4]> = None;
     let mut out = Vec::with_capacity(points.len());
     for (at, point) in points.iter().enumerate() {
-        let age = Duration::from_micros(now.0.saturating_sub(point.label.0));
-        let spans = spans(point.label);
-        // Labels never go back, so the first of a span is where the span changes.
+        let put_by = put_by(at);
+        let age = Duration::from_micros(now.0.saturating_sub(point.label.max(put_by).0));
+        // What a clock that was ahead has labelled came before its label, and not all in one moment.
+        let spans = spans(if put_by == Micros(0) { point.label } else { point.label.min(put_by) });
+        // The first of a span is where the span changes.
         let first = |span: usize| before.is_none_or(|before| before[span] != spans[span]);
-        let held = policy.hold || policy.holds.iter().any(|held| (held.from..=held.until).contains(&point.label));
+        let next = points.get(at + 1).map(|next| next.label);
+        let in_span = |held: &Held| held.meets(point.label, next) || held.contains(put_by);
+        let held = policy.hold || policy.holds.iter().any(in_span);
         let reasons = [
             (at + 1 == points.len(), Reason::Newest),
             (held, Reason::Hold),
@@ -199,7 +250,7 @@ mod tests {
     }
 
     fn kept(points: &[Point], policy: &Policy, now_seconds: u64) -> BTreeSet<PointId> {
-        let reasons = keep(points, policy, Micros((START + now_seconds) * 1_000_000));
+        let reasons = keep(points, |_| Micros(0), policy, Micros((START + now_seconds) * 1_000_000));
         points.iter().zip(reasons).filter_map(|(point, reason)| reason.map(|_| point.id)).collect()
     }
 
@@ -227,7 +278,7 @@ mod tests {
         let points: Vec<_> = (0..7 * DAY).step_by(10).map(|at| point(at, BarrierKind::Crash, None)).collect();
         let policy =
             Policy { every: term(HOUR), minutes: term(2 * HOUR), hours: term(DAY), days: term(90 * DAY), ..nothing() };
-        let reasons = keep(&points, &policy, Micros((START + 7 * DAY) * 1_000_000));
+        let reasons = keep(&points, |_| Micros(0), &policy, Micros((START + 7 * DAY) * 1_000_000));
         let count = |reason| reasons.iter().filter(|one| **one == Some(reason)).count();
         assert_eq!(count(Reason::Newest), 1);
         assert_eq!(count(Reason::Every), 359);
@@ -253,8 +304,39 @@ mod tests {
         assert_eq!(seqs(&policy, 3 * DAY), [51]);
         let held = Held { from: points[2].label, until: points[3].label };
         assert_eq!(seqs(&Policy { holds: vec![held], ..nothing() }, 9 * DAY), [31, 41, 51]);
+        // Between two points the disk is as the first of them left it.
+        let label = |seconds: u64| Micros((START + seconds) * 1_000_000);
+        let between = Held { from: label(22), until: label(27) };
+        assert_eq!(seqs(&Policy { holds: vec![between], ..nothing() }, 9 * DAY), [21, 51]);
         assert_eq!(seqs(&Policy { hold: true, ..nothing() }, 9 * DAY), [11, 21, 31, 41, 51]);
         assert_eq!(seqs(&Policy { months: Term::Forever, ..nothing() }, 9000 * DAY), [11, 51]);
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_makes_no_point_old_before_it_is() {
+        let points: Vec<_> = (0..4).map(|at| point(at * 10, BarrierKind::Crash, None)).collect();
+        let policy = Policy { every: term(HOUR), ..nothing() };
+        let now = Micros((START + 2 * DAY) * 1_000_000);
+        // Labels say two days; but the second and third came into the vault half an hour ago.
+        let put_by = |at: usize| if (1..3).contains(&at) { Micros(now.0 - 1_800_000_000) } else { Micros(0) };
+        let reasons = keep(&points, put_by, &policy, now);
+        assert_eq!(reasons, [None, Some(Reason::Every), Some(Reason::Every), Some(Reason::Newest)]);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_makes_no_month_one_moment() {
+        // A leap of thirty days: all labels of thirty days are one and the same.
+        let label = 30 * DAY;
+        let points: Vec<_> = (0..30)
+            .map(|day| Point {
+                id: PointId { epoch: Epoch(1), seq: Seq(day + 1) },
+                ..point(label, BarrierKind::Crash, None)
+            })
+            .collect();
+        let put_by = |at: usize| Micros((START + at as u64 * DAY) * 1_000_000);
+        let policy = Policy { days: term(90 * DAY), ..nothing() };
+        let reasons = keep(&points, put_by, &policy, Micros((START + 40 * DAY) * 1_000_000));
+        assert_eq!(reasons.iter().filter(|reason| reason.is_some()).count(), 30);
     }
 
     #[test]

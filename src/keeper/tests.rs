@@ -1,257 +1,27 @@
 //! The keeper against a model: kept points stay right whatever happens to it, the rest goes, and what is in use stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod harm;
+mod site;
+mod week;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use object_store::ObjectStore;
 use proptest::prelude::*;
 
-use super::config::{Policies, Work};
-use super::policy::{self, Policy, Term};
-use super::run::{self, Report};
-use super::*;
-use crate::flow::{Clock, SystemClock};
-use crate::restore::history::{History, Presence};
-use crate::restore::open::{MessagePlace, Scratch};
-use crate::restore::plan::Plan;
-use crate::restore::tests::{self as model, ModelDisk, TestVault};
+use self::site::{NONE, Site, app_points, block_on, busy, busy_site};
+use super::policy::{Policy, Term};
+use crate::flow::DrainTrigger;
+use crate::restore::history::Presence;
+use crate::restore::tests::{self as model, ModelDisk};
 use crate::restore::verify::{Level, VerifyOptions, verify};
-use crate::restore::{fetch, head, points, source};
+use crate::restore::{fetch, head, points};
 use crate::types::{BarrierKind, DiskId, Epoch, Id128, Micros, PointId, Seq};
+use crate::vault::names;
 use crate::vault::objects::PinObject;
-use crate::vault::reader::Want;
 use crate::vault::testing::{Fate, FaultStore};
-use crate::vault::{VaultError, names};
-
-const NONE: Term = Term::NONE;
-
-/// Keeps app points, and nothing else but the newest: labels of the model lie in the future, so that age counts for nothing.
-fn app_points() -> Policy {
-    Policy {
-        every: NONE,
-        minutes: NONE,
-        hours: NONE,
-        days: NONE,
-        months: NONE,
-        app: Term::Forever,
-        named: NONE,
-        hold: false,
-        holds: Vec::new(),
-    }
-}
-
-/// No grace at all: each run goes one step further.
-fn work() -> Work {
-    let none = Duration::ZERO;
-    Work {
-        every: none,
-        delete_after: none,
-        seal_after: none,
-        seal_grace: none,
-        claim_stale: none,
-        fork_window: none,
-        disks_at_once: 1,
-        ..Work::default()
-    }
-}
-
-struct Site {
-    store: Arc<FaultStore>,
-    vault: TestVault,
-    disks: Vec<ModelDisk>,
-    policies: Policies,
-    work: Work,
-}
-
-impl Site {
-    /// The disks' records in messages of `step` records, batches of `per_batch` messages and lanes of `per_lane` batches; every second
-    /// lane was ended in order, with its lane index.
-    async fn new(disks: Vec<ModelDisk>, step: u64, per_batch: usize, per_lane: usize) -> Self {
-        let store = FaultStore::new();
-        Self::over(Arc::clone(&store) as _, store, disks, step, per_batch, per_lane).await
-    }
-
-    /// The same over any store.
-    async fn over(
-        place: Arc<dyn ObjectStore>,
-        store: Arc<FaultStore>,
-        disks: Vec<ModelDisk>,
-        step: u64,
-        per_batch: usize,
-        per_lane: usize,
-    ) -> Self {
-        let mut vault = TestVault::new(place).await;
-        let mut messages = Vec::new();
-        for disk in &disks {
-            for epoch in &disk.epochs {
-                vault.vault.create_epoch(epoch).await.unwrap();
-            }
-            let object = crate::vault::objects::DiskObject {
-                disk: disk.id.clone(),
-                size_bytes: disk.disk_bytes,
-                agent: "a1".into(),
-                created_micros: Micros(1),
-            };
-            vault.vault.create_disk(&object).await.unwrap();
-            messages.extend(disk.rows(step).into_iter().map(|row| (disk, row.message)));
-        }
-        messages.sort_by_key(|(disk, message)| (message.epoch, message.first, disk.id.clone()));
-        for (lane, lane_messages) in messages.chunks(per_batch * per_lane).enumerate() {
-            if lane > 0 {
-                vault.turn().await;
-            }
-            for batch in lane_messages.chunks(per_batch) {
-                vault.put_batch(batch).await;
-            }
-            if lane % 2 == 0 {
-                vault.put_lane_index(1, vault.next_batch - 1).await;
-                vault.end().await;
-            }
-        }
-        let policies = Policies { default: app_points(), disks: BTreeMap::new() };
-        Self { store, vault, disks, policies, work: work() }
-    }
-
-    async fn once(&self) -> Result<Report, VaultError> {
-        run::once(&self.vault.vault, &self.work, &self.policies, Arc::new(SystemClock::new())).await
-    }
-
-    async fn history(&self, disk: &ModelDisk) -> History {
-        let (_, history) = self.vault.open(&disk.id).await;
-        Arc::into_inner(history).unwrap()
-    }
-
-    /// The points that the policy keeps.
-    async fn kept(&self, disk: &ModelDisk) -> BTreeSet<PointId> {
-        let points = points::list(&self.history(disk).await);
-        let reasons = policy::keep(&points, self.policies.of(&disk.id), Micros(0));
-        points.iter().zip(reasons).filter_map(|(point, reason)| reason.map(|_| point.id)).collect()
-    }
-
-    async fn kept_of_all(&self) -> Vec<BTreeSet<PointId>> {
-        let mut kept = Vec::new();
-        for disk in &self.disks {
-            kept.push(self.kept(disk).await);
-        }
-        kept
-    }
-
-    /// The image at a point by what the vault gives; none if something is missing.
-    async fn image(&self, disk: &ModelDisk, point: PointId) -> Option<Vec<u8>> {
-        let (source, history) = self.vault.open(&disk.id).await;
-        let plan = Plan::build(&history, point)?;
-        let mut image = vec![0; plan.disk_bytes as usize];
-        let mut scratch = Scratch::default();
-        for read in &plan.reads {
-            let path = source.path(read.object);
-            let range = read.offset_bytes..read.offset_bytes + read.length_bytes;
-            let bytes = self.vault.vault.store().get_range(path, range).await.ok()?;
-            for message in &read.messages {
-                let meta = &history.rows[message.row].message;
-                let start = (meta.offset_bytes - read.offset_bytes) as usize;
-                let place = MessagePlace {
-                    vault: self.vault.vault.id(),
-                    object: path.as_ref(),
-                    key: source.key(read.object).unwrap(),
-                    disk: &disk.id,
-                    disk_bytes: plan.disk_bytes,
-                };
-                let opened = scratch.open(&place, meta, &bytes[start..start + meta.stored_bytes as usize]).unwrap();
-                for owned in &message.owned {
-                    let data = opened.extent(owned.seq, owned.extent).unwrap();
-                    let skip = owned.skip_bytes as usize;
-                    let at = owned.offset_bytes as usize;
-                    let length = owned.length_bytes as usize;
-                    image[at..at + length].copy_from_slice(&data[skip..skip + length]);
-                }
-            }
-        }
-        Some(image)
-    }
-
-    /// Kept points are offered, everything that is offered is right, and nothing looks damaged.
-    async fn check(&self, kept: &[BTreeSet<PointId>]) {
-        for (disk, kept) in self.disks.iter().zip(kept) {
-            let catalog = source::load(&self.vault.vault, &Want::disk(&disk.id)).await.unwrap();
-            assert!(catalog.findings.is_empty(), "{:?}", catalog.findings);
-            let offered: BTreeSet<PointId> =
-                points::list(&self.history(disk).await).iter().map(|point| point.id).collect();
-            assert!(kept.is_subset(&offered), "{kept:?} of {} are kept, {offered:?} are offered", disk.id);
-            for point in offered {
-                let image = self.image(disk, point).await;
-                assert!(image == Some(disk.image_at(point)), "{point} of {} is wrong or cannot be read", disk.id);
-            }
-        }
-    }
-
-    async fn batches(&self) -> BTreeSet<(Id128, u64)> {
-        let listed = self.vault.vault.store().list(Some(&names::all_batches())).await.unwrap();
-        listed.iter().filter_map(|one| Some((names::lane_of_batch(&one.path)?, names::number(&one.path)?))).collect()
-    }
-
-    /// The batches that hold something needed, by the definition.
-    async fn needed(&self, kept: &[BTreeSet<PointId>]) -> BTreeSet<(Id128, u64)> {
-        let mut out = BTreeSet::new();
-        for (disk, kept) in self.disks.iter().zip(kept) {
-            let catalog = source::load(&self.vault.vault, &Want::disk(&disk.id)).await.unwrap();
-            let history = source::history(&catalog, &disk.id, &self.vault.vault.epochs(&disk.id).await.unwrap());
-            for (row, needed) in history.rows.iter().zip(needs::needed(&history, kept, |_| false)) {
-                let index = &catalog.batches[row.object as usize].index;
-                out.extend(needed.then_some((index.lane, index.n)));
-            }
-        }
-        out
-    }
-
-    /// Runs until nothing changes any more.
-    async fn settle(&self) {
-        for _ in 0..20 {
-            let report = self.once().await.unwrap();
-            let done = [report.lanes_sealed, report.newly_marked.batches, report.deleted.batches, report.taken_back];
-            if done == [0; 4] && report.marked.batches == 0 && !report.budget_spent {
-                return;
-            }
-        }
-        panic!("the keeper comes to no end");
-    }
-}
-
-/// A disk that is written over and over, with a fork, a sync and app points.
-fn busy(name: &str, salt: u8) -> ModelDisk {
-    let mut disk = ModelDisk::named(name, 64 << 10);
-    disk.barrier(BarrierKind::SyncBegin, "");
-    for at in 0..8_u64 {
-        disk.write(at * 8192, vec![salt ^ at as u8 | 1; 8192]);
-    }
-    disk.barrier(BarrierKind::SyncEnd, "");
-    for round in 0..8_u64 {
-        for at in 0..6_u64 {
-            disk.write(at * 8192, vec![salt ^ (round * 16 + at) as u8 | 1; 3000]);
-        }
-        disk.barrier(BarrierKind::Crash, "");
-        if round % 3 == 1 {
-            disk.barrier(BarrierKind::App, "");
-        }
-        if round == 3 {
-            let head = disk.head();
-            disk.fork(Seq(head.seq.0 - 2));
-            disk.barrier(BarrierKind::SyncBegin, "");
-            disk.write(0, vec![salt; 5000]);
-            disk.barrier(BarrierKind::SyncEnd, "");
-        }
-    }
-    disk
-}
-
-async fn busy_site() -> Site {
-    Site::new(vec![busy("sda", 0), busy("sdb", 64)], 3, 2, 8).await
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(future)
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
@@ -298,11 +68,25 @@ fn at_step(store: &FaultStore, step: usize, refuse: impl Fn(bool) -> Fate + Send
 /// The keeper dies at every step that changes the vault, once before it and once after it, and another one goes on.
 #[tokio::test(start_paused = true)]
 async fn a_keeper_that_dies_at_any_step_leaves_every_kept_point_right_and_another_goes_on() {
+    die_at_any_step(Duration::ZERO).await;
+}
+
+/// The same by the hours of life: between two runs marks ripen.
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_dies_at_any_step_while_marks_ripen_leaves_every_kept_point_right() {
+    die_at_any_step(Duration::from_secs(7 * 3600)).await;
+}
+
+async fn die_at_any_step(between: Duration) {
     let mut steps = 0;
     for step in 0.. {
         let mut died = false;
         for after in [false, true] {
-            let site = busy_site().await;
+            let mut site = busy_site().await;
+            if !between.is_zero() {
+                site.work.delete_after = between - Duration::from_secs(3600);
+                site.wait(2 * between);
+            }
             let kept = site.kept_of_all().await;
             let needed = site.needed(&kept).await;
             at_step(&site.store, step, move |first| if first && after { Fate::AnswerLost } else { Fate::Status(403) });
@@ -311,10 +95,11 @@ async fn a_keeper_that_dies_at_any_step_leaves_every_kept_point_right_and_anothe
                 if died {
                     break;
                 }
+                site.wait(between);
             }
             site.store.plan(|_, _| Fate::Good);
             site.check(&kept).await;
-            site.settle().await;
+            site.settle_each(between).await;
             site.check(&kept).await;
             assert_eq!(site.batches().await, needed, "after step {step}");
         }
@@ -324,6 +109,38 @@ async fn a_keeper_that_dies_at_any_step_leaves_every_kept_point_right_and_anothe
         }
     }
     assert!(steps > 30, "only {steps} steps were there to die at");
+}
+
+/// A keeper is asked to stop at every third step, ends after it with nothing of its own left behind, and another one goes on.
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_is_asked_to_stop_ends_after_its_step_and_another_goes_on() {
+    let mut stopped = 0;
+    for step in (0..60).step_by(3) {
+        let site = busy_site().await;
+        let kept = site.kept_of_all().await;
+        let needed = site.needed(&kept).await;
+        let (trigger, stop) = DrainTrigger::new();
+        let asked = trigger.clone();
+        let steps = at_step(&site.store, step, move |_| {
+            asked.start();
+            Fate::Good
+        });
+        for _ in 0..4 {
+            if site.once_until(&stop).await.unwrap().stopped {
+                stopped += usize::from(steps.load(Ordering::Relaxed) < step + 40);
+                break;
+            }
+        }
+        site.store.plan(|_, _| Fate::Good);
+        let claims = site.vault.vault.store().list(Some(&names::claims())).await.unwrap();
+        assert!(claims.is_empty(), "{claims:?}");
+        site.check(&kept).await;
+        site.settle().await;
+        site.check(&kept).await;
+        assert_eq!(site.batches().await, needed, "after step {step}");
+        drop(trigger);
+    }
+    assert!(stopped > 10, "{stopped} were stopped under way");
 }
 
 #[tokio::test(start_paused = true)]
@@ -371,7 +188,7 @@ async fn a_plan_tells_what_goes_and_changes_nothing() {
     let kept = site.kept_of_all().await;
     let (before, needed) = (site.batches().await, site.needed(&kept).await);
     let objects = site.vault.vault.store().list(None).await.unwrap();
-    let plan = run::plan(&site.vault.vault, &site.work, &site.policies, SystemClock::new().wall()).await.unwrap();
+    let plan = site.plan(site.clock.wall()).await;
     assert_eq!(site.vault.vault.store().list(None).await.unwrap(), objects);
     assert_eq!(plan.stored.batches, before.len() as u64);
     assert_eq!(plan.unneeded.batches, (before.len() - needed.len()) as u64);
@@ -445,6 +262,7 @@ async fn a_pin_that_has_ended_pins_nothing_and_goes() {
     let needed = site.needed(&kept).await;
     let pin = pin(&site.disks[0], unkept(&site, &kept).await, 1);
     site.vault.vault.put_object(&names::pin(pin.pin), &pin).await.unwrap();
+    site.wait(crate::restore::pin::PIN_FOR + Duration::from_secs(60));
     site.settle().await;
     assert_eq!(site.batches().await, needed);
     assert!(!site.vault.vault.store().exists(&names::pin(pin.pin)).await.unwrap());
@@ -458,8 +276,9 @@ async fn a_hold_keeps_everything_of_its_disk_and_a_longer_policy_takes_marks_bac
     site.once().await.unwrap();
     assert!(site.once().await.unwrap().newly_marked.batches > 0);
     site.policies.disks.insert(site.disks[0].id.clone(), Policy { hold: true, ..app_points() });
-    // Marked points are offered no more, so a hold that comes late keeps what is still offered; a pin would name the others.
     let kept = site.kept_of_all().await;
+    assert_eq!(kept[0], all, "whatever a manifest says of it, it stands there");
+    assert!(site.once().await.unwrap().taken_back > 0);
     site.settle().await;
     site.check(&kept).await;
 
@@ -518,7 +337,7 @@ async fn lanes_in_use_and_lanes_sealed_a_moment_ago_are_left_alone() {
         site.once().await.unwrap();
     }
     let report = site.once().await.unwrap();
-    assert!(report.lanes_waiting > 0 && report.newly_marked.batches == 0, "{report:?}");
+    assert!(report.lanes_waiting > 0 && report.lanes_in_use > 0 && report.newly_marked.batches == 0, "{report:?}");
     assert_eq!(site.batches().await, before);
     let lanes = site.vault.vault.lanes().await.unwrap();
     assert!(lanes.iter().all(|lane| lane.sealed.is_none() || lane.ended), "a lane in use was sealed");
@@ -527,7 +346,7 @@ async fn lanes_in_use_and_lanes_sealed_a_moment_ago_are_left_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_small_budget_only_takes_more_runs() {
     let mut site = busy_site().await;
-    site.work.requests = 16;
+    site.work.requests = 32;
     let kept = site.kept_of_all().await;
     let needed = site.needed(&kept).await;
     let mut runs = 0;
@@ -608,7 +427,7 @@ async fn a_week_of_points_is_thinned_to_the_policy_and_each_is_right() {
         disk.write(round % 2 * 4096, vec![round as u8 | 1; 4096]);
         disk.barrier(BarrierKind::Crash, if round % 50 == 0 { "named" } else { "" });
     }
-    let mut site = Site::new(vec![disk], 2, 1, 60).await;
+    let mut site = Site::later(vec![disk], 2, 1, 60).await;
     site.policies.default = Policy { days: Term::Forever, named: Term::Forever, ..app_points() };
     let kept = site.kept_of_all().await;
     assert!((7..20).contains(&kept[0].len()), "{kept:?}");
@@ -644,7 +463,7 @@ async fn a_week_of_random_writes_under_an_hour_of_barriers_keeps_little_more_tha
     let now = disks[0].records[&Epoch(1)].last().unwrap().head.label;
     let mut site = Site::new(disks, 5, 4, 100).await;
     site.policies.default = Policy { every: Term::For(Duration::from_secs(3600)), app: NONE, ..app_points() };
-    let plan = run::plan(&site.vault.vault, &site.work, &site.policies, now).await.unwrap();
+    let plan = site.plan(now).await;
     let stays = plan.stored.bytes - plan.unneeded.bytes;
     let live: u64 =
         site.disks.iter().map(|disk| disk.image_at(disk.head()).iter().filter(|byte| **byte > 0).count() as u64).sum();

@@ -16,7 +16,7 @@ use crate::types::{
 
 use super::history::{History, Presence, Row};
 use super::source::{self, Source};
-use crate::flow::SystemClock;
+use crate::flow::{Clock, SystemClock};
 use crate::keys::Identity;
 use crate::pipeline::codec::Codec;
 use crate::pipeline::message::{self, MessageContext};
@@ -123,6 +123,10 @@ impl ModelDisk {
     }
 
     pub fn push(&mut self, kind: RecordKind, extents: Vec<Extent>, payload: Vec<u8>) -> PointId {
+        self.push_in(Id128::NONE, kind, extents, payload)
+    }
+
+    fn push_in(&mut self, group: Id128, kind: RecordKind, extents: Vec<Extent>, payload: Vec<u8>) -> PointId {
         let before = self.chain_at(self.head());
         let head = self.head();
         self.label += 250_000;
@@ -136,7 +140,7 @@ impl ModelDisk {
             seq: head.seq.next(),
             label: Micros(self.label),
             clock_uncertainty_micros: 700,
-            group: Id128::NONE,
+            group,
             digest: record_digest(&table, [payload.as_slice()]),
             chain: Chain::GENESIS,
         }
@@ -152,6 +156,11 @@ impl ModelDisk {
 
     pub fn barrier(&mut self, kind: BarrierKind, name: &str) -> PointId {
         self.push(RecordKind::Barrier(kind), Vec::new(), name.as_bytes().to_vec())
+    }
+
+    /// A barrier that disks have in common.
+    pub fn group_barrier(&mut self, kind: BarrierKind, group: Id128) -> PointId {
+        self.push_in(group, RecordKind::Barrier(kind), Vec::new(), Vec::new())
     }
 
     /// Every record from the first that leads to `point`.
@@ -371,7 +380,12 @@ impl TestVault {
 
     /// Goes on in a lane of its own.
     pub async fn turn(&mut self) {
-        self.lane = Lane::open(&self.vault, "g1", &SystemClock::new()).await.unwrap();
+        self.turn_by(&SystemClock::new()).await;
+    }
+
+    /// The same by a clock of one's own.
+    pub async fn turn_by(&mut self, clock: &dyn Clock) {
+        self.lane = Lane::open(&self.vault, "g1", clock).await.unwrap();
         self.next_batch = 1;
         self.batches.clear();
     }

@@ -268,6 +268,22 @@ metric_names! {
     gauge VERIFY_RUN_BYTES = "tidegate_verify_run_bytes";
     /// Damage that the last one found.
     gauge VERIFY_RUN_DAMAGE = "tidegate_verify_run_damage";
+    /// When a run of the keeper ended well last, in seconds since 1970; 0 if none did.
+    gauge KEEPER_LAST_SUCCESS_SECONDS = "tidegate_keeper_last_success_timestamp_seconds";
+    /// When one ended last, well or not.
+    gauge KEEPER_LAST_RUN_SECONDS = "tidegate_keeper_last_run_timestamp_seconds";
+    /// How long the last one took.
+    gauge KEEPER_RUN_SECONDS = "tidegate_keeper_run_seconds";
+    /// Bytes of the batches that the last one deleted.
+    gauge KEEPER_RUN_DELETED_BYTES = "tidegate_keeper_run_deleted_bytes";
+    /// Bytes of the batches that are marked, and go later.
+    gauge KEEPER_MARKED_BYTES = "tidegate_keeper_marked_bytes";
+    /// Bytes of all batches in the vault.
+    gauge KEEPER_STORED_BYTES = "tidegate_keeper_stored_bytes";
+    /// Bytes of the messages that kept points need.
+    gauge KEEPER_NEEDED_BYTES = "tidegate_keeper_needed_bytes";
+    /// Disks and lanes of which nothing goes because something of them is damaged.
+    gauge KEEPER_HELD_BACK = "tidegate_keeper_held_back";
 }
 
 /// Who shows a metric.
@@ -287,6 +303,8 @@ pub fn shown_by(name: &str) -> &'static str {
         "drill"
     } else if starts("tidegate_verify_") {
         "verify"
+    } else if starts("tidegate_keeper_") {
+        "keeper"
     } else {
         "gateway"
     }

@@ -217,8 +217,9 @@ fn service_code(text: &str) -> Option<&str> {
     (code.len() <= 80 && code.bytes().all(|b| b.is_ascii_alphanumeric())).then_some(code)
 }
 
+/// Of an answer, or of the part of an answer that tells of one deletion.
 fn http_status(text: &str) -> Option<u16> {
-    let rest = text.split_once("non-2xx status code: ")?.1;
+    let rest = text.split_once("non-2xx status code: ").or_else(|| text.split_once(" (code: "))?.1;
     rest.get(..3)?.parse().ok()
 }
 
@@ -320,6 +321,8 @@ mod tests {
         assert_eq!(shown("500 Internal Server Error").cause, BlobCause::ServerError(500));
         assert_eq!(shown("403 Forbidden").fault(), Fault::Reject);
         assert_eq!(shown("400 Bad Request").cause, BlobCause::Status(400));
+        let part = generic("Bulk delete request failed for key b/x: Forbidden (code: 403)");
+        assert_eq!(BlobError::new("delete", "b/x", "az://a/c", &part).cause, BlobCause::Forbidden);
     }
 
     #[test]

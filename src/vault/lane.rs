@@ -43,7 +43,7 @@ impl Lane {
             list: (list > 0).then_some(list),
         };
         vault.put_object(&names::lane(lane.lane), &lane).await?;
-        Ok(Self { id: lane.lane, key, list, opened: clock.monotonic() })
+        Ok(Self { id: lane.lane, key, list, opened: clock.boot() })
     }
 
     /// Its id.
@@ -67,7 +67,7 @@ impl Lane {
     /// Whether the key has served its time and another lane should take over.
     #[must_use]
     pub fn is_due(&self, clock: &dyn Clock) -> bool {
-        clock.monotonic().saturating_sub(self.opened) >= Duration::from_secs(limits::LANE_AGE_SECONDS_MAX)
+        clock.boot().saturating_sub(self.opened) >= Duration::from_secs(limits::LANE_AGE_SECONDS_MAX)
     }
 
     /// The lane's seal, if somebody wrote one: nothing that is vaulted later may count.

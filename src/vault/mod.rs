@@ -481,7 +481,11 @@ impl Vault {
             match create_only(&self.store, path, PutPayload::from(bytes.clone()), limit).await {
                 Ok(created) => return Ok(created),
                 Err(PutError::Taken { object, place, .. }) => {
-                    let found = self.store.get(path, limits::CONTROL_OBJECT_BYTES_MAX).await?;
+                    let found = match self.store.get(path, limits::CONTROL_OBJECT_BYTES_MAX).await {
+                        // Not worth carrying about: it is no control object.
+                        Err(GetError::TooLarge { .. }) => None,
+                        found => found?,
+                    };
                     return Err(VaultError::Taken { object, place, found: found.unwrap_or_default() });
                 }
                 Err(error) if attempt < CONTROL_TRIES && passing(&error) => {
@@ -632,7 +636,30 @@ impl Vault {
     /// A failed request, or a manifest that is not believed.
     pub async fn manifest(&self, lane: Id128) -> Result<Option<ManifestObject>, VaultError> {
         let listed = self.store.list(Some(&names::manifests(lane))).await?;
-        let Some(n) = listed.iter().filter_map(|listed| names::number(&listed.path)).max() else { return Ok(None) };
+        let numbers = listed.iter().filter_map(|listed| names::manifest_number(lane, &listed.path));
+        self.newest_manifest(lane, numbers.max()).await
+    }
+
+    /// The newest manifest of a lane, if a listing has shown its number. One that was listed and is not there is an error: without it
+    /// nobody knows what was let go.
+    pub(crate) async fn newest_manifest(
+        &self,
+        lane: Id128,
+        n: Option<u64>,
+    ) -> Result<Option<ManifestObject>, VaultError> {
+        let Some(n) = n else { return Ok(None) };
+        let missing = || VaultError::Missing {
+            object: names::manifest(lane, n).to_string(),
+            place: self.store.shown().to_owned(),
+        };
+        self.manifest_of(lane, n).await?.ok_or_else(missing).map(Some)
+    }
+
+    /// Manifest `n` of a lane; `None` if it is not there.
+    ///
+    /// # Errors
+    /// As [`Vault::manifest`].
+    pub async fn manifest_of(&self, lane: Id128, n: u64) -> Result<Option<ManifestObject>, VaultError> {
         let path = names::manifest(lane, n);
         match self.get_object::<ManifestObject>(&path).await? {
             Some(manifest) if !manifest.is_sound(lane, n) => {

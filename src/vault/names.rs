@@ -207,6 +207,12 @@ pub fn manifest(lane: Id128, n: u64) -> Path {
     manifests(lane).join(format!("{n:08}"))
 }
 
+/// The number of a lane's manifest, if the name is one of a manifest: others with digits in them are nobody's.
+#[must_use]
+pub fn manifest_number(lane: Id128, path: &Path) -> Option<u64> {
+    number(path).filter(|&n| n > 0 && manifest(lane, n) == *path)
+}
+
 /// Folder of the pins.
 #[must_use]
 pub fn pins() -> Path {
@@ -262,6 +268,8 @@ mod tests {
         assert_eq!(announced(&route(&disk, lane)), None);
         assert_eq!(number(&lane_end(lane)), None);
         assert_eq!(manifest(lane, 3).as_ref(), format!("m/l/{hex}/00000003"));
+        assert_eq!(manifest_number(lane, &manifest(lane, 3)), Some(3));
+        assert_eq!(manifest_number(lane, &manifests(lane).join("900")), None);
         assert_eq!(pin(lane).as_ref(), format!("m/p/{hex}"));
         assert_eq!(claim(lane).as_ref(), format!("m/c/{hex}"));
         assert_eq!(recipients_list(2).as_ref(), "recipients/00000002");

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Classify, Fault};
 use crate::keys::{CatalogKey, KeyId, Recipient, VerifyingKey, mac, mac_holds};
+use crate::limits;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
 
 pub use signed::{Signed, SignedError};
@@ -122,6 +123,9 @@ pub fn encode<T: ControlObject>(key: &CatalogKey, path: &Path, content: &T) -> R
         }
     }
     bytes.push(b'\n');
+    if bytes.len() as u64 > limits::CONTROL_OBJECT_BYTES_MAX {
+        return Err(malformed(path, &format_args!("{} bytes are more than anybody would read of it", bytes.len())));
+    }
     Ok(bytes)
 }
 
@@ -426,12 +430,20 @@ pub struct ManifestObject {
     pub made_micros: i64,
     /// The run of a keeper that made it.
     pub run: Id128,
+    /// Digest of the policies by which it was made; zero, as in version 1, is nobody's.
+    #[serde(default)]
+    pub policies: Id128,
+    /// When the last of the batches that are gone appeared at the latest, by the store's clock; zero, as in version 1, if nobody
+    /// knows.
+    #[serde(default)]
+    pub newest_micros: i64,
     /// Every batch that was let go, in ascending runs.
     pub let_go: Vec<LetGoRun>,
 }
 
 impl ControlObject for ManifestObject {
     const FORMAT: &'static str = "tidegate-manifest";
+    const VERSION: u32 = 2;
 }
 
 impl ManifestObject {

@@ -53,6 +53,9 @@ pub struct CatalogBatch {
     pub present: bool,
     /// When it appeared, by the store's clock, in microseconds since 1970; zero if it is not there.
     pub modified_micros: i64,
+    /// It had appeared by then, by the store's clock: then, if it is there; at the latest then, if the keeper let it go; zero if
+    /// nobody knows.
+    pub put_by_micros: i64,
     /// Whether the keeper let it go: then it is deleted, or may be at any moment.
     pub let_go: bool,
     /// Its rows, only those of the wanted disks.

@@ -1,7 +1,9 @@
 //! A store that fails as told, and batches to put into it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -45,6 +47,26 @@ pub(crate) struct FaultStore {
     inner: Arc<InMemory>,
     plan: Arc<Mutex<Plan>>,
     puts: Mutex<(usize, usize)>,
+    times: Arc<Times>,
+}
+
+/// The store's clock, as far as it is set forward, and by how much it was when each object appeared.
+#[derive(Default)]
+struct Times {
+    ahead_micros: Arc<AtomicI64>,
+    appeared: Mutex<BTreeMap<Path, i64>>,
+}
+
+impl Times {
+    fn note(&self, path: &Path) {
+        self.appeared.lock().entry(path.clone()).or_insert(self.ahead_micros.load(Ordering::Relaxed));
+    }
+
+    fn shift(&self, meta: &mut ObjectMeta) {
+        let ahead_micros = self.appeared.lock().get(&meta.location).copied().unwrap_or(0);
+        let by = Duration::from_micros(ahead_micros.unsigned_abs());
+        meta.last_modified = if ahead_micros < 0 { meta.last_modified - by } else { meta.last_modified + by };
+    }
 }
 
 impl fmt::Debug for FaultStore {
@@ -63,7 +85,13 @@ impl FaultStore {
     /// A store where nothing fails yet.
     pub(crate) fn new() -> Arc<Self> {
         let plan: Plan = Box::new(|_, _| Fate::Good);
-        Arc::new(Self { inner: Arc::new(InMemory::new()), plan: Arc::new(Mutex::new(plan)), puts: Mutex::default() })
+        let (inner, plan, times) = (Arc::new(InMemory::new()), Arc::new(Mutex::new(plan)), Arc::default());
+        Arc::new(Self { inner, plan, puts: Mutex::default(), times })
+    }
+
+    /// By how many microseconds the store's clock is ahead of this machine's: whoever sets it sets the clock.
+    pub(crate) fn ahead_micros(&self) -> &Arc<AtomicI64> {
+        &self.times.ahead_micros
     }
 
     /// From now on `plan` decides, by operation (`put`, `get`, `delete`) and name.
@@ -114,6 +142,10 @@ impl ObjectStore for FaultStore {
             puts.1 = puts.1.max(puts.0);
         }
         let fate = (self.plan.lock())("put", location);
+        // What is not stored gets no time: names are never used for two objects.
+        if !matches!(fate, Fate::Status(_)) {
+            self.times.note(location);
+        }
         // Let others start, or nothing would ever overlap.
         tokio::task::yield_now().await;
         let result = match fate {
@@ -138,7 +170,11 @@ impl ObjectStore for FaultStore {
         match fate {
             Fate::Status(status) => Err(answer(status, location)),
             Fate::AnswerLost | Fate::Hang => Err(broken()),
-            Fate::Good | Fate::Slow(_) => self.inner.get_opts(location, options).await,
+            Fate::Good | Fate::Slow(_) => {
+                let mut found = self.inner.get_opts(location, options).await?;
+                self.times.shift(&mut found.meta);
+                Ok(found)
+            }
         }
     }
 
@@ -147,9 +183,12 @@ impl ObjectStore for FaultStore {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let (inner, plan) = (Arc::clone(&self.inner), Arc::clone(&self.plan));
+        let (inner, plan, times) = (Arc::clone(&self.inner), Arc::clone(&self.plan), Arc::clone(&self.times));
         let delete = move |location: Path| {
             let (inner, fate) = (Arc::clone(&inner), (plan.lock())("delete", &location));
+            if !matches!(fate, Fate::Status(_)) {
+                times.appeared.lock().remove(&location);
+            }
             async move {
                 match fate {
                     Fate::Status(status) => Err(answer(status, &location)),
@@ -162,7 +201,12 @@ impl ObjectStore for FaultStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let times = Arc::clone(&self.times);
+        let shift = move |mut meta: ObjectMeta| {
+            times.shift(&mut meta);
+            meta
+        };
+        self.inner.list(prefix).map_ok(shift).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

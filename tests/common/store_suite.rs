@@ -95,8 +95,14 @@ pub async fn create_only_puts_ranges_and_listings_behave_as_the_vault_needs<S: B
     assert!(!store.exists(&Path::from("b/000/x/2")).await.unwrap());
     assert_eq!(store.get(&Path::from("nothing"), 10).await.unwrap(), None);
     let listed = store.list(Some(&Path::from("b"))).await.unwrap();
-    assert_eq!((listed.len(), listed[0].path.clone(), listed[0].size_bytes), (1, path, 8));
+    assert_eq!((listed.len(), listed[0].path.clone(), listed[0].size_bytes), (1, path.clone(), 8));
+    assert_eq!(store.modified(&path).await.unwrap(), Some(listed[0].modified_micros));
     assert_eq!(store.folders(&Path::from("b")).await.unwrap(), ["000"]);
+    store.delete(&path).await.unwrap();
+    assert!(!store.exists(&path).await.unwrap());
+    // Two keepers may delete the same.
+    store.delete(&path).await.unwrap();
+    assert_eq!(create_only(&store, &path, body(), LIMIT).await.unwrap(), Created::Now);
 }
 
 pub async fn exactly_one_of_many_racers_creates_an_object<S: BlobService>() {

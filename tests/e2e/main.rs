@@ -33,6 +33,7 @@ mod recipients;
 mod refusals;
 mod reload;
 mod restores;
+mod retention;
 mod several;
 mod soak;
 mod stolen;

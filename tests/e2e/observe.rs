@@ -119,15 +119,20 @@ fn tell_export(scene: &Scene) -> Running {
     running
 }
 
-/// A verification, a restore and a drill that leave their files.
+/// A verification, a restore, a drill and a run of the keeper that leave their files.
 fn tell_runs(scene: &Scene) {
     let (vault, identity) = (scene.site.vault_url(), scene.site.identity().display().to_string());
     let from = ["--vault", vault, "--identity", &identity, "--metrics-file"];
     let (nightly, drill) = (Prometheus::file(scene, "nightly.prom"), Prometheus::file(scene, "drill.prom"));
     let target = scene.dir().join("drilled.img").display().to_string();
     let (rehearsed, rehearsal) = (Prometheus::file(scene, "rehearsal.prom"), scene.dir().display().to_string());
+    let (config, retention) = (scene.dir().join("keeper.toml"), Prometheus::file(scene, "retention.prom"));
+    let policy = format!("[vault]\nurl = {vault:?}\ncatalog_key = 'catalog.key'\n[policy]\nevery = '24 h'\n");
+    std::fs::write(&config, policy).unwrap();
+    let config = config.display().to_string();
     let runs = [
         [&["drill"], &from[..], &[&rehearsed, "--disk", "disk1", "--dir", &rehearsal]].concat(),
+        [&["keeper", "once", "--config", &config, "--metrics-file"], &[retention.as_str()][..]].concat(),
         [&["verify"], &from[..], &[&nightly]].concat(),
         [&["restore"], &from[..], &[&drill, "--disk", "disk1", "--to", &target]].concat(),
     ];

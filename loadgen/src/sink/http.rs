@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use percent_encoding::percent_decode_str;
 
 use super::Shared;
+use super::batch;
 use super::blobs::{Blob, Block, Conditions, Refusal};
 use super::gate::Gate;
 use super::listing::{self, Asked};
@@ -31,7 +32,7 @@ pub(super) async fn serve(gate: Gate, shared: Arc<Shared>) {
 }
 
 /// An error as the service tells it.
-struct Failure(StatusCode, &'static str, &'static str);
+pub(super) struct Failure(StatusCode, &'static str, &'static str);
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
@@ -71,7 +72,7 @@ impl From<Unsigned> for Failure {
     }
 }
 
-const NOT_KNOWN: Failure =
+pub(super) const NOT_KNOWN: Failure =
     Failure(StatusCode::NOT_IMPLEMENTED, "NotImplemented", "The sink does not know this request.");
 const TOO_LONG: Failure = Failure(StatusCode::PAYLOAD_TOO_LARGE, "RequestBodyTooLarge", "The body is too long.");
 const BROKEN: Failure = Failure(StatusCode::BAD_REQUEST, "IncompleteBody", "The body did not come whole.");
@@ -81,7 +82,7 @@ const THROWN_AWAY: Failure =
 const NO_RANGE: Failure = Failure(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange", "The range is outside the blob.");
 const BAD_RANGE: Failure = Failure(StatusCode::BAD_REQUEST, "InvalidHeaderValue", "The range is not understood.");
 
-fn answer(status: StatusCode, body: Body) -> Response {
+pub(super) fn answer(status: StatusCode, body: Body) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert("x-ms-version", HeaderValue::from_static(SERVICE_VERSION));
@@ -179,6 +180,9 @@ async fn carry_out(shared: &Shared, parts: &Parts, body: Option<Bytes>, bytes: u
     };
     let (container, name) = path.split_once('/').unwrap_or((path, ""));
     if name.is_empty() {
+        if parts.method == Method::POST && query.get("comp") == Some("batch") {
+            return batch::carry_out(shared, parts, &body.ok_or(THROWN_AWAY)?);
+        }
         return of_container(shared, parts, &query, container).await;
     }
     let name = percent_decode_str(name).decode_utf8_lossy();

@@ -8,8 +8,8 @@
 //!
 //! Figures of a gateway must not hold the cost of a store that was written to be correct and not to be quick, and a
 //! fault must come when it is asked for. So this speaks what a vault needs of the Blob service: create and delete a
-//! container, Put Blob with conditions, Put Block and its list, Get with ranges, Head, Delete, List with prefix, delimiter and marker. Requests
-//! are signed with a shared key, which is checked: a gateway that signs nothing would be measured too cheap.
+//! container, Put Blob with conditions, Put Block and its list, Get with ranges, Head, Delete, alone and in batches, List with
+//! prefix, delimiter and marker. Requests are signed with a shared key, which is checked: a gateway that signs nothing would be measured too cheap.
 //!
 //! What holds:
 //!
@@ -23,6 +23,7 @@
 //!
 //! One thread serves all: a gateway on two cores uploads less than a core can take.
 
+mod batch;
 mod blobs;
 mod control;
 mod gate;

@@ -17,6 +17,8 @@
 //! 1,024 small sealed indexes in memory instead of a million rows, never opens them again, and a lane index can leave
 //! out nothing unnoticed: batches are dense from the first number, and each proves itself.
 
+use std::ops::RangeInclusive;
+
 use bytes::{Bytes, BytesMut};
 
 use super::SealedIndex;
@@ -32,7 +34,8 @@ pub const LANE_INDEX_BYTES_TARGET: usize = 64 << 20;
 /// Largest lane index that is read: it is closed when it passes its target by the last index.
 pub const LANE_INDEX_BYTES_MAX: u64 = (LANE_INDEX_BYTES_TARGET + super::INDEX_PLAIN_BYTES_MAX) as u64;
 
-const HEADER_BYTES: usize = 64;
+/// Bytes in front of the entries: enough for [`LaneIndex::numbers`].
+pub const HEADER_BYTES: usize = 64;
 const ENTRY_HEAD_BYTES: usize = 32;
 const PART: &str = "lane index";
 const ENTRY: &str = "lane index entry";
@@ -149,28 +152,38 @@ pub struct LaneIndex {
 }
 
 impl LaneIndex {
+    /// The numbers of the batches that a lane index covers, by its first [`HEADER_BYTES`] alone.
+    ///
+    /// # Errors
+    /// [`BatchError`] if they are damaged or of another format.
+    pub fn numbers(head: &[u8]) -> Result<RangeInclusive<u64>, BatchError> {
+        check_part(head, LANE_INDEX_MAGIC, PART)?;
+        let (count, first) = (u64::from(le_u32(head, 4)), le_u64(head, 40));
+        let field = |field| BatchError::Field { part: PART, field };
+        let end = first.checked_add(count).filter(|_| first > 0).ok_or(field("first batch"))?;
+        if count == 0 || count > limits::LANE_INDEX_BATCHES { Err(field("batches")) } else { Ok(first..=end - 1) }
+    }
+
     /// Reads a whole object. The entries share its memory and are still sealed.
     ///
     /// # Errors
     /// [`BatchError`] if it is cut, damaged or of another format.
     pub fn parse(object: &Bytes) -> Result<Self, BatchError> {
         check_part(object, LANE_INDEX_MAGIC, PART)?;
-        let count = u64::from(le_u32(object, 4));
-        let (vault, lane, first) = (id_at(object, 8), id_at(object, 24), le_u64(object, 40));
+        let (vault, lane) = (id_at(object, 8), id_at(object, 24));
         let field = |field| BatchError::Field { part: PART, field };
         let stated_bytes = le_u64(object, 48);
         if stated_bytes != object.len() as u64 {
             return Err(BatchError::Size { found_bytes: object.len() as u64, stated_bytes });
         }
-        if object[56..60] != [0; 4] || first == 0 || first.checked_add(count).is_none() {
+        if object[56..60] != [0; 4] {
             return Err(field("first batch"));
         }
-        if count == 0 || count > limits::LANE_INDEX_BATCHES {
-            return Err(field("batches"));
-        }
+        let numbers = Self::numbers(object)?;
+        let first = *numbers.start();
         let mut rest = object.slice(HEADER_BYTES..);
-        let mut entries = Vec::with_capacity(count as usize);
-        for n in first..first + count {
+        let mut entries = Vec::with_capacity((numbers.end() - first + 1) as usize);
+        for n in numbers {
             entries.push(take_entry(&mut rest, n)?);
         }
         if rest.is_empty() { Ok(Self { vault, lane, first, entries }) } else { Err(field("total bytes")) }

@@ -64,6 +64,8 @@ fn manifest(lane: Id128) -> ManifestObject {
         n: 3,
         made_micros: 1_800_000_000_000_001,
         run: Id128([6; 16]),
+        policies: Id128([8; 16]),
+        newest_micros: 1_799_999_500_000_000,
         let_go: vec![run(1, 40, 0), run(44, 44, 1_799_999_000_000_000), run(46, 90, 1_800_000_000_000_001)],
     }
 }
@@ -136,7 +138,6 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         one(key, names::disk(&disk), &described),
         one(key, names::epoch(&disk, Epoch(2)), &epoch),
         one(key, names::route(&disk, lane), &RouteObject { disk: disk.clone(), lane }),
-        one(key, names::manifest(lane, 3), &manifest(lane)),
         one(key, names::pin(Id128([5; 16])), &pin(disk)),
         one(key, names::claim(lane), &ClaimObject { claim: lane, run: Id128([6; 16]) }),
         one(key, names::recipients_list(1), &list),
@@ -208,8 +209,30 @@ fn a_signature_holds_for_its_content_place_and_vault_only() {
 
 /// Name of an object's file among the fixtures.
 fn fixture(path: &Path) -> std::path::PathBuf {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/vault");
-    folder.join(path.as_ref().replace('/', "~"))
+    fixture_of(1, path)
+}
+
+fn fixture_of(version: u32, path: &Path) -> std::path::PathBuf {
+    let folder = format!("{}/tests/fixtures/v{version}/vault", env!("CARGO_MANIFEST_DIR"));
+    std::path::Path::new(&folder).join(path.as_ref().replace('/', "~"))
+}
+
+#[test]
+fn a_manifest_of_version_1_is_read_and_one_of_version_2_is_written_as_recorded() {
+    let path = names::manifest(Id128([0xab; 16]), 3);
+    let now = manifest(Id128([0xab; 16]));
+    let stored = std::fs::read(fixture(&path)).expect("a fixture of version 1");
+    let read: ManifestObject = decode(&key(), &path, &stored).expect("still read");
+    assert_eq!(read, ManifestObject { policies: Id128::NONE, newest_micros: 0, ..now.clone() });
+    let bytes = encode(&key(), &path, &now).expect("encodes");
+    let recorded = fixture_of(2, &path);
+    if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !recorded.exists() {
+        std::fs::create_dir_all(recorded.parent().expect("a folder")).expect("created");
+        std::fs::write(&recorded, &bytes).expect("written");
+    }
+    let stored = std::fs::read(&recorded).expect("a fixture of version 2");
+    assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes));
+    assert_eq!(decode::<ManifestObject>(&key(), &path, &stored).expect("authentic"), now);
 }
 
 /// Wrapping is random, so the wrapped lane key and the recipient of the fixtures are read from the fixtures.

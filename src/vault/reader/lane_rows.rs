@@ -29,7 +29,6 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     batches.retain(|batch| !listed.is_late(batch.modified_micros));
     // A lane is sealed before anything of it is let go.
     let manifest = if listed.sealed.is_some() { manifest(&shared, lane, &mut out.findings).await? } else { None };
-    let let_go = |n: u64| manifest.as_ref().is_some_and(|manifest| manifest.run_of(n).is_some());
     let appeared: BTreeMap<u64, i64> =
         batches.iter().filter_map(|batch| Some((names::number(&batch.path)?, batch.modified_micros))).collect();
     let mut present = numbered(batches, &mut out.findings, |n| names::batch(lane, n));
@@ -56,23 +55,41 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
         out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
     }
     let (batches, bytes) = (present.len() as u64, present.values().sum());
-    for (n, row) in rows {
-        let object = names::batch(lane, n);
-        let listed_bytes = present.get(&n).copied();
-        if let Some(found_bytes) = listed_bytes.filter(|&bytes| bytes != row.size_bytes) {
-            let error = BatchError::Size { found_bytes, stated_bytes: row.size_bytes };
-            out.findings.push(Finding::of_batch(&object, &error));
-        }
-        let size_bytes = listed_bytes.unwrap_or(row.size_bytes);
-        if !row.index.disks.is_empty() {
-            let modified_micros = appeared.get(&n).copied().unwrap_or(0);
-            let (present, let_go) = (listed_bytes.is_some(), let_go(n));
-            out.batches.push(CatalogBatch { object, size_bytes, present, modified_micros, let_go, index: row.index });
-        }
+    for row in rows.into_values() {
+        let listed = present.get(&row.index.n).copied().zip(appeared.get(&row.index.n).copied());
+        out.batches.extend(batch_of(lane, row, listed, manifest.as_ref(), &mut out.findings));
     }
     let sealed = listed.sealed.is_some();
     out.lanes.push(CatalogLane { lane, object, end, sealed, batches, bytes, confirmed_through, cut });
     Ok(out)
+}
+
+/// A batch as the catalog has it; `listed` is size and time, if the batch is there. None if it holds no wanted disk.
+fn batch_of(
+    lane: Id128,
+    row: Row,
+    listed: Option<(u64, i64)>,
+    manifest: Option<&ManifestObject>,
+    findings: &mut Vec<Finding>,
+) -> Option<CatalogBatch> {
+    let Row { size_bytes: stated_bytes, index } = row;
+    let object = names::batch(lane, index.n);
+    if let Some((found_bytes, _)) = listed.filter(|(found_bytes, _)| *found_bytes != stated_bytes) {
+        findings.push(Finding::of_batch(&object, &BatchError::Size { found_bytes, stated_bytes }));
+    }
+    if index.disks.is_empty() {
+        return None;
+    }
+    let gone_micros = manifest.map_or(0, |manifest| manifest.newest_micros);
+    Some(CatalogBatch {
+        object,
+        size_bytes: listed.map_or(stated_bytes, |(found_bytes, _)| found_bytes),
+        present: listed.is_some(),
+        modified_micros: listed.map_or(0, |(_, modified_micros)| modified_micros),
+        put_by_micros: listed.map_or(gone_micros, |(_, modified_micros)| modified_micros),
+        let_go: manifest.is_some_and(|manifest| manifest.run_of(index.n).is_some()),
+        index,
+    })
 }
 
 /// The numbers `first..=through` that are in no run of `accounted`, which is sorted: by name as long as there are few, and

@@ -148,7 +148,8 @@ impl Confirmer {
             return Ok(());
         }
         loop {
-            let now = self.clock.monotonic();
+            // A look from before the machine slept is old, however little ran since.
+            let now = self.clock.boot();
             if self.seal_checked.is_some_and(|at| now.saturating_sub(at) < self.config.seal_check_every) {
                 return Ok(());
             }

@@ -320,6 +320,44 @@ async fn a_sealed_lane_acks_nothing_more_and_refuses_batches() {
     assert!(!vault.store().exists(&names::lane_end(lane.id())).await.expect("asked"));
 }
 
+/// A machine that slept: its clock of work stood still meanwhile.
+struct Sleeper(Paused, AtomicU64);
+
+impl Clock for Sleeper {
+    fn wall(&self) -> Micros {
+        Micros(1_800_000_000_000_000 + self.boot().as_micros() as u64)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn boot(&self) -> Duration {
+        self.0.monotonic() + Duration::from_secs(self.1.load(Ordering::Relaxed))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_slept_looks_for_the_seal_again_before_it_acks() {
+    let clock = Arc::new(Sleeper(Paused(tokio::time::Instant::now()), AtomicU64::new(0)));
+    let Setup { store: _store, vault, lane, uploader, mut events } =
+        setup_with(config(), Arc::clone(&clock) as _, &Pace::default()).await;
+    let one = disk("d1");
+    uploader.submit(batch(&vault, lane.id(), 1, 0, &[(&one, 1, 1)], 100)).await.expect("taken");
+    let first = events.recv().await.expect("an event");
+    assert!(matches!(first, UploadEvent::Vaulted(_)), "{first:?}");
+    // Asleep for twenty minutes: the keeper seals the lane, waits for its grace, and marks.
+    clock.1.store(1200, Ordering::Relaxed);
+    let seal = LaneSealObject { lane: lane.id(), sealed_micros: Micros(1), reason: "retention".into() };
+    vault.put_object(&names::lane_seal(lane.id()), &seal).await.expect("sealed");
+    // Whether it is taken is all the same: it must not be acked.
+    let _ = uploader.submit(batch(&vault, lane.id(), 2, 1, &[(&one, 2, 2)], 100)).await;
+    let second = events.recv().await.expect("an event");
+    assert!(matches!(second, UploadEvent::Stopped(_)), "acked by a look from before the sleep: {second:?}");
+    let stop = uploader.finish().await.expect_err("stopped");
+    assert!(matches!(*stop, UploadStop::Sealed { .. }), "{stop}");
+}
+
 #[tokio::test]
 async fn another_object_under_a_batchs_name_stops_the_lane() {
     let setup = setup(config()).await;

@@ -22,9 +22,10 @@ const CERTIFICATE: [&str; 2] = ["TidegateCertificateEnds", "TidegateCertificateE
 const AGENTS_CLOCK: [&str; 1] = ["TidegateClockApart"];
 const ENCRYPTED: [&str; 1] = ["TidegateAnomaly"];
 const DAMAGED: [&str; 2] = ["TidegateDamage", "TidegateVerifyStale"];
+const HELD_BACK: [&str; 2] = ["TidegateRetentionHeldBack", "TidegateRetentionStale"];
 
 /// All that scenarios make fire and clear; [`Prometheus::assert_seen`] holds each scenario to its lists.
-const CAUSED: [&[&str]; 15] = [
+const CAUSED: [&[&str]; 16] = [
     &copies::CUT_OFF,
     &copies::FENCED,
     &copies::CONFLICT,
@@ -40,6 +41,7 @@ const CAUSED: [&[&str]; 15] = [
     &CERTIFICATE,
     &ENCRYPTED,
     &DAMAGED,
+    &HELD_BACK,
 ];
 
 #[test]
@@ -162,7 +164,23 @@ fn a_damaged_vault_and_one_that_nobody_found_whole() {
     let (code, out, err) = tidegate(&verify);
     assert_eq!(code, 0, "{out}{err}");
     prometheus.wait_clear(&mut scene, &DAMAGED);
-    prometheus.assert_seen(&[&DAMAGED]);
+
+    // A batch that is not there holds retention back.
+    let (config, retention) = (scene.dir().join("keeper.toml"), Prometheus::file(&scene, "retention.prom"));
+    let text = format!("[vault]\nurl = {vault:?}\ncatalog_key = 'catalog.key'\n[policy]\nevery = '24 h'\n");
+    std::fs::write(&config, text).unwrap();
+    let config = config.display().to_string();
+    let keeper = ["keeper", "once", "--config", &config, "--metrics-file", &retention];
+    let away = scene.dir().join("away");
+    std::fs::rename(&batch, &away).unwrap();
+    let (code, out, err) = tidegate(&keeper);
+    assert_eq!(code, 3, "{out}{err}");
+    prometheus.wait_firing(&mut scene, &HELD_BACK);
+    std::fs::rename(&away, &batch).unwrap();
+    let (code, out, err) = tidegate(&keeper);
+    assert_eq!(code, 0, "{out}{err}");
+    prometheus.wait_clear(&mut scene, &HELD_BACK);
+    prometheus.assert_seen(&[&DAMAGED, &HELD_BACK]);
 }
 
 #[test]
