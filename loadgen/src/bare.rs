@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -45,10 +45,6 @@ use crate::run::Plan as RunPlan;
 use crate::run::connect::orders;
 use crate::run::tally::Latency;
 
-/// Threads by which its processor time is told from the load's: all names of its threads begin so.
-const THREADS: &str = "bare-";
-const NET: &str = "bare-net";
-const DISK: &str = "bare-disk";
 /// Before each record: its bytes.
 const LENGTH_BYTES: usize = 4;
 /// Longest latency that is told apart, in microseconds: a minute.
@@ -154,6 +150,8 @@ impl Journal {
 
 /// A server with threads of its own; ends when dropped.
 pub(crate) struct Bare {
+    /// How the names of all its threads begin, by which their processor time is told from the load's and from another floor's.
+    threads: String,
     address: SocketAddr,
     tcp_address: SocketAddr,
     client: quinn::ClientConfig,
@@ -189,6 +187,8 @@ impl Bare {
     }
 
     fn begin(folder: &Path, mtu_max_bytes: u16, store: Option<&str>) -> Result<Self, Failure> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let threads = format!("bare{}-", NUMBER.fetch_add(1, Ordering::Relaxed));
         let (server, client) = network::certificates()?;
         let (scratch, file) = segment(folder)?;
         let journal = Arc::new(Journal {
@@ -199,7 +199,7 @@ impl Bare {
         });
         let net = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(1, usize::from))
-            .thread_name(NET)
+            .thread_name(format!("{threads}net"))
             .enable_all()
             .build()?;
         let config = network::server_config(server.clone(), mtu_max_bytes)?;
@@ -211,13 +211,16 @@ impl Bare {
         net.spawn(serve(listener, Arc::clone(&journal)));
         net.spawn(serve_tcp(tcp, TlsAcceptor::from(Arc::new(server)), Arc::clone(&journal)));
         let writing = Arc::clone(&journal);
-        let onward = store.map(Onward::start).transpose()?;
+        let onward = store.map(|store| Onward::start(store, &threads)).transpose()?;
         let progress = onward.as_ref().map(|onward| Arc::clone(onward.progress()));
-        let disk = std::thread::Builder::new().name(DISK.into()).spawn(move || writing.run(&file, onward.as_ref()))?;
+        let disk = std::thread::Builder::new()
+            .name(format!("{threads}disk"))
+            .spawn(move || writing.run(&file, onward.as_ref()))?;
         let tcp_client = Arc::new(client.clone());
         let client = network::client_config(client, mtu_max_bytes)?;
         let (net, disk) = (Some(net), Some(disk));
         Ok(Self {
+            threads,
             address,
             tcp_address,
             client,
@@ -256,7 +259,7 @@ impl Bare {
             }
         }
         let micros = Arc::new(Mutex::new(Histogram::<u64>::new_with_bounds(1, MICROS_MAX, 3)?));
-        let (cpu, commits) = (threads_cpu_seconds(THREADS)?, self.journal.commits.get());
+        let (cpu, commits) = (threads_cpu_seconds(&self.threads)?, self.journal.commits.get());
         let packed_bytes = self.onward.as_ref().map_or(0, |onward| onward.packed_bytes());
         let clock = Arc::new(SystemClock::new());
         let left_bytes = Arc::new(AtomicU64::new(plan.bytes.unwrap_or(u64::MAX)));
@@ -287,7 +290,7 @@ impl Bare {
         }
         let outcome = Outcome {
             ack_seconds: Latency::of(&micros.lock()),
-            cpu_seconds: threads_cpu_seconds(THREADS)? - cpu,
+            cpu_seconds: threads_cpu_seconds(&self.threads)? - cpu,
             commits: self.journal.commits.get() - commits,
             bytes,
             duration: clock.monotonic(),

@@ -31,9 +31,6 @@ use tokio::task::JoinSet;
 use super::Open;
 use crate::limit::network::Failure;
 
-/// Threads by which its processor time is told from the load's.
-const PACK: &str = "bare-pack";
-const UPLOAD: &str = "bare-put";
 /// Stored commits that wait to be packed: as many as a gateway keeps in memory at its default.
 const COMMITS_MAX: usize = 16;
 /// Requests at a time: a gateway's most on two cores.
@@ -90,20 +87,24 @@ pub(super) struct Onward {
 }
 
 impl Onward {
-    /// Starts a packing thread for each core, and one that uploads to the store at `vault_url`.
-    pub(super) fn start(vault_url: &str) -> Result<Self, Failure> {
+    /// Starts a packing thread for each core, and one that uploads to the store at `vault_url`; their names begin with `threads`.
+    pub(super) fn start(vault_url: &str, threads: &str) -> Result<Self, Failure> {
         let (stored, waiting) = sync_channel(COMMITS_MAX);
         let (give_back, used) = sync_channel(COMMITS_MAX + 1);
         let (uploads, to_upload) = mpsc::channel(MESSAGES_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let store = runtime.block_on(create_store(vault_url))?;
-        std::thread::Builder::new().name(UPLOAD.into()).spawn(move || runtime.block_on(upload(store, to_upload)))?;
+        std::thread::Builder::new()
+            .name(format!("{threads}put"))
+            .spawn(move || runtime.block_on(upload(store, to_upload)))?;
         let waiting = Arc::new(Mutex::new(waiting));
         let progress = Arc::new(Progress { packed_bytes: AtomicU64::new(0), shown: Watermark::default(), uploads });
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             let (waiting, give_back) = (Arc::clone(&waiting), give_back.clone());
             let mut thread = Thread::new(Arc::clone(&progress))?;
-            std::thread::Builder::new().name(PACK.into()).spawn(move || thread.run(&waiting, &give_back))?;
+            std::thread::Builder::new()
+                .name(format!("{threads}pack"))
+                .spawn(move || thread.run(&waiting, &give_back))?;
         }
         for _ in 0..COMMITS_MAX {
             give_back.send(Open::new()).map_err(|_| "a buffer is lost")?;
