@@ -7,6 +7,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use inputs::{DISK_BYTES, Writer, datagrams, disk, index, noise, payload};
@@ -164,9 +165,9 @@ fn scratch(packing: &str) -> Scratch {
 fn pipeline_pack_and_seal_512_kib(bencher: Bencher<'_, '_>, packing: &str) {
     let (plain, key, disk) = (payload(1, MESSAGE_BYTES), LaneKey::from_secret([1; 32]), disk(1));
     let mut scratch = scratch(packing);
-    bencher
-        .counter(BytesCount::new(MESSAGE_BYTES))
-        .bench_local(|| seal(&key, &context(&disk, Codec::Raw), black_box(&plain), &mut scratch).is_ok());
+    bencher.counter(BytesCount::new(MESSAGE_BYTES)).bench_local(|| {
+        seal(&key, &context(&disk, Codec::Raw), black_box(&plain), &mut scratch, BytesMut::with_capacity).is_ok()
+    });
 }
 
 /// What a message of a disk in doubt costs before it is kept raw.
@@ -183,7 +184,8 @@ fn pipeline_sample_of_512_kib_of_noise(bencher: Bencher<'_, '_>, packing: &str) 
 fn restore_open_and_unpack_512_kib(bencher: Bencher<'_, '_>, packing: &str) {
     let (plain, key, disk) = (payload(1, MESSAGE_BYTES), LaneKey::from_secret([1; 32]), disk(1));
     let (mut scratch, mut out) = (scratch(packing), Vec::new());
-    let (info, sealed) = seal(&key, &context(&disk, Codec::Raw), &plain, &mut scratch).expect("sealed");
+    let (info, sealed) =
+        seal(&key, &context(&disk, Codec::Raw), &plain, &mut scratch, BytesMut::with_capacity).expect("sealed");
     let sealed = sealed.to_vec();
     bencher
         .counter(BytesCount::new(MESSAGE_BYTES))

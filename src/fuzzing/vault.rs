@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
 
 use crate::keeper::config::KeeperConfig;
@@ -273,10 +273,10 @@ pub(super) fn message(input: &[u8]) {
     }
     let packing = if codec == Codec::Zstd { Packing::Zstd(1) } else { Packing::Lz4 };
     let mut scratch = Scratch::new(packing);
-    let (info, sealed) = seal(&key, &context, bytes, &mut scratch).unwrap();
+    let (info, sealed) = seal(&key, &context, bytes, &mut scratch, BytesMut::with_capacity).unwrap();
     let opened = MessageContext { codec: info.codec, plain_bytes: bytes.len() as u32, ..context };
-    open(&key, &opened, sealed, &mut out).unwrap();
+    open(&key, &opened, &sealed, &mut out).unwrap();
     assert_eq!(out, bytes);
     let too_large = MessageContext { plain_bytes: MESSAGE_BYTES_MAX as u32 + 1, ..opened };
-    assert!(open(&key, &too_large, sealed, &mut out).is_err());
+    assert!(open(&key, &too_large, &sealed, &mut out).is_err());
 }

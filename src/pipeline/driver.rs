@@ -533,8 +533,7 @@ impl Worker {
                 return Done::Damaged(message.disk, PointId { epoch: message.epoch, seq }, target);
             }
         };
-        let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &plain, &mut self.scratch);
-        let sealed = sealed.map(|(info, stored)| (info, self.sealed.keep(stored)));
+        let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &plain, &mut self.scratch, &mut self.sealed);
         if let Plain::Copied(buffer) = plain {
             self.buffers.give_back(buffer);
         }
@@ -546,17 +545,18 @@ impl Worker {
 }
 
 /// [`seal`], packed as the chooser says.
-fn pack_and_seal<'s>(
+fn pack_and_seal(
     chooser: &Chooser,
     lane: &LaneContext,
     context: &MessageContext<'_>,
     plain: &[u8],
-    scratch: &'s mut Scratch,
-) -> Result<(SealedInfo, &'s [u8]), SealMessageError> {
+    scratch: &mut Scratch,
+    sealed: &mut Shelf,
+) -> Result<(SealedInfo, Bytes), SealMessageError> {
     let chosen = chooser.choose(context.disk, plain, &lane.uplink, scratch);
-    let (info, stored) = seal(&lane.key, context, plain, scratch)?;
+    let (info, stored) = seal(&lane.key, context, plain, scratch, |bytes| sealed.room(bytes))?;
     chooser.done(context.disk, chosen, info.codec, &lane.uplink);
-    Ok((info, stored))
+    Ok((info, stored.freeze()))
 }
 
 struct OpenBatch {

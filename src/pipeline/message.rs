@@ -11,6 +11,8 @@
 //! Copies: the codec writes from where the caller's records lie into the thread's own buffer, behind room for the seal's head;
 //! what does not pay is copied there. It is sealed in that buffer, whose memory is warm, and the caller takes it from there.
 
+use bytes::{BufMut, BytesMut};
+
 use crate::fault::{Classify, Fault};
 use crate::keys::seal::{SEAL_HEAD_BYTES, SEAL_OVERHEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
 use crate::keys::{LaneKey, RandomError};
@@ -167,26 +169,28 @@ impl Classify for OpenError {
     }
 }
 
-/// Packs and seals records. The stored message stands in the memory of `scratch`, until the next one.
+/// Packs and seals records. The stored message comes in what `room` gives: empty memory for so many bytes.
 ///
 /// # Errors
 /// [`SealMessageError`] if the records are too many or the random generator fails.
-pub fn seal<'s>(
+pub fn seal(
     key: &LaneKey,
     context: &MessageContext<'_>,
     plain: &[u8],
-    scratch: &'s mut Scratch,
-) -> Result<(SealedInfo, &'s [u8]), SealMessageError> {
-    seal_by(key, context, plain, scratch, SealOnce::new)
+    scratch: &mut Scratch,
+    room: impl FnOnce(usize) -> BytesMut,
+) -> Result<(SealedInfo, BytesMut), SealMessageError> {
+    seal_by(key, context, plain, scratch, room, SealOnce::new)
 }
 
-fn seal_by<'s>(
+fn seal_by(
     key: &LaneKey,
     context: &MessageContext<'_>,
     plain: &[u8],
-    scratch: &'s mut Scratch,
+    scratch: &mut Scratch,
+    room: impl FnOnce(usize) -> BytesMut,
     make_key: impl FnOnce(&[u8; 32], &[u8], &[&[u8]]) -> Result<SealOnce, RandomError>,
-) -> Result<(SealedInfo, &'s [u8]), SealMessageError> {
+) -> Result<(SealedInfo, BytesMut), SealMessageError> {
     let plain_bytes = plain.len();
     if plain_bytes > limits::MESSAGE_BYTES_MAX {
         return Err(SealMessageError::TooLarge { plain_bytes });
@@ -197,17 +201,22 @@ fn seal_by<'s>(
         .filter(|packed_bytes| packing_pays(plain_bytes, *packed_bytes));
     let (codec, text_bytes) = paying.map_or((Codec::Raw, plain_bytes), |packed_bytes| (packing.codec(), packed_bytes));
     let stored_bytes = SEAL_OVERHEAD_BYTES + text_bytes;
-    // Only ever longer: cutting and growing again would zero most of it for each message.
-    if packed.len() < stored_bytes {
-        packed.resize(stored_bytes, 0);
-    }
-    let stored = &mut packed[..stored_bytes];
-    if codec == Codec::Raw {
-        stored[SEAL_HEAD_BYTES..][..plain_bytes].copy_from_slice(plain);
-    }
     let context = MessageContext { codec, plain_bytes: plain_bytes as u32, ..*context };
     let once = context.with(|context| make_key(key.expose(), LABEL, context))?;
-    once.seal_within(stored)?;
+    let mut stored = room(stored_bytes);
+    if codec == Codec::Raw {
+        stored.put_bytes(0, SEAL_HEAD_BYTES);
+        stored.extend_from_slice(plain);
+        stored.put_bytes(0, SEAL_OVERHEAD_BYTES - SEAL_HEAD_BYTES);
+        once.seal_within(&mut stored)?;
+    } else {
+        // Only ever longer: cutting and growing again would zero most of it for each message.
+        if packed.len() < stored_bytes {
+            packed.resize(stored_bytes, 0);
+        }
+        once.seal_within(&mut packed[..stored_bytes])?;
+        stored.extend_from_slice(&packed[..stored_bytes]);
+    }
     Ok((SealedInfo { codec, stored_bytes: stored_bytes as u32 }, stored))
 }
 

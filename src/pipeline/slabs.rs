@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use parking_lot::Mutex;
 
 use crate::keys::seal::SEAL_OVERHEAD_BYTES;
@@ -62,22 +62,35 @@ impl Shelf {
         Self { slabs: Arc::clone(slabs), open: BytesMut::new() }
     }
 
-    /// A copy that lasts as long as somebody holds it. What is larger than a slab has memory of its own.
-    pub(super) fn keep(&mut self, message: &[u8]) -> Bytes {
-        if message.len() > SLAB_BYTES {
-            return Bytes::copy_from_slice(message);
+    /// Empty memory for a message of so many bytes, which is used again when nobody holds the message. What is larger than a
+    /// slab has memory of its own.
+    pub(super) fn room(&mut self, bytes: usize) -> BytesMut {
+        if bytes > SLAB_BYTES {
+            return BytesMut::with_capacity(bytes);
         }
-        if self.open.capacity() < message.len() {
+        if self.open.capacity() < bytes {
             self.open = self.slabs.exchange(std::mem::take(&mut self.open));
         }
-        self.open.extend_from_slice(message);
-        self.open.split().freeze()
+        let rest = self.open.split_off(bytes);
+        std::mem::replace(&mut self.open, rest)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+
+    impl Shelf {
+        fn keep(&mut self, message: &[u8]) -> Bytes {
+            let mut room = self.room(message.len());
+            let start = room.as_ptr();
+            room.extend_from_slice(message);
+            assert_eq!(room.as_ptr(), start, "the room was too small");
+            room.freeze()
+        }
+    }
 
     #[test]
     fn a_slab_is_used_again_when_its_last_message_is_gone_and_not_before() {

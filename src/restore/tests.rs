@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -353,9 +354,10 @@ impl TestVault {
                 codec: Codec::Raw,
                 plain_bytes: plain.len() as u32,
             };
-            let (info, sealed) = message::seal(self.lane.key(), &context, &plain, &mut scratch).unwrap();
+            let (info, sealed) =
+                message::seal(self.lane.key(), &context, &plain, &mut scratch, BytesMut::with_capacity).unwrap();
             let meta = MessageMeta { codec: info.codec, plain_bytes: plain.len() as u32, ..meta.clone() };
-            builder.push(&disk.id, meta, sealed.to_vec().into());
+            builder.push(&disk.id, meta, sealed.freeze());
             self.vault.create_route(&disk.id, self.lane.id()).await.unwrap();
         }
         let key = self.vault.catalog_key().unwrap();

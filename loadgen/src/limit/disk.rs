@@ -46,6 +46,14 @@ pub(crate) fn segment(folder: &Path) -> io::Result<(Scratch, File)> {
     Ok((scratch, file))
 }
 
+/// Longest time of one commit that is told apart, in microseconds: a minute.
+const MICROS_MAX: u64 = 60_000_000;
+
+/// With its bounds from the start: one that grows by itself does not grow for what saturates it, and counts the long ones as short.
+fn micros() -> io::Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, MICROS_MAX, 3).map_err(io::Error::other)
+}
+
 /// The work, and the 50th and 99th percentile of one commit's seconds.
 pub(super) fn write_and_sync(plan: &Plan) -> io::Result<(Work, (f64, f64))> {
     let (_scratch, file) = segment(&plan.folder)?;
@@ -54,7 +62,7 @@ pub(super) fn write_and_sync(plan: &Plan) -> io::Result<(Work, (f64, f64))> {
     buf[..size].copy_from_slice(&plan.pool.bytes()[..size]);
     let commits = (plan.bytes / size as u64).clamp(COMMITS_MIN, COMMITS_MAX);
     let in_file = SEGMENT_BYTES_DEFAULT / size as u64;
-    let mut micros = Histogram::<u64>::new(3).map_err(io::Error::other)?;
+    let mut micros = micros()?;
     let watch = Watch::start();
     for number in 0..commits {
         let before = watch.clock.monotonic();
@@ -65,4 +73,19 @@ pub(super) fn write_and_sync(plan: &Plan) -> io::Result<(Work, (f64, f64))> {
     let work = watch.stop(commits * size as u64);
     let at = |quantile| micros.value_at_quantile(quantile) as f64 / 1e6;
     Ok((work, (at(0.5), at(0.99))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_that_takes_long_counts_as_long() {
+        let mut micros = micros().expect("bounds");
+        for value in [1, 3_000, 80_000, 2 * MICROS_MAX] {
+            micros.saturating_record(value);
+        }
+        let near = |quantile, wanted: u64| micros.equivalent(micros.value_at_quantile(quantile), wanted);
+        assert!(near(0.5, 3_000) && near(0.75, 80_000) && near(1.0, MICROS_MAX));
+    }
 }

@@ -32,7 +32,7 @@ impl Sealed {
             codec: Codec::Raw,
             plain_bytes: 0,
         };
-        let (info, bytes) = seal(&key(), &context, plain, &mut scratch).unwrap();
+        let (info, bytes) = seal(&key(), &context, plain, &mut scratch, BytesMut::with_capacity).unwrap();
         assert_eq!(info.stored_bytes as usize, bytes.len());
         let bytes = bytes.to_vec();
         Self { bytes, disk, object, info, plain_bytes: plain.len() as u32 }
@@ -87,7 +87,7 @@ fn more_than_a_message_may_hold_is_refused_both_ways() {
     let plain = vec![0; limits::MESSAGE_BYTES_MAX + 1];
     let sealed = Sealed::new(b"x");
     let mut scratch = Scratch::default();
-    let sealing = seal(&key(), &sealed.context(), &plain, &mut scratch);
+    let sealing = seal(&key(), &sealed.context(), &plain, &mut scratch, BytesMut::with_capacity);
     assert!(matches!(sealing, Err(SealMessageError::TooLarge { .. })));
     let context = MessageContext { plain_bytes: u32::MAX, ..sealed.context() };
     assert!(matches!(sealed.opened(&context), Err(OpenError::TooLarge { .. })));
@@ -123,10 +123,10 @@ fn the_border_between_object_and_disk_name_cannot_be_shifted() {
     let place = sealed.context();
     let context = MessageContext { object: "xa", disk: &short, codec: Codec::Raw, plain_bytes: 4, ..place };
     let mut scratch = Scratch::default();
-    let (_, bytes) = seal(&key(), &context, b"text", &mut scratch).unwrap();
+    let (_, bytes) = seal(&key(), &context, b"text", &mut scratch, BytesMut::with_capacity).unwrap();
     let shifted = MessageContext { object: "x", disk: &long, ..context };
-    assert!(open(&key(), &shifted, bytes, &mut Vec::new()).is_err());
-    assert!(open(&key(), &context, bytes, &mut Vec::new()).is_ok());
+    assert!(open(&key(), &shifted, &bytes, &mut Vec::new()).is_err());
+    assert!(open(&key(), &context, &bytes, &mut Vec::new()).is_ok());
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn scratch_memory_does_not_grow_or_shrink_with_the_run_of_messages() {
     let sealed = Sealed::new(b"");
     for round in 0..50_usize {
         let plain = vec![round as u8; if round.is_multiple_of(2) { 200_000 } else { 500 }];
-        seal(&key(), &sealed.context(), &plain, &mut scratch).unwrap();
+        seal(&key(), &sealed.context(), &plain, &mut scratch, BytesMut::with_capacity).unwrap();
     }
     let capacity = scratch.packed.capacity();
     assert!((200_000..=1 << 20).contains(&capacity), "{capacity}");
@@ -226,8 +226,8 @@ fn the_stored_messages_of_version_1_still_open() {
         };
         let packing = if codec == Codec::Zstd { Packing::Zstd(3) } else { Packing::Lz4 };
         let mut scratch = Scratch::new(packing);
-        let (_, made) = seal_by(&key(), &context, &plain, &mut scratch, with_salt).unwrap();
-        let stored = crate::pipeline::testing::fixture(name, made);
+        let (_, made) = seal_by(&key(), &context, &plain, &mut scratch, BytesMut::with_capacity, with_salt).unwrap();
+        let stored = crate::pipeline::testing::fixture(name, &made);
         let mut out = Vec::new();
         open(&key(), &context, &stored, &mut out).unwrap();
         assert_eq!(out, plain, "{name}");

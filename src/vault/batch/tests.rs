@@ -1,3 +1,4 @@
+use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::super::index::tests::{key, place, sample};
@@ -185,7 +186,7 @@ fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
             plain_bytes: 0,
         };
         let mut scratch = Scratch::default();
-        let (info, sealed) = message::seal(&lane_key, &context, &plain, &mut scratch).unwrap();
+        let (info, sealed) = message::seal(&lane_key, &context, &plain, &mut scratch, BytesMut::with_capacity).unwrap();
         context.codec = info.codec;
         let meta = MessageMeta {
             epoch: writer.epoch,
@@ -201,7 +202,7 @@ fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
             received_last: Micros(6),
             records: rows,
         };
-        builder.push(&writer.disk, meta, sealed.to_vec().into());
+        builder.push(&writer.disk, meta, sealed.freeze());
         plains.push(plain);
     }
     (Bytes::from(builder.finish(&key(), NAME, 3).unwrap().body).to_vec(), plains)
