@@ -39,9 +39,11 @@ mod admin_names;
 pub mod bandwidth;
 pub mod board;
 pub mod config;
+mod events;
 mod feeder;
 pub(crate) mod files;
 pub mod findings;
+pub mod habit;
 mod host;
 pub mod lanes;
 pub mod live;
@@ -63,11 +65,14 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
 use crate::journal::{Journal, ReplayReport};
 use crate::keys::CatalogKey;
+use crate::telemetry::traces::within;
 use crate::telemetry::{names, recorder, supervisor};
 use crate::types::Seq;
 use crate::vault::{self, Vault};
@@ -76,6 +81,7 @@ use admin::Health;
 use admin_names::AdminNames;
 use board::Board;
 use config::GatewayConfig;
+use events::EventWatch;
 use feeder::Feeder;
 use host::{Disks, GatewayHost};
 use lanes::Lanes;
@@ -171,11 +177,15 @@ fn install_metrics() -> Result<PrometheusHandle, GatewayError> {
         names::AGENTS_SKEWED,
         names::DISK_STREAMS,
         names::RECEIVE_APART,
+        names::RECIPIENTS_UNPINNED,
         names::RECORD_MEMORY_BYTES,
         names::RECORD_MEMORY_WAITING,
         names::UPLOAD_PARKED,
     ] {
         metrics::gauge!(name).set(0.0);
+    }
+    for outcome in ["sent", "lost"] {
+        metrics::counter!(names::TRACE_SPANS, "outcome" => outcome).increment(0);
     }
     for name in [names::RELEASED_RECORDS, names::PIPELINE_SKIPPED, names::REDIRECTS, names::RUNS_RETIRED] {
         metrics::counter!(name).increment(0);
@@ -310,15 +320,25 @@ struct Opening {
 
 impl Opening {
     async fn run(mut self, key: CatalogKey) -> Result<(), GatewayError> {
-        let (journal, report) = self.open_journal().await?;
-        let Some(vault) = self.open_vault(&key).await? else {
-            journal.stop().await;
-            return Ok(());
-        };
+        let span = info_span!("start gateway", gateway = self.config.id);
+        let Some((journal, report, vault)) = within(span, self.open(&key)).await? else { return Ok(()) };
         let Self { config, clock, health, live, vault_runtime, listener, trigger, drain } = self;
         let parts =
             Parts { config, clock, health, live, vault_runtime, vault, journal, report, listener, trigger, drain };
         parts.run().await
+    }
+
+    /// Opens journal and vault; `None` if the drain came first.
+    async fn open(&mut self, key: &CatalogKey) -> Result<Option<(Journal, ReplayReport, Arc<Vault>)>, GatewayError> {
+        let replay = info_span!("replay journal", commits = Empty, bytes = Empty, backend = Empty);
+        let (journal, report) = within(replay, self.open_journal()).await?;
+        match within(info_span!("open vault"), self.open_vault(key)).await? {
+            Some(vault) => Ok(Some((journal, report, vault))),
+            None => {
+                journal.stop().await;
+                Ok(None)
+            }
+        }
     }
 
     async fn open_journal(&self) -> Result<(Journal, ReplayReport), GatewayError> {
@@ -332,6 +352,9 @@ impl Opening {
             tracing::error!(%damage, "journal damage: skipped, what agents still hold comes again");
         }
         self.health.set_backend(report.backend.to_string());
+        let span = tracing::Span::current();
+        span.record("commits", report.commits).record("bytes", report.bytes);
+        span.record("backend", tracing::field::display(&report.backend));
         tracing::info!(commits = report.commits, bytes = report.bytes, backend = %report.backend, "journal open");
         Ok((journal, report))
     }
@@ -432,7 +455,9 @@ impl Parts {
         tokio::spawn(overload.run(live, journal.clone(), books, time, drain.clone()));
         // Beside everything else: it only saves uploads that nobody needs.
         tokio::spawn(Lookout::new(Arc::clone(&host)).run(drain.clone()));
-        let drained_since = tokio::spawn(drain_began(drain.clone(), Arc::clone(&clock)));
+        let events = EventWatch { disks: Arc::clone(&disks), vault: Arc::clone(&vault), clock: Arc::clone(&clock) };
+        tokio::spawn(events.run(drain.clone()));
+        let drained_since = tokio::spawn(drain_began(drain.clone(), Arc::clone(&clock), config.id.clone()));
         health.set_ready();
         tracing::info!(address = %listener.local_addr(), gateway = %config.id, vault = %vault.id(), "ready for agents");
         let watch = tokio::spawn(watch_journal(journal.clone(), trigger.clone()));
@@ -443,11 +468,12 @@ impl Parts {
         trigger.start();
         health.set_draining();
         // What the agents' streams have left of the grace is for disks whose agents were not here.
-        let spent = drained_since.await.map_or(Duration::ZERO, |since| clock.monotonic().saturating_sub(since));
-        wait_vaulted(&disks, &journal, drain_grace.saturating_sub(spent).max(DRAIN_LOOK * 2)).await;
-        feeder.stop().await;
-        let failure = journal.failure().map(|text| format!("the journal failed: {text}"));
-        journal.stop().await;
+        let (spent, span) = match drained_since.await {
+            Ok((since, span)) => (clock.monotonic().saturating_sub(since), span),
+            Err(_) => (Duration::ZERO, tracing::Span::none()),
+        };
+        let grace = drain_grace.saturating_sub(spent).max(DRAIN_LOOK * 2);
+        let failure = stop(&disks, feeder, journal, grace).instrument(span).await;
         let unasked = (!asked).then(|| "the UDP endpoint ended by itself".to_owned());
         match failure.or(unasked) {
             None => Ok(()),
@@ -465,10 +491,19 @@ impl Parts {
     }
 }
 
-/// When the drain began.
-async fn drain_began(mut drain: Drain, clock: Arc<dyn Clock>) -> Duration {
+/// When the drain began, and the span of it, which ends when it is dropped.
+async fn drain_began(mut drain: Drain, clock: Arc<dyn Clock>, gateway: String) -> (Duration, tracing::Span) {
     drain.wait().await;
-    clock.monotonic()
+    (clock.monotonic(), info_span!("drain gateway", gateway))
+}
+
+/// Stops what lies behind the agents' streams; tells if the journal had failed.
+async fn stop(disks: &Disks, feeder: Feeder, journal: Journal, grace: Duration) -> Option<String> {
+    wait_vaulted(disks, &journal, grace).instrument(info_span!("wait until vaulted")).await;
+    feeder.stop().instrument(info_span!("stop uploads")).await;
+    let failure = journal.failure().map(|text| format!("the journal failed: {text}"));
+    journal.stop().instrument(info_span!("stop journal")).await;
+    failure
 }
 
 /// Waits until everything journaled is vaulted, for the grace time at most.

@@ -43,5 +43,6 @@ pub mod fuzzing;
 pub mod keys;
 pub mod limits;
 pub mod mutants;
+pub mod signed;
 pub mod telemetry;
 pub mod types;

@@ -12,6 +12,8 @@ pub const POINT_NAME_BYTES_MAX: usize = 128;
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// Most extents of one record: a payload of 1 MiB in 512-byte writes fits twice.
 pub const RECORD_EXTENTS_MAX: usize = 4096;
+/// Most rows of 16 bytes that the signature of a barrier takes: the block's fixed part and the longest signature, of P-384.
+pub const SIGNATURE_ROWS_MAX: usize = 14;
 /// Largest record as bytes.
 pub const RECORD_BYTES_MAX: usize =
     crate::types::RECORD_HEAD_BYTES + RECORD_EXTENTS_MAX * crate::types::EXTENT_BYTES + RECORD_PAYLOAD_BYTES_MAX;

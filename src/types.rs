@@ -18,6 +18,8 @@
 //!  44  reserved, zero
 //! ```
 //!
+//! A barrier that its agent signed is version 2: it has its [`crate::signed`] block where others have extents.
+//!
 //! Extents apply in table order: where two overlap, the later one wins.
 
 use std::fmt;
@@ -186,8 +188,8 @@ impl fmt::Display for Micros {
     }
 }
 
-/// Digest of a record's extent table and payload.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// Digest of a record's extent table and payload, or of a certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 
 /// Hash over the whole history of a disk up to one record; equal chains mean equal histories.
@@ -400,7 +402,7 @@ pub enum RecordError {
         need_bytes: usize,
     },
     /// Another format or version.
-    #[error("not a record of version 1: starts with {found:02x?}")]
+    #[error("not a record of version 1 or 2: starts with {found:02x?}")]
     Magic {
         /// The first four bytes.
         found: [u8; 4],
@@ -431,6 +433,8 @@ pub enum RecordError {
 
 /// First four bytes of a record: format name and version.
 pub const RECORD_MAGIC: [u8; 4] = *b"TGR\x01";
+/// The same of a barrier that its agent signed.
+pub const SIGNED_RECORD_MAGIC: [u8; 4] = *b"TGR\x02";
 /// Size of the fixed part.
 pub const RECORD_HEAD_BYTES: usize = 128;
 /// Size of one row of the extent table.
@@ -463,6 +467,12 @@ impl RecordHead {
         self.extent_count as usize * EXTENT_BYTES
     }
 
+    /// Whether it is a barrier with its agent's signature, which stands where others have extents.
+    #[must_use]
+    pub const fn is_signed(&self) -> bool {
+        matches!(self.kind, RecordKind::Barrier(_)) && self.extent_count > 0
+    }
+
     /// The point after this record.
     #[must_use]
     pub const fn point(&self) -> PointId {
@@ -478,7 +488,7 @@ impl RecordHead {
             RecordKind::Copy => (1, 0),
             RecordKind::Barrier(barrier) => (2, barrier as u8),
         };
-        out[0..4].copy_from_slice(&RECORD_MAGIC);
+        out[0..4].copy_from_slice(if self.is_signed() { &SIGNED_RECORD_MAGIC } else { &RECORD_MAGIC });
         out[4] = kind;
         out[5] = barrier;
         out[8..12].copy_from_slice(&self.extent_count.to_le_bytes());
@@ -517,7 +527,8 @@ impl RecordHead {
         if bytes.len() < RECORD_HEAD_BYTES {
             return Err(RecordError::Short { have_bytes: bytes.len(), need_bytes: RECORD_HEAD_BYTES });
         }
-        if bytes[0..4] != RECORD_MAGIC {
+        let signed = bytes[0..4] == SIGNED_RECORD_MAGIC;
+        if bytes[0..4] != RECORD_MAGIC && !signed {
             return Err(RecordError::Magic { found: array(bytes, 0) });
         }
         let field = |field| RecordError::Field { field };
@@ -543,7 +554,9 @@ impl RecordHead {
         if bytes[6..8] != [0; 2] || bytes[44..48] != [0; 4] {
             return Err(field("reserved"));
         }
-        if head.extent_count as usize > limits::RECORD_EXTENTS_MAX || barrier && head.extent_count != 0 {
+        let rows_max = if signed { limits::SIGNATURE_ROWS_MAX } else { limits::RECORD_EXTENTS_MAX };
+        // Only a barrier is signed, and in version 1 it has no rows.
+        if head.extent_count as usize > rows_max || head.is_signed() != signed {
             return Err(field("extent count"));
         }
         let payload_max = if barrier { limits::POINT_NAME_BYTES_MAX } else { limits::RECORD_PAYLOAD_BYTES_MAX };
@@ -556,7 +569,8 @@ impl RecordHead {
         Ok(head)
     }
 
-    /// Reads the extent table that follows the head, and checks it against the head and a disk of `disk_bytes`.
+    /// Reads the extent table that follows the head, and checks it against the head and a disk of `disk_bytes`. A signed
+    /// barrier has none: its signature is another's to read.
     ///
     /// # Errors
     /// [`RecordError`] if the table is short, an extent is empty or leaves the disk, or the data extents do not add
@@ -564,6 +578,9 @@ impl RecordHead {
     pub fn decode_extents(&self, table: &[u8], disk_bytes: u64) -> Result<Vec<Extent>, RecordError> {
         if table.len() < self.table_bytes() {
             return Err(RecordError::Short { have_bytes: table.len(), need_bytes: self.table_bytes() });
+        }
+        if self.is_signed() {
+            return Ok(Vec::new());
         }
         let mut extents = Vec::with_capacity(self.extent_count as usize);
         let mut payload_bytes = 0_u64;

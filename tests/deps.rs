@@ -117,7 +117,7 @@ fn every_dependency_has_an_allowed_licence() {
         deny["licenses"]["allow"].as_array().unwrap().iter().map(|licence| licence.as_str().unwrap()).collect();
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", &target])
+        .args(["metadata", "--format-version", "1", "--locked", "--all-features", "--filter-platform", &target])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

@@ -162,6 +162,7 @@ pub fn index() -> BatchIndex {
         chain_last: Chain([number as u8 + 1; 32]),
         received_first: Micros(1_800_000_000_000_000),
         received_last: Micros(1_800_000_000_400_000),
+        origin: None,
         records: (1..=64)
             .map(|seq| RecordMeta {
                 seq: Seq(number * 64 + seq),

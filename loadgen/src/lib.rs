@@ -20,6 +20,7 @@ pub mod blob;
 pub mod chance;
 pub mod limit;
 mod line;
+pub mod old_vault;
 pub mod payload;
 pub mod process;
 pub mod report;

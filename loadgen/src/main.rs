@@ -32,6 +32,8 @@ enum Verb {
     Bench(verbs::bench::Args),
     /// Measure everything that has a target, and print it as one Markdown table.
     Table(verbs::table::Args),
+    /// Make a vault as it is after months, and measure what the first byte of one disk costs in it, before and after folding.
+    Vault(verbs::vault::Args),
     /// Draw what run or bench told, as one page.
     Report(verbs::report::Args),
 }
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Codecs(args) => verbs::codecs::run(&args),
         Verb::Bench(args) => verbs::bench::run(&args),
         Verb::Table(args) => verbs::table::run(&args),
+        Verb::Vault(args) => verbs::vault::run(&args),
         Verb::Report(args) => verbs::report::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -3,6 +3,7 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
+use tidegate::telemetry::process::{field, times};
 
 /// So far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,23 +26,12 @@ fn invalid(pid: u32, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/{what} is not understood"))
 }
 
-/// The number after `name:` in a file of such lines.
-fn field(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 /// User and system time so far of all threads of a process, also of one that has ended, until its end was asked for.
 ///
 /// # Errors
 /// If it is gone.
 pub fn cpu_seconds(pid: u32) -> io::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name stands in brackets and may hold anything.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks =
-        |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| invalid(pid, "stat"));
-    Ok((ticks(11)? + ticks(12)?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+    Ok(times(&pid.to_string())?.cpu_seconds)
 }
 
 /// Waits for the end of a child without asking how it ended, so that its accounts stay.
@@ -121,11 +111,5 @@ mod tests {
         assert!(after.cpu_seconds >= before.cpu_seconds && after.waits > 0);
         drop(memory);
         assert!(usage(0).is_err());
-    }
-
-    #[test]
-    fn a_field_is_found_by_its_whole_name() {
-        assert_eq!(field("VmRSSx:\t1 kB\nVmRSS:\t 23 kB\n", "VmRSS"), Some(23));
-        assert_eq!(field("a: x\n", "a"), None);
     }
 }

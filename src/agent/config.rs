@@ -11,6 +11,7 @@ use super::placement::{GATEWAYS_MAX, Gateway, WEIGHT_MAX};
 use crate::config::{ConfigError, Reader, parse_size};
 use crate::limits::DISKS_PER_AGENT_MAX;
 use crate::nbd::Listen;
+use crate::telemetry::traces::settings::Settings;
 use crate::types::{DiskId, check_name};
 use crate::wire::{TlsFiles, Transport};
 
@@ -74,6 +75,8 @@ pub struct Config {
     pub copy_rate_bytes: u64,
     /// The disks.
     pub disks: Vec<DiskConfig>,
+    /// Where traces go, and which.
+    pub traces: Settings,
 }
 
 impl Config {
@@ -128,6 +131,7 @@ impl Config {
             copy_rate_bytes,
             metrics_listen,
             disks,
+            traces,
         } = self;
         let changed = [
             ("id", *id != new.id),
@@ -145,6 +149,7 @@ impl Config {
             ("copy.rate", *copy_rate_bytes != new.copy_rate_bytes),
             ("metrics_listen", *metrics_listen != new.metrics_listen),
             ("[[disk]]", *disks != new.disks),
+            ("[telemetry]", *traces != new.traces),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }
@@ -176,16 +181,8 @@ impl Config {
         });
         let quic_retry = reader.duration("quic_retry", seconds(60), seconds(1)..=seconds(24 * 3600));
         let tls = reader.section("tls", read_tls);
-        let (copy_parallel, copy_rate_bytes) = reader.section("copy", |copy| {
-            let parallel = copy.number("parallel", 2, 1..=32) as usize;
-            // Zero has no unit.
-            let rate = copy.parsed("rate", |text| match parse_size(text) {
-                Some(0) => Ok(0),
-                Some(bytes) if bytes >= 1 << 20 => Ok(bytes),
-                _ => Err(format!("{text:?} is no rate: write bytes per second such as \"50 MiB\", at least 1 MiB, or \"0\" for no limit")),
-            });
-            (parallel, rate.unwrap_or(0))
-        });
+        let (copy_parallel, copy_rate_bytes) = reader.section("copy", read_copy);
+        let traces = Settings::read(&mut reader);
         let disks = reader.sections("disk", read_disk);
         let count = disks.len();
         let disks: Vec<DiskConfig> = disks.into_iter().flatten().collect();
@@ -215,6 +212,7 @@ impl Config {
                 copy_parallel,
                 copy_rate_bytes,
                 disks,
+                traces,
             }),
             _ => Err(ConfigError { path: path.to_owned(), mistakes: vec!["is incomplete".into()] }),
         }
@@ -249,6 +247,20 @@ fn read_gateways(reader: &mut Reader) -> Vec<Gateway> {
         }
     }
     gateways
+}
+
+/// Reads in flight, and bytes per second.
+fn read_copy(copy: &mut Reader) -> (usize, u64) {
+    let parallel = copy.number("parallel", 2, 1..=32) as usize;
+    // Zero has no unit.
+    let rate = copy.parsed("rate", |text| match parse_size(text) {
+        Some(0) => Ok(0),
+        Some(bytes) if bytes >= 1 << 20 => Ok(bytes),
+        _ => Err(format!(
+            "{text:?} is no rate: write bytes per second such as \"50 MiB\", at least 1 MiB, or \"0\" for no limit"
+        )),
+    });
+    (parallel, rate.unwrap_or(0))
 }
 
 fn read_tls(tls: &mut Reader) -> Option<TlsFiles> {

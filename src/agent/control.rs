@@ -1,6 +1,6 @@
 //! The agent's control socket, `<state_dir>/agent.sock`: one JSON object per line in, one per line out.
 //!
-//! Requests: `{"op":"status"}` and `{"op":"point","disks":["d1"],"name":"…","kind":"crash","wait":true,"timeout_ms":60000}`.
+//! Requests: `{"op":"status"}`, `{"op":"heads"}` and `{"op":"point","disks":["d1"],"name":"…","kind":"crash","wait":true,"timeout_ms":60000}`.
 //! The socket has mode 0600: whoever may open it is the user that runs the agent, or root. Requests are small and few;
 //! connections and line length are bounded all the same.
 
@@ -23,6 +23,7 @@ use super::tracker::Mode;
 use crate::fault::{Classify, Fault, chain_text};
 use crate::limits::{CHUNK_BYTES, DISKS_PER_AGENT_MAX, POINT_NAME_BYTES_MAX};
 use crate::nbd::UNIX_PATH_BYTES_MAX;
+use crate::signed::heads::DiskHead;
 use crate::telemetry::supervisor;
 use crate::types::{BarrierKind, DiskId};
 use crate::wire::{Condition, Report};
@@ -49,6 +50,8 @@ pub fn socket_path(state_dir: &Path) -> PathBuf {
 pub enum Request {
     /// The state of every disk.
     Status,
+    /// What it was told to be vaulted.
+    Heads,
     /// A recovery point.
     Point {
         /// The disks, at one instant.
@@ -71,6 +74,8 @@ pub enum Request {
 pub enum Response {
     /// To [`Request::Status`].
     Status(AgentStatus),
+    /// To [`Request::Heads`]: of each disk that is served the newest record known to be vaulted.
+    Heads(Vec<DiskHead>),
     /// To [`Request::Point`]: every disk's point, vaulted if that was waited for.
     Points(Vec<PointAnswer>),
     /// It was not done.
@@ -266,6 +271,7 @@ fn failed(text: String, try_again: bool) -> Response {
 pub async fn answer(control: &Control, request: Request) -> Response {
     match request {
         Request::Status => Response::Status(control.status()),
+        Request::Heads => Response::Heads(control.heads()),
         Request::Point { mut disks, name, kind, wait, timeout_ms } => {
             if matches!(kind, BarrierKind::SyncBegin | BarrierKind::SyncEnd) {
                 return failed("kind must be crash, fs or app".into(), false);
@@ -321,6 +327,11 @@ fn shown_point(point: &PointMade, request: &PointRequest) -> PointAnswer {
 }
 
 impl Control {
+    fn heads(&self) -> Vec<DiskHead> {
+        let told = |disk: &Arc<Disk>| Some(DiskHead::new(disk.id.clone(), disk.told()?));
+        self.disks.iter().filter_map(told).collect()
+    }
+
     fn find(&self, id: &DiskId) -> Result<Arc<Disk>, String> {
         if let Some(disk) = self.disks.iter().find(|disk| disk.id == *id) {
             return Ok(Arc::clone(disk));

@@ -4,6 +4,9 @@
 //! microseconds, but for range locks, which are held over I/O of the local disk. Order of locks: range, activity map,
 //! tracker, state.
 
+mod error;
+mod told;
+
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -24,14 +27,17 @@ use super::range_lock::RangeLock;
 use super::state::{DiskState, StateDir, StateError, kept_label};
 use super::tracker::{BarrierAt, CopyNext, EpochStart, Mode, Tracker};
 use crate::config::show_size;
-use crate::fault::{Classify, Fault, chain_text};
+use crate::fault::chain_text;
 use crate::flow::{Budget, BudgetGuard, watch};
 use crate::keys::{RandomError, random};
 use crate::limits::{CHUNK_BYTES, RECORD_PAYLOAD_BYTES_MAX};
 use crate::mutants::{self, Mutant};
 use crate::nbd::Export;
+use crate::signed::Head;
 use crate::types::{DiskId, Epoch, Id128, Seq};
 use crate::wire::ForkReason;
+
+pub use error::DiskError;
 
 /// How long a record may wait for more writes. Well below any RPO, and enough to gather what a queue depth of 32 sends.
 const LINGER: Duration = Duration::from_millis(3);
@@ -53,42 +59,6 @@ pub enum Plan {
     Fork(ForkReason),
     /// Another epoch took over: do not replicate.
     Fenced(Epoch),
-}
-
-/// Why a disk cannot be protected. The others go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// Its state or the state directory is not usable.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// Its activity map cannot be made.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// The image or device has another size than before.
-    #[error(
-        "disk {disk} has {found} bytes, but {known} when it was first protected: disks keep their size; \
-         give it a new id in the configuration to protect it as a new disk, or undo the change of {}", path.display()
-    )]
-    Size {
-        /// The disk.
-        disk: DiskId,
-        /// Its path.
-        path: PathBuf,
-        /// Remembered size in bytes.
-        known: u64,
-        /// Present size in bytes.
-        found: u64,
-    },
-}
-
-impl Classify for DiskError {
-    fn fault(&self) -> Fault {
-        match self {
-            Self::State(error) => error.fault(),
-            Self::Map(error) => error.fault(),
-            Self::Size { .. } => Fault::Reject,
-        }
-    }
 }
 
 /// What the operator asked for a disk at start.
@@ -147,6 +117,8 @@ pub struct Disk {
     /// The nonce of the fork that is being asked for: kept until it is answered, so that a gateway that has opened the
     /// epoch, and whose answer was lost, knows the second question as the first.
     fork_nonce: Mutex<Option<Id128>>,
+    /// What this run was told to be vaulted of earlier epochs.
+    told_before: Mutex<Option<Head>>,
     /// A flush of the agent's own failed, and the guest does not know yet: the system tells such a failure once only.
     /// Locked over the agent's flush, so that a flush of the guest beside it cannot pass as good.
     lost_flush: Mutex<bool>,
@@ -261,6 +233,7 @@ impl Disk {
             plan: Mutex::new(plan),
             condition: Mutex::default(),
             fork_nonce: Mutex::default(),
+            told_before: Mutex::default(),
             lost_flush: Mutex::default(),
             to_send: Notify::new(),
             to_copy: Notify::new(),
@@ -583,6 +556,7 @@ impl Disk {
     /// # Errors
     /// If it cannot be remembered; nothing was started then.
     pub fn start_epoch(&self, start: EpochStart, nonce: Id128) -> Result<(), StateError> {
+        self.keep_told(start.epoch);
         // The old epoch was given up: what the tracker knows of it is in the state already.
         let begin = |state: &mut DiskState| {
             state.epoch = Some(start.epoch);

@@ -75,6 +75,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tracing::{Instrument, info_span};
 
 use self::clock::AgentClock;
 use self::config::{Config, DiskConfig};
@@ -89,6 +90,7 @@ use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Budget, Clock, Drain, DrainTrigger, blocking, watch};
 use crate::nbd::{Export, FileExport, Listen, Server, ServerLimits};
 use crate::telemetry::supervisor;
+use crate::telemetry::traces::failed;
 use crate::types::DiskId;
 use crate::wire::Net;
 
@@ -225,6 +227,7 @@ struct Opened {
 
 impl Parts<'_> {
     fn open(&self) -> Result<Opened, AgentError> {
+        let _entered = info_span!("start agent", agent = self.config.id).entered();
         let shared = Shared {
             clock: Arc::new(AgentClock::new(Arc::clone(&self.clock))),
             budget: Budget::new(self.config.memory_bytes),
@@ -249,9 +252,12 @@ impl Parts<'_> {
     }
 
     fn open_disk(&self, disk: &DiskConfig, shared: &Shared) -> Result<Disk, String> {
+        let span = info_span!("read disk state", disk = %disk.id);
+        let _entered = span.enter();
         let source = self.sources.get(&disk.id).cloned().unwrap_or_else(|| Err("there is no such disk".into()))?;
         let overrides = self.overrides.get(&disk.id).copied().unwrap_or_default();
-        Disk::open(source, &disk.path, disk.queue_bytes, shared.clone(), overrides).map_err(|error| chain_text(&error))
+        let opened = Disk::open(source, &disk.path, disk.queue_bytes, shared.clone(), overrides);
+        opened.map_err(|error| chain_text(&error)).inspect_err(|error| failed(&span, error))
     }
 
     /// Starts replicating; nobody serves the disks yet.
@@ -351,6 +357,7 @@ impl Agent {
                 replicator::all_vaulted(disk).await;
             }
         };
+        let vaulted = vaulted.instrument(info_span!("wait until vaulted"));
         if tokio::time::timeout(self.drain_grace, vaulted).await.is_err() {
             tracing::warn!("not everything is vaulted: the next start compares what was active");
         }
@@ -358,7 +365,7 @@ impl Agent {
         let mut clean = true;
         for disk in std::mem::take(&mut self.disks) {
             let id = disk.id.clone();
-            let closed = blocking(move || disk.close()).await;
+            let closed = blocking(move || disk.close()).instrument(info_span!("close disk", disk = %id)).await;
             match closed {
                 Ok(Ok(left_clean)) => clean &= left_clean,
                 Ok(Err(error)) => {
@@ -449,7 +456,7 @@ pub async fn run(
         error = agent.nbd_failed() => Some(error),
     };
     tracing::info!("stopping");
-    let clean = agent.stop().await;
+    let clean = agent.stop().instrument(info_span!("stop agent", agent = config.id)).await;
     supervised.abort();
     if let Some(page) = page {
         page.abort();

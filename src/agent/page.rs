@@ -38,6 +38,9 @@ impl Page {
         for outcome in ["connected", "failed"] {
             metrics::counter!(names::AGENT_ATTEMPTS, "outcome" => outcome).increment(0);
         }
+        for outcome in ["sent", "lost"] {
+            metrics::counter!(names::TRACE_SPANS, "outcome" => outcome).increment(0);
+        }
         metrics::gauge!(names::AGENT_RELOAD_REFUSED).set(0.0);
         tracing::info!(address = %listener.local_addr()?, "metrics page open");
         Ok(Self { listener, metrics })

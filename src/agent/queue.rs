@@ -17,9 +17,10 @@ use bytes::Bytes;
 use crate::flow::BudgetGuard;
 use crate::limits::{RECORD_EXTENTS_MAX, RECORD_PAYLOAD_BYTES_MAX};
 use crate::mutants::{self, Mutant};
+use crate::signed::{Head, Signer};
 use crate::types::{
-    Chain, EXTENT_BYTES, Epoch, Extent, ExtentKind, Id128, Micros, RECORD_HEAD_BYTES, RecordHead, RecordKind, Seq,
-    encode_extents, record_digest,
+    Chain, DiskId, EXTENT_BYTES, Epoch, Extent, ExtentKind, Id128, Micros, RECORD_HEAD_BYTES, RecordHead, RecordKind,
+    Seq, encode_extents, record_digest,
 };
 
 /// What a held record costs besides payload and extent rows: its structures here and its head.
@@ -108,14 +109,44 @@ pub struct Outgoing {
     pub chain_before: Chain,
 }
 
+/// With what a barrier is signed.
+#[derive(Clone, Copy, Debug)]
+pub struct Signing<'a> {
+    /// The agent's key.
+    pub signer: &'a Signer,
+    /// The disk.
+    pub disk: &'a DiskId,
+    /// The newest record that the agent was told to be vaulted.
+    pub told: Option<Head>,
+}
+
 impl Outgoing {
+    /// Whether it is a barrier that was not sent yet, which is to be signed.
+    #[must_use]
+    pub const fn to_sign(&self) -> bool {
+        self.sealed.is_none() && matches!(self.head.kind, RecordKind::Barrier(_))
+    }
+
     /// Computes digest and chain, unless that was done before: the costly part, done outside every lock.
     pub fn seal(&mut self) -> Sealed {
+        self.seal_signed(None)
+    }
+
+    /// As [`Outgoing::seal`]; a barrier is signed.
+    pub fn seal_signed(&mut self, signing: Option<Signing<'_>>) -> Sealed {
         if let Some(sealed) = &self.sealed {
             return sealed.clone();
         }
         let mut table = Vec::with_capacity(self.extents.len() * EXTENT_BYTES);
         encode_extents(&self.extents, &mut table);
+        if let Some(Signing { signer, disk, told }) = signing.filter(|_| self.to_sign()) {
+            let name = self.pieces.first().map_or(&[][..], |name| name);
+            match signer.sign(disk, &mut self.head, name, self.chain_before, told) {
+                Ok(block) => table = block,
+                // The point stands as one of an agent that does not sign, and `verify` says so.
+                Err(error) => tracing::error!(%disk, point = %self.head.point(), %error, "point is not signed"),
+            }
+        }
         self.head.digest = record_digest(&table, self.pieces.iter().map(Bytes::as_ref));
         self.head = self.head.sealed_after(self.chain_before);
         let sealed = Sealed { head: self.head.encode(), table: table.into() };
@@ -185,6 +216,12 @@ impl RecordQueue {
     #[must_use]
     pub fn first_held(&self) -> Seq {
         self.held.front().map_or(self.next_seq, |held| held.head.seq)
+    }
+
+    /// Whether a barrier from `seq` on was signed already, and so cannot be sent in another form.
+    #[must_use]
+    pub fn holds_signed(&self, seq: Seq) -> bool {
+        self.held.iter().any(|held| held.head.seq >= seq && held.head.is_signed())
     }
 
     /// Whether every record was handed to the sender.

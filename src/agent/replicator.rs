@@ -16,15 +16,18 @@
 //! way that matters: a record whose sending was dropped is sent again, because it is held until it is journaled; a copy
 //! that was read is queued even if the session is gone meanwhile.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
 use super::disk::{COPY_CHUNKS, Disk, Plan};
 use super::link::{Backoff, Link, connected, other_lost, replaced};
-use super::queue::{Next, Outgoing};
+use super::queue::{Next, Outgoing, Signing};
 use super::state::StateError;
 use super::tracker::{CopyNext, EpochStart, Mode};
 use crate::config::show_size;
@@ -32,6 +35,8 @@ use crate::fault::chain_text;
 use crate::flow::{BudgetGuard, blocking, blocking_in};
 use crate::limits::CHUNK_BYTES;
 use crate::mutants::{self, Mutant};
+use crate::signed::Signer;
+use crate::telemetry::traces::within;
 use crate::types::{Epoch, Id128, PointId, Seq};
 use crate::wire::{
     Client, Code, DiskEvent, DiskEvents, DiskSender, ForkReason, OpenDisk, OpenDiskError, OpenedInfo, Want, WireRecord,
@@ -77,6 +82,21 @@ enum End {
     Moved,
     /// The agent stops.
     Stopped,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(text)
+            | Self::Fork(_, text)
+            | Self::Diverged(text)
+            | Self::Refused(text)
+            | Self::Stopping(text) => f.write_str(text),
+            Self::Fenced(newest) => write!(f, "fenced: epoch {newest} took over"),
+            Self::Moved => f.write_str("moved to another gateway"),
+            Self::Stopped => f.write_str("the agent stops"),
+        }
+    }
 }
 
 impl From<StateError> for End {
@@ -178,37 +198,12 @@ async fn mark_all(disk: &Arc<Disk>) -> std::io::Result<u64> {
 
 /// Opens the disk's stream as planned and runs a session on it.
 async fn attempt(disk: &Arc<Disk>, client: &Arc<Client>, link: &mut Link, pace: CopyPace) -> End {
-    let nonce = match disk.nonce() {
-        Ok(nonce) => nonce,
-        Err(error) => return End::Refused(error.to_string()),
-    };
-    let want = want(disk);
-    let open = OpenDisk { disk: disk.id.clone(), size_bytes: disk.source.size_bytes(), nonce, want };
-    let opened = tokio::select! {
-        biased;
-        opened = client.open_disk(open) => opened,
-        // Whoever does not answer need not be waited for.
-        () = replaced(link, client) => return End::Moved,
-    };
-    let (sender, events, mut info) = match opened {
+    let gateway = client.gateway().gateway.as_str();
+    let span = info_span!("open disk", disk = %disk.id, gateway, want = Empty, epoch = Empty);
+    let (sender, events, info) = match within(span, open(disk, client, link)).await {
         Ok(opened) => opened,
-        Err(OpenDiskError::MustFork { text }) => return End::Fork(ForkReason::GatewayLost, text),
-        Err(OpenDiskError::Fenced { newest }) => return End::Fenced(newest),
-        Err(OpenDiskError::Refused { code, text }) => return refused(code, &text),
-        Err(OpenDiskError::Connection(lost)) => return End::Lost(lost.to_string()),
+        Err(end) => return end,
     };
-    let touched = std::mem::take(&mut info.touched);
-    let begun = match want {
-        Want::Resume { floor, floor_chain, .. } => resume(
-            disk,
-            &info,
-            EpochStart { epoch: info.epoch, next_seq: floor.next(), chain: floor_chain, from_zero: false },
-        ),
-        Want::Fork { .. } => fork(disk, &info, touched, nonce).await,
-    };
-    if let Err(end) = begun {
-        return end;
-    }
     disk.note(|condition| {
         condition.gateway = Some(client.gateway().gateway.clone());
         condition.last_error = None;
@@ -216,7 +211,44 @@ async fn attempt(disk: &Arc<Disk>, client: &Arc<Client>, link: &mut Link, pace: 
     tracing::info!(disk = %disk.id, epoch = %info.epoch, next = %info.next_seq, journaled = %info.journaled, "replicating");
     // What the gateway has from earlier sessions counts at once.
     disk.acked(info.epoch, info.journaled, info.vaulted);
-    carry(disk, Outbox { sender, held: None }, receive(disk, events, info.epoch), (link, client), pace).await
+    let outbox = Outbox { sender, held: None, signer: client.signer() };
+    carry(disk, outbox, receive(disk, events, info.epoch), (link, client), pace).await
+}
+
+/// Opens the disk's stream as planned, and begins or goes on with the epoch that the gateway names.
+async fn open(
+    disk: &Arc<Disk>,
+    client: &Arc<Client>,
+    link: &mut Link,
+) -> Result<(DiskSender, DiskEvents, OpenedInfo), End> {
+    let nonce = disk.nonce().map_err(|error| End::Refused(error.to_string()))?;
+    let want = want(disk);
+    let span = Span::current();
+    span.record("want", if matches!(want, Want::Resume { .. }) { "resume" } else { "fork" });
+    let open = OpenDisk { disk: disk.id.clone(), size_bytes: disk.source.size_bytes(), nonce, want };
+    let opened = tokio::select! {
+        biased;
+        opened = within(info_span!("ask gateway"), client.open_disk(open)) => opened,
+        // Whoever does not answer need not be waited for.
+        () = replaced(link, client) => return Err(End::Moved),
+    };
+    let (sender, events, mut info) = opened.map_err(|error| match error {
+        OpenDiskError::MustFork { text } => End::Fork(ForkReason::GatewayLost, text),
+        OpenDiskError::Fenced { newest } => End::Fenced(newest),
+        OpenDiskError::Refused { code, text } => refused(code, &text),
+        OpenDiskError::Connection(lost) => End::Lost(lost.to_string()),
+    })?;
+    span.record("epoch", info.epoch.0);
+    let touched = std::mem::take(&mut info.touched);
+    match want {
+        Want::Resume { floor, floor_chain, .. } => resume(
+            disk,
+            (&info, client.takes_signed()),
+            EpochStart { epoch: info.epoch, next_seq: floor.next(), chain: floor_chain, from_zero: false },
+        )?,
+        Want::Fork { .. } => within(info_span!("begin epoch"), fork(disk, &info, touched, nonce)).await?,
+    }
+    Ok((sender, events, info))
 }
 
 /// A session, until it ends or has moved.
@@ -299,8 +331,8 @@ fn refused(code: Code, text: &str) -> End {
     }
 }
 
-/// Goes on with an epoch; `clean` is where a clean stop left it.
-fn resume(disk: &Disk, info: &OpenedInfo, clean: EpochStart) -> Result<(), End> {
+/// Goes on with an epoch at a gateway that takes signed barriers, or does not; `clean` is where a clean stop left it.
+fn resume(disk: &Disk, (info, takes_signed): (&OpenedInfo, bool), clean: EpochStart) -> Result<(), End> {
     if disk.tracker().mode() == Mode::Detached {
         let known = info.chain.is_none_or(|chain| chain == clean.chain);
         if info.next_seq != clean.next_seq || !known {
@@ -316,6 +348,12 @@ fn resume(disk: &Disk, info: &OpenedInfo, clean: EpochStart) -> Result<(), End> 
     let floor = tracker.dirty().floor();
     if info.next_seq == floor.seq.next() && info.chain.is_some_and(|chain| chain != floor.chain) {
         return Err(End::Diverged(format!("chain after e{}-s{} is another one at the gateway", info.epoch, floor.seq)));
+    }
+    if !takes_signed && tracker.queue().holds_signed(info.next_seq) {
+        // They have one form, and this gateway would refuse it again and again.
+        let text =
+            format!("barriers from record {} on are signed, which this older gateway does not take", info.next_seq);
+        return Err(End::Fork(ForkReason::GatewayLost, text));
     }
     if tracker.resume(info.next_seq) {
         Ok(())
@@ -356,6 +394,8 @@ struct Outbox {
     sender: DiskSender,
     /// Taken from the queue and not sent yet: the session may pause while it waits for credit.
     held: Option<WireRecord>,
+    /// Signs the barriers, if the gateway takes such.
+    signer: Option<Arc<Signer>>,
 }
 
 impl Outbox {
@@ -366,7 +406,7 @@ impl Outbox {
             if self.held.is_none() {
                 let pause = match disk.next_record() {
                     Next::Record(record) => {
-                        self.held = Some(seal(disk, *record));
+                        self.held = Some(seal(disk, self.signer.as_deref(), *record));
                         None
                     }
                     Next::Linger(pause) => Some(pause),
@@ -405,8 +445,9 @@ impl Outbox {
     }
 }
 
-fn seal(disk: &Disk, mut record: Outgoing) -> WireRecord {
-    let sealed = record.seal();
+fn seal(disk: &Disk, signer: Option<&Signer>, mut record: Outgoing) -> WireRecord {
+    let signer = signer.filter(|_| record.to_sign());
+    let sealed = record.seal_signed(signer.map(|signer| Signing { signer, disk: &disk.id, told: disk.told() }));
     disk.sealed(&record);
     let mut rest = Vec::with_capacity(record.pieces.len() + 1);
     rest.push(sealed.table);
@@ -509,6 +550,37 @@ pub async fn all_vaulted(disk: &Disk) {
 mod tests {
     use super::*;
     use crate::agent::tests::support::{MemSource, Replica, open};
+    use crate::signed::testing::AgentKey;
+    use crate::types::Chain;
+
+    #[test]
+    fn what_is_signed_and_not_journaled_begins_a_new_epoch_at_a_gateway_that_takes_no_signatures() {
+        let folder = tempfile::tempdir().expect("folder");
+        let disk = open(&Arc::new(MemSource::new("d1", 1 << 20)), folder.path());
+        Replica::begin(&disk);
+        let (now, pki) = (crate::flow::Clock::wall(&crate::flow::SystemClock::new()), folder.path().join("pki"));
+        let key = AgentKey::issue_at(now, &pki, Id128([0xa1; 16]), "a1", &["d1"]);
+        let Next::Record(record) = disk.next_record() else { panic!("the barrier of the epoch's begin") };
+        let sent = seal(&disk, Some(&key.signer), *record);
+        assert_eq!(sent.head[..4], crate::types::SIGNED_RECORD_MAGIC);
+        let at = |next: u64, takes_signed: bool| {
+            let (epoch, next_seq) = (Epoch(1), Seq(next));
+            let info = OpenedInfo {
+                epoch,
+                next_seq,
+                chain: None,
+                journaled: Seq(next - 1),
+                vaulted: Seq::NONE,
+                credit_bytes: 0,
+                touched: Vec::new(),
+            };
+            let chain = Chain::GENESIS.fork(epoch);
+            resume(&disk, (&info, takes_signed), EpochStart { epoch, next_seq, chain, from_zero: false })
+        };
+        at(1, true).expect("sent again as it is");
+        assert!(matches!(at(1, false), Err(End::Fork(ForkReason::GatewayLost, text)) if text.contains("signed")));
+        at(2, false).expect("that gateway has it, from a newer one's journal");
+    }
 
     #[test]
     fn copies_that_never_ran_give_their_room_back() {

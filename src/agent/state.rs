@@ -13,7 +13,8 @@ use std::time::Duration;
 use super::dirty::Floor;
 use crate::fault::{Classify, Fault};
 use crate::flow::platter;
-use crate::types::{Chain, DiskId, Epoch, Id128, Micros, Seq};
+use crate::signed::Head;
+use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
 use crate::wire::frame::crc32c;
 
 /// How far the label in the file lies ahead of the clock while the agent runs. Twice the time between two settlings,
@@ -89,6 +90,14 @@ impl DiskState {
     #[must_use]
     pub fn floor(&self) -> Option<(Epoch, Floor)> {
         Some((self.epoch?, Floor { seq: self.floor_seq, chain: self.floor_chain }))
+    }
+
+    /// The newest record known to be vaulted; none if nothing of the epoch is, because the chain is then only what a gateway said.
+    #[must_use]
+    pub fn head(&self) -> Option<Head> {
+        let (epoch, floor) = self.floor()?;
+        let at = PointId { epoch, seq: floor.seq };
+        (floor.seq > Seq::NONE).then_some(Head { at, chain: floor.chain })
     }
 }
 
@@ -200,12 +209,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError`]; `Missing` and `Damaged` mean that everything must be compared anew.
     pub fn load(&self, disk: &DiskId) -> Result<DiskState, StateError> {
-        let path = self.state_path(disk);
-        match std::fs::read(&path) {
-            Ok(bytes) => decode(&bytes, disk, &path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StateError::Missing { path }),
-            Err(source) => Err(StateError::Io { path, source }),
-        }
+        read(&self.path, disk)
     }
 
     /// Writes a disk's state durably.
@@ -215,6 +219,19 @@ impl StateDir {
     pub fn store(&self, state: &DiskState) -> Result<(), StateError> {
         let path = self.state_path(&state.disk);
         replace_file(&path, &encode(state)).map_err(|source| StateError::Io { path, source })
+    }
+}
+
+/// Reads a disk's state in a directory that may be another process's.
+///
+/// # Errors
+/// As [`StateDir::load`].
+pub fn read(dir: &Path, disk: &DiskId) -> Result<DiskState, StateError> {
+    let path = dir.join(format!("{disk}.state"));
+    match std::fs::read(&path) {
+        Ok(bytes) => decode(&bytes, disk, &path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StateError::Missing { path }),
+        Err(source) => Err(StateError::Io { path, source }),
     }
 }
 

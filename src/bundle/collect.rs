@@ -139,8 +139,9 @@ pub fn secrets(key_files: &[PathBuf]) -> Vec<String> {
     let mut out: Vec<String> = key_files.iter().filter_map(|path| read(path)).collect();
     for (name, value) in std::env::vars_os() {
         let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) else { continue };
-        let secret =
-            ["KEY", "SECRET", "TOKEN", "SAS", "PASSWORD", "CONNECTION_STRING"].iter().any(|word| name.contains(word));
+        let secret = ["KEY", "SECRET", "TOKEN", "SAS", "PASSWORD", "CONNECTION_STRING", "HEADERS"]
+            .iter()
+            .any(|word| name.contains(word));
         if !secret {
             continue;
         }

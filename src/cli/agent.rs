@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::point::ask;
+use super::traces::Traced;
 use super::{Failure, Outcome};
 use crate::agent::config::{Config, DEFAULT_FILE};
 use crate::agent::control::{AgentStatus, DiskStatus, Request, Response, socket_path};
 use crate::agent::disk::Overrides;
+use crate::agent::state::{self, StateError};
 use crate::agent::{reload, stepping_back};
 use crate::config::show_size;
 use crate::fault::exit;
 use crate::flow::{Clock, DrainTrigger, SystemClock};
+use crate::signed::heads::{DiskHead, Heads};
 use crate::types::DiskId;
+use crate::wire::tls::vault_of;
 
 /// Options of `tidegate agent`.
 #[derive(clap::Args)]
@@ -32,6 +36,10 @@ pub struct Args {
     /// Print the state of the running agent's disks, and end.
     #[arg(long, group = "instead")]
     status: bool,
+    /// Print of each disk the newest record that this agent was told to be vaulted, as a file for `tidegate verify --heads`, and
+    /// end. Keep it where nobody who writes to the vault can change it. Works without a running agent, too.
+    #[arg(long, group = "instead")]
+    heads: bool,
     /// With --status: as JSON.
     #[arg(long, requires = "status")]
     json: bool,
@@ -42,6 +50,17 @@ pub struct Args {
     /// Carry this disk again although another agent took it over. May be given more than once.
     #[arg(long, value_name = "DISK", conflicts_with = "instead")]
     take_over: Vec<DiskId>,
+}
+
+impl Args {
+    /// Of what the daemon's traces tell, and what its file says of them; nothing if it is not to run.
+    pub(super) fn traced(&self) -> Option<Traced> {
+        if self.print_config || self.check || self.status {
+            return None;
+        }
+        let read = Config::load(&self.config).ok().map(|config| (Some(config.id), config.traces));
+        Some(Traced::with_file("tidegate-agent", read))
+    }
 }
 
 /// Runs the verb.
@@ -57,6 +76,9 @@ pub fn run(args: Args) -> Outcome {
     }
     if args.status {
         return status(&config, args.json);
+    }
+    if args.heads {
+        return heads(&config);
     }
     let mut overrides: BTreeMap<DiskId, Overrides> = BTreeMap::new();
     for disk in args.resync.iter().chain(&args.take_over) {
@@ -101,6 +123,32 @@ fn status(config: &Config, json: bool) -> Outcome {
         print(&mut out, &status)?;
     }
     Ok(exit::OK)
+}
+
+/// What the running agent knows; without one, what its state files do, which may be some seconds older.
+fn heads(config: &Config) -> Outcome {
+    let vault = vault_of(&config.tls).map_err(|error| Failure::of(&error))?;
+    let socket = socket_path(&config.state_dir);
+    let heads = match ask(&socket, &Request::Heads, Duration::from_secs(10)) {
+        Ok(Response::Heads(heads)) => heads,
+        Ok(Response::Failed(failed)) => return Err(Failure::error(failed.text)),
+        Ok(other) => return Err(Failure::error(format!("the agent gave an unexpected answer: {other:?}"))),
+        Err(failure) => {
+            eprintln!("tidegate: warning: {}; the state files are read instead", failure.text);
+            config.disks.iter().filter_map(|disk| kept_head(config, &disk.id).transpose()).collect::<Result<_, _>>()?
+        }
+    };
+    let file = Heads::new(vault, config.id.clone(), SystemClock::new().wall(), heads);
+    print!("{}", file.text());
+    Ok(exit::OK)
+}
+
+fn kept_head(config: &Config, disk: &DiskId) -> Result<Option<DiskHead>, Failure> {
+    match state::read(&config.state_dir, disk) {
+        Ok(state) => Ok(state.head().map(|head| DiskHead::new(disk.clone(), head))),
+        Err(StateError::Missing { .. }) => Ok(None),
+        Err(error) => Err(Failure::of(&error)),
+    }
 }
 
 fn print(out: &mut impl Write, status: &AgentStatus) -> std::io::Result<()> {

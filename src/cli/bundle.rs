@@ -69,11 +69,13 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn key_files(loaded: &Result<Loaded, Failure>) -> Vec<PathBuf> {
-    match loaded {
-        Ok(Loaded::Gateway(config)) => vec![config.tls.key.clone(), config.catalog_key.clone()],
-        Ok(Loaded::Agent(config)) => vec![config.tls.key.clone()],
-        Err(_) => Vec::new(),
-    }
+    let (mut files, traces) = match loaded {
+        Ok(Loaded::Gateway(config)) => (vec![config.tls.key.clone(), config.catalog_key.clone()], &config.traces),
+        Ok(Loaded::Agent(config)) => (vec![config.tls.key.clone()], &config.traces),
+        Err(_) => return Vec::new(),
+    };
+    files.extend(traces.headers_file.clone());
+    files
 }
 
 async fn collect(args: &Args, text: String, loaded: &Result<Loaded, Failure>) -> Collected {

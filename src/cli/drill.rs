@@ -1,14 +1,19 @@
 //! `tidegate drill`: prove that disks come back, and say how old the points were and how long it took.
 
+mod boot;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::{Instrument, info_span};
 
+use super::asked::{self, AtPoint, PointArgs};
 use super::keyring::{self, VaultArgs};
-use super::points::{self as view, DiskView};
+use super::points as view;
 use super::restore::{self, memory};
 use super::run_file::RunFile;
 use super::{Failure, Outcome};
@@ -19,13 +24,13 @@ use crate::fault::{chain_text, exit};
 use crate::flow::{Clock, DrainTrigger, SystemClock, blocking};
 use crate::keys::{self, Identity};
 use crate::restore::pin;
-use crate::restore::plan::Plan;
-use crate::restore::points::Ask;
-use crate::restore::source::Source;
+use crate::restore::points::{Ask, Point};
 use crate::restore::write::{self, RestoreOptions};
 use crate::telemetry::names;
-use crate::types::{DiskId, Id128, Micros};
+use crate::telemetry::traces::within;
+use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::Vault;
+use crate::vault::reader::Want;
 
 /// Options of `tidegate drill`.
 #[derive(clap::Args)]
@@ -35,24 +40,17 @@ pub struct Args {
     /// A disk to bring back; may be given several times, for all disks of a machine.
     #[arg(long = "disk", value_name = "DISK", required = true)]
     disks: Vec<DiskId>,
-    /// The last point at or before this time: 2026-11-22T21:00:05Z, "2026-11-22 21:00:05" (local), now, "-10 min".
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with_all = ["point", "latest"])]
-    at: Option<String>,
-    /// A point by its name, or for a single disk by its id.
-    #[arg(long, value_name = "POINT", conflicts_with = "latest")]
-    point: Option<String>,
-    /// The newest point of each disk; the default.
-    #[arg(long)]
-    latest: bool,
-    /// Folder with room for the disks. The drill works in a folder of its own in it, which is gone afterwards.
+    #[command(flatten)]
+    point: PointArgs,
+    /// Folder with room for the disks, or with --boot for what the machine writes. The drill works in a folder of its own in it, which is gone afterwards.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Leave the images there.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "boot")]
     keep: bool,
     /// A program that looks further, such as one that boots a machine. It gets the images in the order of the disks; whatever it
     /// does to them, they are copies. Exit code 0 means that it found all well.
-    #[arg(long, value_name = "PROGRAM")]
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "boot")]
     check: Option<PathBuf>,
     /// How long this program and each checker of a file system may take.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30m")]
@@ -60,7 +58,9 @@ pub struct Args {
     /// Fail if more would be lost than this.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     rpo: Option<Duration>,
-    /// Fail if it takes longer than this until everything is restored and looked at.
+    #[command(flatten)]
+    boot: boot::BootArgs,
+    /// Fail if it takes longer than this until everything is restored and looked at, or the machine is up.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     rto: Option<Duration>,
     /// Print the report as JSON.
@@ -87,9 +87,15 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Runs the verb.
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
-    let asked = restore::asked(args.at.as_deref(), args.point.as_deref())?;
+    let asked = args.point.asked()?;
+    let machine = args.boot.check()?;
     let (runtime, began) = (keyring::runtime()?, SystemClock::new().wall());
-    let drilled = runtime.block_on(drill(&args, &asked, began));
+    let drilled = runtime.block_on(within(info_span!("drill"), async {
+        match machine {
+            Some(machine) => Box::pin(boot::drill(&args, machine, &asked, began)).await,
+            None => Box::pin(drill(&args, &asked, began)).await,
+        }
+    }));
     if let Some(file) = &args.metrics_file {
         tell_file(file, drilled.as_ref().ok());
     }
@@ -150,21 +156,13 @@ async fn drill(args: &Args, asked: &Ask, began: Micros) -> Result<DrillReport, F
     let (vault, identity) = restore::open(&args.vault).await?;
     let folder = Folder::make(&args.dir, args.keep)?;
     let moment = if let Ask::At(time) = asked { *time } else { began };
-    let mut report = DrillReport {
-        began: began.to_string(),
-        vault: vault.store().shown().to_owned(),
-        disks: Vec::new(),
-        program: None,
-        rpo_seconds: 0.0,
-        rto_seconds: 0.0,
-        failures: Vec::new(),
-        warnings: Vec::new(),
-    };
+    let mut report = DrillReport::new(began.to_string(), vault.store().shown().to_owned());
     let mut images = Vec::new();
     for disk in &args.disks {
         eprintln!("restoring disk {disk}");
         let image = folder.path.join(format!("{disk}.img"));
-        let told = one_disk(args, &vault, &identity, asked, (disk, &image), moment).await?;
+        let brought_back = one_disk(args, &vault, &identity, asked, (disk, &image), moment);
+        let told = within(info_span!("bring disk back", %disk), brought_back).await?;
         report.disks.push(told.0);
         report.warnings.extend(told.1);
         images.push(image);
@@ -172,11 +170,38 @@ async fn drill(args: &Args, asked: &Ask, began: Micros) -> Result<DrillReport, F
     report.rto_seconds = started.elapsed().as_secs_f64();
     if let Some(program) = &args.check {
         eprintln!("running {}", program.display());
-        report.program = Some(user_program(program, images, args.check_timeout).await);
+        let ran = user_program(program, images, args.check_timeout).instrument(info_span!("run check"));
+        report.program = Some(ran.await);
         report.rto_seconds = started.elapsed().as_secs_f64();
     }
     report.judge((args.rpo, args.rto));
     Ok(report)
+}
+
+/// Keeps a point from the keeper until it is let go.
+struct Pinned {
+    let_go: DrainTrigger,
+    holding: JoinHandle<()>,
+}
+
+impl Pinned {
+    /// As far as the credential may; what it may not is a warning.
+    async fn pin(vault: &Vault, disk: &DiskId, point: PointId, warnings: &mut Vec<String>) -> Self {
+        let clock = SystemClock::new();
+        let pinned = pin::pin(vault, disk, point, clock.wall(), "drill").await.unwrap_or_else(|error| {
+            warnings.push(format!("disk {disk}: the point could not be pinned ({})", chain_text(&error)));
+            None
+        });
+        let (let_go, held) = DrainTrigger::new();
+        let holding = pin::hold_until(vault.clone(), disk.clone(), point, pinned, "drill", clock, held);
+        Self { let_go, holding: tokio::spawn(holding) }
+    }
+
+    async fn let_go(self) {
+        self.let_go.start();
+        // It ends by itself, and says in the log what it could not do.
+        let _ = self.holding.await;
+    }
 }
 
 /// Brings one disk back and looks at it; also what a person should know.
@@ -189,46 +214,45 @@ async fn one_disk(
     moment: Micros,
 ) -> Result<(DiskReport, Vec<String>), Failure> {
     let started = Instant::now();
-    let loaded = view::load(vault, disk).await?;
-    let point = restore::choose(disk, &loaded, asked)?;
-    let (source, damaged) = Source::open(vault, identity, &loaded.catalog).map_err(|error| Failure::of(&error))?;
-    let mut warnings = loaded.warnings(disk);
-    warnings.extend(damaged.iter().map(ToString::to_string));
-    let DiskView { history, .. } = loaded;
-    let plan = Plan::build(&history, point.id)
-        .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;
-    let pinned = pin::pin(vault, disk, point.id, SystemClock::new().wall(), "drill").await.unwrap_or_else(|error| {
-        warnings.push(format!("disk {disk}: the point could not be pinned ({})", chain_text(&error)));
-        None
-    });
-    let (let_go, held) = DrainTrigger::new();
-    let (clock, id) = (SystemClock::new(), point.id);
-    let holding = tokio::spawn(pin::hold_until(vault.clone(), disk.clone(), id, pinned, "drill", clock, held));
+    let want = Want::folded(disk);
+    let AtPoint { point, source, history, plan, mut warnings } =
+        asked::open(vault, identity, &want, disk, asked).await?;
+    let pinned = Pinned::pin(vault, disk, point.id, &mut warnings).await;
     let limits = restore::limits(args.memory, args.jobs);
     let options = RestoreOptions { limits, ..RestoreOptions::default() };
-    let restored = write::restore(&source, disk, Arc::new(history), &plan, image, &options, Arc::default());
-    let restored = restored.await;
+    let restored = write::restore(&source, disk, history, &plan, image, &options, Arc::default());
+    let restored = within(info_span!("write image", point = %point.id), restored).await;
     // However it ended, the pin goes.
-    let_go.start();
-    let _ = holding.await;
+    pinned.let_go().await;
     let restored = restored.map_err(|error| Failure::of(&error))?;
     let restore_seconds = started.elapsed().as_secs_f64();
     let (path, limit) = (image.to_owned(), args.check_timeout);
-    let looked = blocking(move || check::image(&path, limit)).await?;
+    let looked = blocking(move || check::image(&path, limit)).instrument(info_span!("look at image")).await?;
     let volumes = looked.map_err(|error| Failure::error(format!("{} cannot be read: {error}", image.display())))?;
     let told = DiskReport {
+        restore_seconds: Some(restore_seconds),
+        check_seconds: Some(started.elapsed().as_secs_f64() - restore_seconds),
+        read_bytes: restored.read_bytes,
+        volumes,
+        ..disk_report(disk, &point, restored.disk_bytes, moment)
+    };
+    Ok((told, warnings))
+}
+
+/// What is known of a disk once its point is chosen.
+fn disk_report(disk: &DiskId, point: &Point, disk_bytes: u64, moment: Micros) -> DiskReport {
+    DiskReport {
         disk: disk.to_string(),
         point: point.id.to_string(),
         time: point.label.to_string(),
         kind: point.kind_text().to_owned(),
         rpo_seconds: view::seconds(point.label, moment),
-        restore_seconds,
-        check_seconds: started.elapsed().as_secs_f64() - restore_seconds,
-        disk_bytes: restored.disk_bytes,
-        read_bytes: restored.read_bytes,
-        volumes,
-    };
-    Ok((told, warnings))
+        restore_seconds: None,
+        check_seconds: None,
+        disk_bytes,
+        read_bytes: 0,
+        volumes: Vec::new(),
+    }
 }
 
 async fn user_program(program: &Path, images: Vec<PathBuf>, limit: Duration) -> ProgramReport {

@@ -9,9 +9,11 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
+use tracing::{Instrument, info_span};
 
+use super::asked::{self, AtPoint, PointArgs};
 use super::keyring::{self, VaultArgs};
-use super::points::{self as view, DiskView};
+use super::points as view;
 use super::restore::{self, ProgressMode, memory, show};
 use super::run_file::RunFile;
 use super::{Failure, Outcome};
@@ -24,16 +26,18 @@ use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
 use crate::nbd::{Listen, Server, ServerTls};
 use crate::restore::fetch;
 use crate::restore::pin;
-use crate::restore::plan::Plan;
 use crate::restore::points::{Ask, Point};
-use crate::restore::source::Source;
 use crate::telemetry::names;
+use crate::telemetry::traces::within;
 use crate::types::{DiskId, Id128};
 use crate::vault::Vault;
+use crate::vault::reader::Want;
 use crate::wire::TlsFiles;
 
 /// How often the file for Prometheus is written.
 const METRICS_INTERVAL: Duration = Duration::from_secs(15);
+/// How long a guest's read waits for a vault that is away, unless told otherwise (`--patience`).
+pub(super) const GUEST_PATIENCE: Duration = Duration::from_secs(120);
 /// Damage that the text names one by one.
 const DAMAGE_SHOWN: usize = 20;
 
@@ -45,15 +49,8 @@ pub struct Args {
     /// The disk.
     #[arg(long)]
     disk: DiskId,
-    /// The last point at or before this time: 2026-11-22T21:00:05Z, "2026-11-22 21:00:05" (local), now, "-10 min".
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with_all = ["point", "latest"])]
-    at: Option<String>,
-    /// A point by its id (e1-s4711) or its name.
-    #[arg(long, value_name = "POINT", conflicts_with = "latest")]
-    point: Option<String>,
-    /// The newest point; the default.
-    #[arg(long)]
-    latest: bool,
+    #[command(flatten)]
+    point: PointArgs,
     /// Where to serve: unix:/path/to/socket or tcp:ADDRESS:PORT. Beyond this machine only with --tls-cert.
     #[arg(long, value_name = "ADDRESS")]
     listen: Listen,
@@ -87,6 +84,9 @@ pub struct Args {
     /// How long a read of the guest waits for a vault that is away, before it fails.
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2m")]
     patience: Duration,
+    /// Read the lanes' own indexes and list their batches, as if nothing were folded. Takes longer, and finds another copy of what was lost since.
+    #[arg(long)]
+    unfolded: bool,
     /// Print what happens as JSON, one object per line.
     #[arg(long)]
     json: bool,
@@ -109,7 +109,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Runs the verb.
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
-    let asked = restore::asked(args.at.as_deref(), args.point.as_deref())?;
+    let asked = args.point.asked()?;
     let tls = tls(&args)?;
     let runtime = keyring::runtime()?;
     runtime.block_on(async {
@@ -123,7 +123,7 @@ pub fn run(args: Args) -> Outcome {
             }
             trigger.start();
         });
-        export(&args, &asked, tls, drain).await
+        Box::pin(export(&args, &asked, tls, drain)).await
     })
 }
 
@@ -156,17 +156,10 @@ struct Chosen {
 async fn choose(args: &Args, asked: &Ask) -> Result<(Chosen, Exported), Failure> {
     let started = Instant::now();
     let (vault, identity) = restore::open(&args.vault).await?;
-    let loaded = view::load(&vault, &args.disk).await?;
-    let point = restore::choose(&args.disk, &loaded, asked)?;
-    let (source, damaged_lanes) =
-        Source::open(&vault, &identity, &loaded.catalog).map_err(|error| Failure::of(&error))?;
-    let mut warnings = loaded.warnings(&args.disk);
-    warnings.extend(damaged_lanes.iter().map(ToString::to_string));
-    let DiskView { history, .. } = loaded;
-    let plan = Plan::build(&history, point.id)
-        .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;
-    source.can_open(&plan).map_err(|error| Failure::of(&error))?;
-    let exported = Exported { source, disk: args.disk.clone(), history: Arc::new(history), plan };
+    let want = Want { folded: !args.unfolded, ..Want::disk(&args.disk) };
+    let AtPoint { point, source, history, plan, warnings } =
+        asked::open(&vault, &identity, &want, &args.disk, asked).await?;
+    let exported = Exported { source, disk: args.disk.clone(), history, plan };
     let (requests, took) = (vault.store().requests(), started.elapsed());
     Ok((Chosen { vault, point, warnings, requests, took }, exported))
 }
@@ -176,7 +169,7 @@ async fn export(args: &Args, asked: &Ask, tls: Option<ServerTls>, drain: Drain) 
     let chosen = tokio::select! {
         biased;
         () = stop.wait() => return Ok(exit::OK),
-        chosen = choose(args, asked) => chosen,
+        chosen = within(info_span!("open point", disk = %args.disk), choose(args, asked)) => chosen,
     };
     let (mut chosen, exported) = chosen?;
     let pinned = pin(args, &mut chosen).await;
@@ -212,7 +205,8 @@ async fn serve(args: &Args, chosen: &Chosen, exported: Exported, tls: Option<Ser
     let limits = OriginLimits { memory_bytes: args.memory, jobs, patience: args.patience };
     let runtime = tokio::runtime::Handle::current();
     let stop = drain.clone();
-    let opened = blocking(move || export::open(exported, &places, limits, runtime, stop)).await?;
+    let opened = blocking(move || export::open(exported, &places, limits, runtime, stop));
+    let opened = opened.instrument(info_span!("open export", disk = %args.disk)).await?;
     let disk = Arc::new(opened.map_err(|error| Failure::of(&error))?);
     let server = Server::bind(args.listen.clone(), vec![Arc::clone(&disk) as _], export::server_limits())
         .map_err(|error| Failure::error(error.to_string()))?;

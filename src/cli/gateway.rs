@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use super::traces::Traced;
 use super::{Failure, Outcome};
 use crate::fault::exit;
 use crate::gateway::config::{DEFAULT_FILE, GatewayConfig};
@@ -16,6 +17,15 @@ pub struct Args {
     /// Print a configuration file with every key, its default and its meaning, and stop.
     #[arg(long)]
     print_config: bool,
+}
+
+impl Args {
+    /// Of what the daemon's traces tell, and what its file says of them.
+    pub(super) fn traced(&self) -> Traced {
+        let config = self.config.as_deref().filter(|_| !self.print_config).map(GatewayConfig::load);
+        let read = config.and_then(Result::ok).map(|config| (Some(config.id), config.traces));
+        Traced::with_file("tidegate-gateway", read)
+    }
 }
 
 /// Runs the verb.

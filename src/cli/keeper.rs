@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use super::run_file::{KeeperFigures, RunFile};
+use super::traces::Traced;
 use super::{Failure, Outcome, keyring};
 use crate::config::show_size;
 use crate::fault::exit;
@@ -21,6 +22,7 @@ use crate::keeper::outlook::When;
 use crate::keeper::report::{Count, Progress, Report};
 use crate::keeper::run::{self, Keeper};
 use crate::keys::CatalogKey;
+use crate::telemetry::traces::within;
 use crate::vault::Vault;
 use crate::vault::rng::Rng;
 use crate::vault::url::open_store;
@@ -74,6 +76,19 @@ struct RunArgs {
     metrics_file: Option<RunFile>,
 }
 
+impl Args {
+    /// Of what the runs' traces tell, and what the file says of them.
+    pub(super) fn traced(&self) -> Traced {
+        let file = match &self.verb {
+            Verb::Plan(args) => Some(&args.config),
+            Verb::Once(args) | Verb::Run(args) => Some(&args.config.config),
+            Verb::PrintConfig => None,
+        };
+        let config = file.and_then(|file| KeeperConfig::load(file).ok());
+        Traced::with_file("tidegate-keeper", config.map(|config| (None, config.traces)))
+    }
+}
+
 /// Runs the verb.
 pub fn run(args: Args) -> Outcome {
     let runtime = keyring::runtime()?;
@@ -108,7 +123,8 @@ async fn plan(args: &ConfigArgs) -> Outcome {
     let (config, vault) = open(args).await?;
     let (now, progress) = (SystemClock::new().wall(), Arc::new(Progress::default()));
     let telling = tokio::spawn(tell(Arc::clone(&progress)));
-    let report = run::plan(&vault, &config.work, &config.policies, now, &progress).await;
+    let span = tracing::info_span!("keeper plan", vault = vault.store().shown());
+    let report = within(span, run::plan(&vault, &config.work, &config.policies, now, &progress)).await;
     telling.abort();
     let report = report.map_err(|error| failure(&error))?;
     if args.json {
@@ -116,6 +132,7 @@ async fn plan(args: &ConfigArgs) -> Outcome {
     } else {
         print_state(&report);
         println!("would go    {} once marked, and `delete_after` later", show(report.unneeded));
+        print_sparse(&report, config.work.moves);
     }
     Ok(if report.is_held_back() { exit::DAMAGE } else { exit::OK })
 }
@@ -156,7 +173,8 @@ async fn one_run(args: &RunArgs, drain: &Drain) -> (Option<Duration>, Outcome) {
             stop: drain,
             progress: &progress,
         };
-        let report = Box::pin(keeper.once()).await;
+        let span = tracing::info_span!("keeper run", vault = vault.store().shown());
+        let report = within(span, Box::pin(keeper.once())).await;
         telling.abort();
         report.map_err(|error| failure(&error))
     }
@@ -176,6 +194,8 @@ fn figures(report: &Report) -> KeeperFigures {
         marked_bytes: report.marked.bytes.saturating_sub(report.deleted.bytes) + report.newly_marked.bytes,
         stored_bytes: report.stored.bytes.saturating_sub(report.deleted.bytes),
         needed_bytes: report.needed_bytes,
+        moved_bytes: report.moved.bytes,
+        saving_bytes: report.moving_saves_bytes,
         held_back: held_back + report.lanes_unread,
     }
 }
@@ -188,9 +208,15 @@ fn print(report: &Report, as_json: bool) -> u8 {
         print_state(report);
         let (marked, back, deleted) = (show(report.newly_marked), report.taken_back, show(report.deleted));
         println!("this run    marked {marked}; took back {back} marks; deleted {deleted}");
+        if report.moved.batches > 0 {
+            println!("moved       what is needed of {} batches, into {}", report.emptied_batches, show(report.moved));
+        }
         let (sealed, in_use) = (report.lanes_sealed, report.lanes_in_use);
         let (waiting, elsewhere) = (report.lanes_waiting, report.lanes_elsewhere);
         println!("lanes       {sealed} sealed, {in_use} still in use, {waiting} wait, {elsewhere} with another keeper");
+        if report.lanes_folded + report.folded_written > 0 {
+            println!("folded      {} lanes, {} objects", report.lanes_folded, report.folded_written);
+        }
         if report.goes_on() {
             println!("go on       another run finds more to do");
         }
@@ -269,6 +295,14 @@ fn print_state(report: &Report) {
     println!("marked      {}", show(report.marked));
     for note in &report.notes {
         println!("note        {note}");
+    }
+}
+
+fn print_sparse(report: &Report, moves: bool) {
+    if report.sparse.batches > 0 {
+        let how = if moves { "a run moves it as far as its budget goes" } else { "with move = true" };
+        let saved = show_size(report.moving_saves_bytes);
+        println!("sparse      {}: to move what is needed of them saves {saved} more ({how})", show(report.sparse));
     }
 }
 

@@ -9,6 +9,7 @@ use super::Failure;
 use super::passphrase::PassphraseArgs;
 use crate::fault::{Classify, Fault};
 use crate::keys::{CatalogKey, Identity};
+use crate::telemetry::traces::within;
 use crate::vault::store::VaultStore;
 use crate::vault::url::open_store;
 use crate::vault::{Vault, VaultError};
@@ -90,7 +91,8 @@ impl VaultArgs {
     pub async fn open(&self) -> Result<Opened, Failure> {
         let store = self.store()?;
         let keyring = self.keyring(&store)?;
-        open(store, keyring).await.map_err(|error| Failure::of(&error))
+        let span = tracing::info_span!("open vault", vault = store.shown());
+        within(span, open(store, keyring)).await.map_err(|error| Failure::of(&error))
     }
 
     /// As [`VaultArgs::open`], refusing to go on without the catalog key.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod agent;
+mod asked;
 mod bandwidth;
 mod bundle;
 mod config;
@@ -27,6 +28,7 @@ mod run_file;
 mod seen;
 mod status;
 mod top;
+mod traces;
 mod vault;
 mod verify;
 
@@ -34,6 +36,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use self::traces::Traced;
 use crate::fault::{self, Classify, Fault, exit};
 use crate::telemetry::log::{self, LogFormat};
 
@@ -71,6 +74,12 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::error(fault::chain_text(&error))
@@ -83,6 +92,8 @@ struct Cli {
     /// Form of the log on standard error; TIDEGATE_LOG sets the level.
     #[arg(long, global = true, value_enum, default_value_t, env = "TIDEGATE_LOG_FORMAT")]
     log_format: LogFormat,
+    #[command(flatten)]
+    traces: traces::Args,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -142,10 +153,11 @@ enum Verb {
     /// Exit code 0, 1 for a failure, 2 for a wrong call, 3 if parts that the copy needs are damaged, 75 if the vault cannot be
     /// reached for now.
     Export(export::Args),
-    /// Prove that disks come back: restore, look at their file systems, run a check, report RPO and RTO.
+    /// Prove that disks come back: restore and look at them, or boot a machine from the vault; report RPO and RTO.
     ///
     /// Works in a folder of its own, which is gone afterwards. ext file systems are looked at by e2fsck after their journal was
-    /// replayed; --check PROGRAM looks further. On a schedule, by a timer, with --metrics-file.
+    /// replayed; --check PROGRAM looks further. --boot restores nothing: a machine in QEMU boots from the vault, and is up when its
+    /// serial console says so (--until). On a schedule, by a timer, with --metrics-file.
     ///
     /// Exit code 0 if all was well, 1 if something was not or an objective was missed, 2 for a wrong call, 3 for damage in the
     /// vault, 75 if it cannot be reached for now.
@@ -163,12 +175,49 @@ enum Verb {
     Generate(generate::Args),
 }
 
+impl Verb {
+    /// Of what traces tell; nothing of a verb that is over at once, or that only asks.
+    fn traced(&self) -> Option<Traced> {
+        match self {
+            Self::Gateway(args) => Some(args.traced()),
+            Self::Agent(args) => args.traced(),
+            Self::Keeper(args) => Some(args.traced()),
+            Self::Restore(_) => Some(Traced::verb("tidegate-restore")),
+            Self::Export(_) => Some(Traced::verb("tidegate-export")),
+            Self::Drill(_) => Some(Traced::verb("tidegate-drill")),
+            Self::Verify(_) => Some(Traced::verb("tidegate-verify")),
+            _ => None,
+        }
+    }
+}
+
 /// Parses the command line, runs the verb, prints a failure; the whole of `main`.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::start(cli.log_format);
-    let outcome = match cli.verb {
+    let (traces, warning) = match traces::start(&cli.traces, &cli.verb) {
+        Ok(started) => started,
+        Err(failure) => return failed(&failure),
+    };
+    log::start(cli.log_format, &traces);
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    let outcome = run(cli.verb);
+    traces.stop();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failed(&failure),
+    }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    eprintln!("tidegate: {failure}");
+    ExitCode::from(failure.code)
+}
+
+fn run(verb: Verb) -> Outcome {
+    match verb {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Gateway(args) => gateway::run(args),
         Verb::Journal(args) => journal::run(args),
@@ -190,12 +239,5 @@ pub fn main() -> ExitCode {
         Verb::Vault(args) => vault::run(args),
         Verb::Pki(args) => pki::run(args),
         Verb::Generate(args) => generate::run(&args, Cli::command()),
-    };
-    match outcome {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            eprintln!("tidegate: {}", failure.text);
-            ExitCode::from(failure.code)
-        }
     }
 }

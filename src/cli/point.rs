@@ -86,7 +86,9 @@ pub fn run(args: Args) -> Outcome {
             let code = if failed.try_again { exit::TRY_AGAIN } else { exit::ERROR };
             Err(Failure { text: failed.text, code })
         }
-        Response::Status(_) => Err(Failure::error("the agent answered with its status instead of a point")),
+        Response::Status(_) | Response::Heads(_) => {
+            Err(Failure::error("the agent answered with something else than a point"))
+        }
     }
 }
 

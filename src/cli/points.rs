@@ -11,11 +11,13 @@ use super::{Failure, Outcome};
 use crate::config::show_size;
 use crate::fault::exit;
 use crate::flow::{Clock, SystemClock};
+use crate::gateway::habit::{self, EventView};
 use crate::restore::ask;
 use crate::restore::damage::Damage;
 use crate::restore::history::{Gap, History};
 use crate::restore::points::{self, Ask, Point};
 use crate::restore::source;
+use crate::telemetry::traces::within;
 use crate::types::{BarrierKind, DiskId, Id128, Micros};
 use crate::vault::Vault;
 use crate::vault::reader::{Catalog, Want};
@@ -38,6 +40,10 @@ pub struct Args {
     /// (local), now, "-10 min".
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     near: Option<String>,
+    /// Since when the disk's writes pack no more, if ever, and the last point before: what a gateway tells of a disk that may be being
+    /// encrypted, found again in the vault's indexes.
+    #[arg(long, requires = "disk", conflicts_with_all = ["near", "all"])]
+    events: bool,
     /// Print every point; otherwise the named ones and the newest. JSON always has all.
     #[arg(long)]
     all: bool,
@@ -55,13 +61,14 @@ pub(super) struct DiskView {
     pub(super) damage: Vec<Damage>,
 }
 
-/// Loads everything about one disk.
+/// Loads everything about one disk, which is the one that `want` names.
 ///
 /// # Errors
 /// [`Failure`] if the vault does not know the disk, or cannot be read.
-pub(super) async fn load(vault: &Vault, disk: &DiskId) -> Result<DiskView, Failure> {
+pub(super) async fn load(vault: &Vault, disk: &DiskId, want: &Want) -> Result<DiskView, Failure> {
     let failure = |error: crate::vault::VaultError| Failure::of(&error);
-    let catalog = source::load(vault, &Want::disk(disk)).await.map_err(failure)?;
+    let span = tracing::info_span!("load indexes", %disk);
+    let catalog = within(span, source::load(vault, want)).await.map_err(failure)?;
     // After the batches: an epoch that they name is then surely listed.
     let epochs = vault.epochs(disk).await.map_err(failure)?;
     if epochs.is_empty() && catalog.batches.is_empty() && vault.disk(disk).await.map_err(failure)?.is_none() {
@@ -153,11 +160,12 @@ pub fn run(args: Args) -> Outcome {
 fn of_disk(args: &Args, runtime: &Runtime, disk: &DiskId, near: Option<Micros>) -> Outcome {
     let view = runtime.block_on(async {
         let Opened { vault, .. } = args.vault.open_with_key().await?;
-        load(&vault, disk).await
+        load(&vault, disk, &Want::folded(disk)).await
     })?;
     let warnings = view.warnings(disk);
     match near {
         Some(time) => print_near(args, disk, &view, time, &warnings),
+        None if args.events => print_events(args, disk, &view, &warnings),
         None if args.json => println!("{}", as_json(disk, &view, &warnings)),
         None => print_text(args, disk, &view),
     }
@@ -165,6 +173,23 @@ fn of_disk(args: &Args, runtime: &Runtime, disk: &DiskId, near: Option<Micros>) 
         eprintln!("tidegate: warning: {warning}");
     }
     Ok(exit::OK)
+}
+
+/// Since when the disk wrote otherwise than ever, each time that it did.
+fn print_events(args: &Args, disk: &DiskId, view: &DiskView, warnings: &[String]) {
+    let history = &view.history;
+    let events = habit::replay(history.picks().map(|(_, pick)| &history.rows[pick.row].message));
+    let events: Vec<EventView> = events.iter().map(|event| event.view(disk)).collect();
+    if args.json {
+        println!("{}", json!({ "disk": disk, "events": events, "warnings": warnings }));
+        return;
+    }
+    for event in &events {
+        println!("{}", event.words);
+    }
+    if events.is_empty() {
+        println!("disk {disk}: its writes have packed as ever, as far as the vault's indexes reach back");
+    }
 }
 
 /// The points beside a time, and what lies between them.

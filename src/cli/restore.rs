@@ -2,6 +2,7 @@
 
 mod choice;
 mod display;
+mod proof;
 mod told;
 
 use std::path::PathBuf;
@@ -10,11 +11,13 @@ use std::sync::Arc;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::{Instrument, info_span};
 
 use self::choice::{Choice, Group, Member};
 use self::display::show_of;
 pub(super) use self::display::{ProgressMode, show};
 use self::told::Told;
+use super::asked::PointArgs;
 use super::keyring::{self, Opened, VaultArgs};
 use super::points::{self as view, DiskView};
 use super::run_file::{Figures, RunFile};
@@ -23,20 +26,22 @@ use crate::config::{parse_size, show_size};
 use crate::fault::{Classify, Fault, exit};
 use crate::flow::{Clock, SystemClock};
 use crate::keys::Identity;
-use crate::restore::ask;
 use crate::restore::fetch::{self, FetchLimits};
 use crate::restore::format::Format;
 use crate::restore::pin;
 use crate::restore::plan::Plan;
 use crate::restore::points::{self, Ask, Point};
 use crate::restore::progress::Progress;
+use crate::restore::resume::Place;
 use crate::restore::source::{self, Source};
 use crate::restore::write::{self, RestoreError, RestoreOptions, Restored, Whole};
+use crate::telemetry::traces::within;
 use crate::types::DiskId;
 use crate::vault::Vault;
+use crate::vault::reader::Want;
 
 /// Smallest useful byte budget: one of the longest reads and a little.
-const MEMORY_BYTES_MIN: u64 = 16 << 20;
+pub(super) const MEMORY_BYTES_MIN: u64 = 16 << 20;
 
 /// Options of `tidegate restore`.
 #[derive(clap::Args)]
@@ -53,15 +58,8 @@ pub struct Args {
     /// named; or `last`, the newest (by --at) that the disks named have in common.
     #[arg(long, value_name = "ID|last", conflicts_with_all = ["point", "latest", "metrics_file"])]
     group: Option<Group>,
-    /// The last point at or before this time: 2026-11-22T21:00:05Z, "2026-11-22 21:00:05" (local), now, "-10 min".
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with_all = ["point", "latest"])]
-    at: Option<String>,
-    /// A point by its id (e1-s4711) or its name.
-    #[arg(long, value_name = "POINT", conflicts_with = "latest")]
-    point: Option<String>,
-    /// The newest point; the default.
-    #[arg(long)]
-    latest: bool,
+    #[command(flatten)]
+    point: PointArgs,
     /// File to create, or block device to overwrite. A folder takes a file for each disk; {disk} in a path stands for its name.
     #[arg(long, value_name = "PATH", required_unless_present = "onto")]
     to: Option<PathBuf>,
@@ -72,12 +70,23 @@ pub struct Args {
     /// Form of the file. vhd-fixed is what Azure takes.
     #[arg(long, default_value = "raw", value_parser = format())]
     format: Format,
+    /// Folder for the note of how far a restore has come, which goes on from there; made if it is not there. Without, it stands beside
+    /// a file, and for a device in /var/lib/tidegate/restore.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Read back from the target what was written, once it is durable. What comes from the vault is always verified.
     #[arg(long)]
     verify: bool,
+    /// The authority that issues the agents' certificates, as `tidegate pki init` made it (ca.crt): only a point is restored that
+    /// an agent signed whose certificate is of it.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Overwrite what is there, and drop another half-done restore into the same target.
     #[arg(long)]
     force: bool,
+    /// Read the lanes' own indexes and list their batches, as if nothing were folded. Takes longer, and finds another copy of what was lost since.
+    #[arg(long)]
+    unfolded: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -124,25 +133,15 @@ pub(super) fn limits(memory_bytes: u64, jobs: Option<u16>) -> FetchLimits {
 /// Runs the verb.
 #[expect(clippy::needless_pass_by_value, reason = "every verb is called alike")]
 pub fn run(args: Args) -> Outcome {
-    let asked = asked(args.at.as_deref(), args.point.as_deref())?;
+    let asked = args.point.asked()?;
     let (runtime, started) = (keyring::runtime()?, Instant::now());
     let mut figures: Vec<(DiskId, Figures)> = args.disk.iter().map(|disk| (disk.clone(), Figures::default())).collect();
-    let outcome = runtime.block_on(restore(&args, &asked, &mut figures));
+    let outcome = runtime.block_on(within(info_span!("restore"), restore(&args, &asked, &mut figures)));
     if let Some(file) = &args.metrics_file {
         let (now, took) = (SystemClock::new().wall(), started.elapsed());
         file.tell_restore(&figures, now, took, outcome.is_ok());
     }
     outcome
-}
-
-/// The point that the options ask for; without any the newest.
-pub(super) fn asked(at: Option<&str>, point: Option<&str>) -> Result<Ask, Failure> {
-    match (at, point) {
-        (Some(at), _) => ask::at(at, SystemClock::new().wall(), &jiff::tz::TimeZone::system())
-            .map_err(|error| Failure::usage(error.to_string())),
-        (None, Some(point)) => Ok(ask::point(point)),
-        (None, None) => Ok(Ask::Latest),
-    }
 }
 
 /// The vault, and the identity that opens its data.
@@ -189,7 +188,8 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) ->
         choice::place(args, &args.disk[0], false)?;
     }
     let (vault, identity) = open(&args.vault).await?;
-    let Choice { mut members, mut loaded } = choice::all(args, &vault, asked).await?;
+    let Choice { mut members, mut loaded } =
+        within(info_span!("choose points"), choice::all(args, &vault, asked)).await?;
     let apart = choice::apart(&members);
     apart.iter().for_each(|apart| eprintln!("tidegate: warning: {apart}"));
     let mut pinned = JoinSet::new();
@@ -201,7 +201,9 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) ->
     for member in &members {
         let (begun, several) = (Instant::now(), members.len() > 1);
         let mut warnings = member.warnings.clone();
-        let outcome = match one(args, &vault, &identity, member, loaded.take(), several, &mut warnings).await? {
+        let span = info_span!("restore disk", disk = %member.disk, point = %member.point.id);
+        let restored = one(args, &vault, &identity, member, loaded.take(), several, &mut warnings);
+        let outcome = match within(span, restored).await? {
             Ok((whole, restored)) => {
                 wholes.push(whole);
                 Ok(restored)
@@ -218,7 +220,7 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) ->
     note_figures(figures, &told);
     let mut nameless = wholes.len();
     if nameless == members.len() {
-        finish(wholes, &mut told).await;
+        finish(wholes, &mut told).instrument(info_span!("give names")).await;
         nameless = 0;
     }
     if args.json {
@@ -260,7 +262,7 @@ async fn one(
     let Member { disk, point, to, .. } = member;
     let DiskView { catalog, history, .. } = match loaded {
         Some(view) => view,
-        None => view::load(vault, disk).await?,
+        None => view::load(vault, disk, &Want { folded: !args.unfolded, ..Want::disk(disk) }).await?,
     };
     let (source, damaged) = Source::open(vault, identity, &catalog).map_err(|error| Failure::of(&error))?;
     for damage in damaged {
@@ -269,14 +271,21 @@ async fn one(
     }
     drop(catalog);
     eprintln!("restoring disk {disk} to {}", view::point_line(point));
-    let plan = Plan::build(&history, point.id)
+    warnings.extend(proof::told(args.ca.as_deref(), &source, &history, disk, point.id).await?);
+    let plan = info_span!("plan")
+        .in_scope(|| Plan::build(&history, point.id))
         .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;
     let progress = Arc::new(Progress::default());
     let what = if several { disk.to_string() } else { String::new() };
     let display = tokio::spawn(show_of(args.progress, Arc::clone(&progress), what));
     let (force, limits, format) = (args.force, limits(args.memory, args.jobs), args.format);
     let options = RestoreOptions { force, limits, format, onto: args.onto.is_some(), verify: args.verify };
-    let written = write::write(&source, disk, Arc::new(history), &plan, to, &options, progress).await;
+    let place = match &args.state {
+        Some(folder) => Place::noted_in(to, folder).map_err(|error| Failure::of(&error))?,
+        None => Place::from(to),
+    };
+    let written = write::write(&source, disk, Arc::new(history), &plan, place, &options, progress);
+    let written = within(info_span!("write image", format = format.as_str()), written).await;
     display.abort();
     // Wait for its end, or the bar would be drawn into what follows.
     let _ = display.await;

@@ -51,6 +51,31 @@ pub(super) struct Figures {
     pub(super) damage: u64,
 }
 
+/// What a verification has found, as far as it came.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct VerifyFigures {
+    /// Bytes of the objects that it looked at.
+    pub(super) bytes: u64,
+    /// Findings that are damage.
+    pub(super) damage: u64,
+    /// Of them those of one disk alone.
+    pub(super) disks: Vec<(DiskId, u64)>,
+    /// How far runs that take turns have come.
+    pub(super) round: Option<VerifyRound>,
+}
+
+/// A round of verifications that open everything together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct VerifyRound {
+    /// When it began.
+    pub(super) began: Micros,
+    /// Share of the messages that it has opened.
+    pub(super) seen_ratio: f64,
+}
+
+/// Disks that have lines of their own, those with damage first: a file has few lines, and the sum is over all.
+const DISK_LINES_MAX: usize = 200;
+
 /// What a run of the keeper has found and done, as far as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct KeeperFigures {
@@ -62,6 +87,10 @@ pub(super) struct KeeperFigures {
     pub(super) stored_bytes: u64,
     /// Bytes of the messages that are needed.
     pub(super) needed_bytes: u64,
+    /// Bytes of batches that it wrote with what it moved.
+    pub(super) moved_bytes: u64,
+    /// Bytes that moving what sparse batches hold would free.
+    pub(super) saving_bytes: u64,
     /// Disks and lanes of which nothing goes because something is damaged.
     pub(super) held_back: u64,
 }
@@ -105,10 +134,19 @@ impl RunFile {
     }
 
     /// Tells of a verification that ended at `now`.
-    pub(super) fn tell_verify(&self, now: Micros, took: Duration, success: bool, figures: Figures) {
-        let more =
+    pub(super) fn tell_verify(&self, now: Micros, took: Duration, success: bool, figures: &VerifyFigures) {
+        let mut more =
             vec![(names::VERIFY_RUN_BYTES, figures.bytes as f64), (names::VERIFY_RUN_DAMAGE, figures.damage as f64)];
-        self.tell(&VERIFY, vec![(Vec::new(), more)], now, took, success);
+        if let Some(VerifyRound { began, seen_ratio }) = figures.round {
+            let began_seconds = began.0 as f64 / 1e6;
+            more.extend([(names::VERIFY_ROUND_BEGIN_SECONDS, began_seconds), (names::VERIFY_ROUND_RATIO, seen_ratio)]);
+        }
+        let mut out = self.page(&VERIFY, vec![(Vec::new(), more)], now, took, success);
+        let mut disks: Vec<&(DiskId, u64)> = figures.disks.iter().collect();
+        disks.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        let line = |(disk, damage): &&(DiskId, u64)| (self.labels(&[("disk", disk.as_str())]), *damage as f64);
+        text::family(&mut out, names::VERIFY_DISK_DAMAGE, disks.iter().take(DISK_LINES_MAX).map(line));
+        self.tell_page(&out);
     }
 
     /// Tells metrics and their values, with these labels beside that of the run.
@@ -144,6 +182,8 @@ impl RunFile {
                 (names::KEEPER_MARKED_BYTES, figures.marked_bytes as f64),
                 (names::KEEPER_STORED_BYTES, figures.stored_bytes as f64),
                 (names::KEEPER_NEEDED_BYTES, figures.needed_bytes as f64),
+                (names::KEEPER_RUN_MOVED_BYTES, figures.moved_bytes as f64),
+                (names::KEEPER_SAVING_BYTES, figures.saving_bytes as f64),
                 (names::KEEPER_HELD_BACK, figures.held_back as f64),
             ]
         });
@@ -151,6 +191,16 @@ impl RunFile {
     }
 
     fn tell(&self, names: &Names, lines: Vec<Line<'_>>, now: Micros, took: Duration, success: bool) {
+        self.tell_page(&self.page(names, lines, now, took, success));
+    }
+
+    fn tell_page(&self, page: &str) {
+        if let Err(error) = self.replace(page) {
+            eprintln!("tidegate: warning: {} was not written, so alerts will miss this run: {error}", self.0.display());
+        }
+    }
+
+    fn page(&self, names: &Names, lines: Vec<Line<'_>>, now: Micros, took: Duration, success: bool) -> String {
         let labelled = |(labels, more): Line<'_>| (self.labels(&labels), more);
         let lines: Vec<(String, Vec<Named>)> = lines.into_iter().map(labelled).collect();
         let now_seconds = now.0 as f64 / 1e6;
@@ -170,9 +220,7 @@ impl RunFile {
         for (at, (name, _)) in lines.first().into_iter().flat_map(|(_, more)| more).enumerate() {
             all(name, &|_, more| more[at].1);
         }
-        if let Err(error) = self.replace(&out) {
-            eprintln!("tidegate: warning: {} was not written, so alerts will miss this run: {error}", self.0.display());
-        }
+        out
     }
 
     fn before(&self) -> String {
@@ -212,11 +260,13 @@ mod tests {
         let file: RunFile = path.to_str().expect("text").parse().expect("a name");
         let read = || std::fs::read_to_string(&path).expect("written");
         let took = Duration::from_millis(1500);
-        let figures = Figures { bytes: 7, damage: 0 };
-        file.tell_verify(Micros(1_000_000), took, false, Figures::default());
+        let disks = vec![(DiskId::new("a").expect("a name"), 0), (DiskId::new("b").expect("a name"), 2)];
+        let round = Some(VerifyRound { began: Micros(3_000_000), seen_ratio: 0.25 });
+        let figures = VerifyFigures { bytes: 7, ..VerifyFigures::default() };
+        file.tell_verify(Micros(1_000_000), took, false, &VerifyFigures::default());
         assert_eq!(value(&read(), "tidegate_verify_last_success_timestamp_seconds{run=\"nightly\"}"), Some(0.0));
-        file.tell_verify(Micros(5_000_000), took, true, figures);
-        file.tell_verify(Micros(9_000_000), took, false, Figures { bytes: 8, damage: 3 });
+        file.tell_verify(Micros(5_000_000), took, true, &figures);
+        file.tell_verify(Micros(9_000_000), took, false, &VerifyFigures { bytes: 8, damage: 3, disks, round });
         let page = read();
         for (name, expected) in
             [("last_success_timestamp_seconds", 5.0), ("last_run_timestamp_seconds", 9.0), ("run_seconds", 1.5)]
@@ -225,6 +275,11 @@ mod tests {
         }
         assert_eq!(value(&page, "tidegate_verify_run_bytes{run=\"nightly\"}"), Some(8.0), "{page}");
         assert_eq!(value(&page, "tidegate_verify_run_damage{run=\"nightly\"}"), Some(3.0), "{page}");
+        assert_eq!(value(&page, "tidegate_verify_disk_damage{run=\"nightly\",disk=\"b\"}"), Some(2.0), "{page}");
+        assert_eq!(value(&page, "tidegate_verify_disk_damage{run=\"nightly\",disk=\"a\"}"), Some(0.0), "{page}");
+        assert_eq!(value(&page, "tidegate_verify_round_seen_ratio{run=\"nightly\"}"), Some(0.25), "{page}");
+        let began = "tidegate_verify_round_begin_timestamp_seconds{run=\"nightly\"}";
+        assert_eq!(value(&page, began), Some(3.0), "{page}");
         assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 1, "nothing half-written is left");
     }
 

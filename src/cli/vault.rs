@@ -1,5 +1,6 @@
 //! `tidegate vault`: make a vault, look at one, get its catalog key back, say who can open it.
 
+mod hold;
 mod recipients;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,10 @@ enum Verb {
     /// `recipients add` does it too; this finishes what was interrupted, and takes in lanes that were opened meanwhile. Asked again, it
     /// does only what is left. Exit code 1 if keys are left that this identity does not open.
     Rewrap(recipients::RewrapArgs),
+    /// Keep a point for up to a week, whatever the policy of retention says.
+    ///
+    /// Needs a key that opens indexes and a credential that may write. Asked again, the point is kept longer.
+    Hold(hold::Args),
 }
 
 #[derive(clap::Args)]
@@ -115,6 +120,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::CatalogKey(args) => runtime.block_on(catalog_key(args)),
         Verb::Recipients(args) => runtime.block_on(recipients::run(args)),
         Verb::Rewrap(args) => runtime.block_on(recipients::rewrap(args)),
+        Verb::Hold(args) => runtime.block_on(hold::run(args)),
     }
 }
 

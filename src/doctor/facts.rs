@@ -52,6 +52,17 @@ pub struct Facts {
     pub ports: Vec<Port>,
     /// The daemon itself.
     pub daemon: Daemon,
+    /// Where traces go, if they go anywhere.
+    pub traces: Option<Receiver>,
+}
+
+/// The receiver of traces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receiver {
+    /// Its URL.
+    pub endpoint: String,
+    /// Whether it takes any.
+    pub answer: Result<(), String>,
 }
 
 /// What the configuration asks of the host.

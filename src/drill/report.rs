@@ -6,6 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::check::{Looked, Verdict};
+use crate::config::show_size;
+
+/// Lines of the console that the page has: a screen of it.
+const CONSOLE_LINES: usize = 25;
 
 /// One disk of a drill.
 #[derive(Debug, Clone, Serialize)]
@@ -20,10 +24,10 @@ pub struct DiskReport {
     pub kind: String,
     /// What would be lost: from the point to the moment that was asked for.
     pub rpo_seconds: f64,
-    /// Seconds of the restore.
-    pub restore_seconds: f64,
-    /// Seconds of looking at its file systems.
-    pub check_seconds: f64,
+    /// Seconds of the restore; none if the disk was served from the vault.
+    pub restore_seconds: Option<f64>,
+    /// Seconds of looking at its file systems; none if nobody did.
+    pub check_seconds: Option<f64>,
     /// Size of the disk.
     pub disk_bytes: u64,
     /// Bytes read from the vault.
@@ -45,6 +49,31 @@ pub struct ProgramReport {
     pub seconds: f64,
 }
 
+/// A machine that booted from the vault.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct BootReport {
+    /// What it was.
+    pub machine: String,
+    /// What its console was to say.
+    pub until: String,
+    /// What went wrong; nothing if it came up.
+    pub failure: Option<String>,
+    /// From switching it on until its console had said that, or until it was given up.
+    pub seconds: f64,
+    /// The end of what its console said.
+    pub said: String,
+    /// The picture of its screen.
+    pub screenshot: Option<String>,
+    /// Bytes of the disks that it read.
+    pub guest_read_bytes: u64,
+    /// Requests of the vault for them.
+    pub vault_requests: u64,
+    /// Reads that failed.
+    pub failed_reads: u64,
+    /// Bytes that it wrote, which are gone.
+    pub written_bytes: u64,
+}
+
 /// A whole drill.
 #[derive(Debug, Clone, Serialize)]
 pub struct DrillReport {
@@ -56,9 +85,11 @@ pub struct DrillReport {
     pub disks: Vec<DiskReport>,
     /// The user's program, if there was one.
     pub program: Option<ProgramReport>,
+    /// The machine, if one was booted.
+    pub boot: Option<BootReport>,
     /// The oldest point's age: what would be lost.
     pub rpo_seconds: f64,
-    /// Until everything was restored and looked at.
+    /// Until everything was restored and looked at, or the machine was up.
     pub rto_seconds: f64,
     /// What is not as it should be; nothing if the drill passed.
     pub failures: Vec<String>,
@@ -67,6 +98,22 @@ pub struct DrillReport {
 }
 
 impl DrillReport {
+    /// One that nothing stands in yet.
+    #[must_use]
+    pub const fn new(began: String, vault: String) -> Self {
+        Self {
+            began,
+            vault,
+            disks: Vec::new(),
+            program: None,
+            boot: None,
+            rpo_seconds: 0.0,
+            rto_seconds: 0.0,
+            failures: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     /// Sums up the disks, and names what failed. `objectives` are what RPO and RTO should be at most.
     pub fn judge(&mut self, objectives: (Option<Duration>, Option<Duration>)) {
         self.rpo_seconds = self.disks.iter().map(|disk| disk.rpo_seconds).fold(0.0, f64::max);
@@ -82,6 +129,13 @@ impl DrillReport {
         }
         if let Some(program) = self.program.as_ref().filter(|program| !program.passed) {
             self.failures.push(format!("{}: {}", program.program, program.said));
+        }
+        if let Some(boot) = &self.boot {
+            self.failures.extend(boot.failure.clone());
+            if boot.failed_reads > 0 {
+                let why = "the vault is damaged or was away, and the log says which";
+                self.failures.push(format!("{} reads of the machine's disks failed: {why}", boot.failed_reads));
+            }
         }
         let (rpo, rto) = objectives;
         for (what, found, most) in [("RPO", self.rpo_seconds, rpo), ("RTO", self.rto_seconds, rto)] {
@@ -104,9 +158,10 @@ impl DrillReport {
         let verdict = if self.passed() { "passed" } else { "failed" };
         // Writing to a string never fails.
         let _ = writeln!(out, "# Recovery drill: {verdict}\n\nBegan {} from {}.\n", self.began, self.vault);
+        let reached = if self.boot.is_some() { "the machine was up, from the vault" } else { "restored and looked at" };
         let _ = writeln!(
             out,
-            "| what | found |\n|---|---|\n| RPO: age of the oldest point | {:.1} s |\n| RTO: restored and looked at | {:.1} s |\n",
+            "| what | found |\n|---|---|\n| RPO: age of the oldest point | {:.1} s |\n| RTO: {reached} | {:.1} s |\n",
             self.rpo_seconds, self.rto_seconds
         );
         let _ = writeln!(
@@ -117,16 +172,19 @@ impl DrillReport {
             let volumes: Vec<String> = disk.volumes.iter().map(volume_text).collect();
             let _ = writeln!(
                 out,
-                "| {} | {} {} | {} | {:.1} s | {:.1} s | {:.1} s | {} |",
+                "| {} | {} {} | {} | {:.1} s | {} | {} | {} |",
                 disk.disk,
                 disk.point,
                 disk.kind,
                 disk.time,
                 disk.rpo_seconds,
-                disk.restore_seconds,
-                disk.check_seconds,
+                took(disk.restore_seconds),
+                took(disk.check_seconds),
                 volumes.join("; ")
             );
+        }
+        if let Some(boot) = &self.boot {
+            boot.markdown(&mut out);
         }
         if let Some(program) = &self.program {
             let ended = if program.passed { "passed" } else { "failed" };
@@ -142,6 +200,31 @@ impl DrillReport {
         }
         out
     }
+}
+
+impl BootReport {
+    fn markdown(&self, out: &mut String) {
+        let ended = if self.failure.is_none() { "was up" } else { "was given up" };
+        // Writing to a string never fails.
+        let _ = writeln!(out, "\nA machine ({}) {ended} {:.1} s after it was switched on.", self.machine, self.seconds);
+        let _ = writeln!(
+            out,
+            "It read {} of its disks, in {} requests of the vault, and wrote {}.",
+            show_size(self.guest_read_bytes),
+            self.vault_requests,
+            show_size(self.written_bytes)
+        );
+        if let Some(screenshot) = &self.screenshot {
+            let _ = writeln!(out, "\n![its screen](<{screenshot}>)");
+        }
+        let lines: Vec<&str> = self.said.lines().collect();
+        let last = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+        let _ = writeln!(out, "\nThe end of what its console said:\n\n~~~text\n{}\n~~~", last.join("\n"));
+    }
+}
+
+fn took(seconds: Option<f64>) -> String {
+    seconds.map_or_else(|| "none".to_owned(), |seconds| format!("{seconds:.1} s"))
 }
 
 fn volume_text(volume: &Looked) -> String {
@@ -166,22 +249,14 @@ mod tests {
             time: "2026-11-22T21:00:05Z".into(),
             kind: "crash".into(),
             rpo_seconds: 2.5,
-            restore_seconds: 10.0,
-            check_seconds: 1.0,
+            restore_seconds: Some(10.0),
+            check_seconds: Some(1.0),
             disk_bytes: 4096,
             read_bytes: 100,
             volumes: vec![volume],
         };
-        DrillReport {
-            began: "2026-11-22T21:00:07Z".into(),
-            vault: "file:///v".into(),
-            disks: vec![disk],
-            program: None,
-            rpo_seconds: 0.0,
-            rto_seconds: 11.5,
-            failures: Vec::new(),
-            warnings: Vec::new(),
-        }
+        let blank = DrillReport::new("2026-11-22T21:00:07Z".into(), "file:///v".into());
+        DrillReport { disks: vec![disk], rto_seconds: 11.5, ..blank }
     }
 
     #[test]
@@ -204,5 +279,21 @@ mod tests {
             Some(ProgramReport { program: "./look".into(), passed: false, said: "no".into(), seconds: 1.0 });
         refused.judge((None, None));
         assert_eq!(refused.failures, ["./look: no"]);
+    }
+
+    #[test]
+    fn a_machine_that_does_not_come_up_or_whose_reads_fail_is_a_failure() {
+        let boot = BootReport { until: "login:".into(), said: "GRUB\nlogin:".into(), ..BootReport::default() };
+        let mut up = report(Verdict::Whole);
+        up.disks[0].restore_seconds = None;
+        up.boot = Some(boot.clone());
+        up.judge((None, None));
+        assert!(up.passed() && up.markdown().contains("RTO: the machine was up, from the vault"), "{}", up.markdown());
+        assert!(up.markdown().contains("~~~text\nGRUB\nlogin:\n~~~"), "{}", up.markdown());
+        let mut down = report(Verdict::Whole);
+        down.boot = Some(BootReport { failure: Some("it did not come up".into()), failed_reads: 2, ..boot });
+        down.judge((None, None));
+        assert_eq!(down.failures.len(), 2, "{:?}", down.failures);
+        assert!(down.markdown().contains("was given up"));
     }
 }

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use object_store::path::Path as ObjectPath;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -29,7 +28,6 @@ use super::origin::Origin;
 use super::overlay::Overlay;
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Drain, blocking};
-use crate::keys::LaneKey;
 use crate::restore::damage::Damage;
 use crate::restore::fetch::{self, FetchLimits, Known, Sink};
 use crate::restore::format::Layout;
@@ -37,6 +35,7 @@ use crate::restore::open::Opened;
 use crate::restore::plan::MessageUse;
 use crate::restore::progress::Progress;
 use crate::restore::resume::{Earlier, ResumeFile, ResumeHead};
+use crate::restore::source::Source;
 use crate::restore::target::{Target, TargetError, partial_of};
 use crate::restore::write::{self, RestoreError};
 
@@ -212,7 +211,7 @@ impl DiskCopy {
             disk_bytes: plan.disk_bytes,
         };
         let (target, note, done) = match overlay.filter(|overlay| overlay.moving()) {
-            None => write::prepare(path, &head, &Layout::raw(plan.disk_bytes), map.messages(), false)?,
+            None => write::prepare(&path.into(), &head, &Layout::raw(plan.disk_bytes), map.messages(), false)?,
             Some(overlay) => full(path, &head, map.messages())?
                 .ok_or_else(|| CopyError::OtherCopy { overlay: overlay.path().to_owned(), path: path.to_owned() })?,
         };
@@ -506,8 +505,8 @@ fn full(path: &Path, head: &ResumeHead, messages: usize) -> Result<Option<(Targe
 }
 
 impl Sink for DiskCopy {
-    fn object(&self, object: u32) -> (&ObjectPath, Option<&LaneKey>) {
-        (self.origin.source().path(object), self.origin.source().key(object))
+    fn source(&self) -> &Source {
+        self.origin.source()
     }
 
     fn message(&self, row: usize) -> Known<'_> {

@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use object_store::path::Path;
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -34,7 +33,6 @@ use super::map::{Map, Run};
 use super::spill::Spill;
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Budget, Drain};
-use crate::keys::LaneKey;
 use crate::restore::damage::Damage;
 use crate::restore::fetch::{self, FetchError, FetchLimits, Known, Sink};
 use crate::restore::history::History;
@@ -505,8 +503,8 @@ impl Drop for Landing {
 }
 
 impl Sink for Landing {
-    fn object(&self, object: u32) -> (&Path, Option<&LaneKey>) {
-        (self.shared.source.path(object), self.shared.source.key(object))
+    fn source(&self) -> &Source {
+        &self.shared.source
     }
 
     fn message(&self, row: usize) -> Known<'_> {

@@ -10,7 +10,7 @@
 //! first: see [`Line`]. The one in front watches the clock, and whoever leaves tells the next.
 //!
 //! A rate is one thing and its buckets another: all disks keep to one rate, each with a bucket of its own.
-//! Who waits for buckets, and how a stream pays for its credit: see [`hold`].
+//! Who waits for buckets, whose turns they are, and how a stream pays for its credit: see [`hold`].
 
 mod hold;
 
@@ -41,14 +41,19 @@ struct Bucket {
     /// In bytes times nanoseconds per second, so that nothing is ever rounded away; negative in debt.
     balance: i128,
     at: Duration,
+    /// How often the limit had ended when the balance began: what was charged before that is no part of it.
+    era: u64,
 }
 
 /// Units of a balance in a byte.
 const UNITS: i128 = 1_000_000_000;
 
 impl Bucket {
-    /// Brings it to `now`, from when on `rate` counts.
-    fn settle(&mut self, now: Duration, rate: u64) {
+    /// Brings it to `now`, from when on `rate` counts. A limit that has ended meanwhile, by its `era`, left no debt.
+    fn settle(&mut self, now: Duration, rate: u64, era: u64) {
+        if era > self.era {
+            (self.era, self.rate, self.balance) = (era, FREE, 0);
+        }
         let passed = now.saturating_sub(self.at);
         self.at = self.at.max(now);
         let paid = i128::from(self.rate) * passed.as_nanos() as i128;
@@ -58,17 +63,23 @@ impl Bucket {
         self.rate = rate;
     }
 
-    fn charge(&mut self, bytes: u64) {
-        if self.rate != FREE {
-            self.balance -= i128::from(bytes) * UNITS;
+    /// In which era it was charged; `None` without a limit.
+    fn charge(&mut self, bytes: u64) -> Option<u64> {
+        if self.rate == FREE {
+            return None;
         }
+        self.balance -= i128::from(bytes) * UNITS;
+        Some(self.era)
     }
 
-    /// What was charged and is not used. The next [`Bucket::settle`] lets no more of it stand than an idle bucket saves.
-    fn refund(&mut self, bytes: u64) {
-        if self.rate != FREE {
+    /// What was charged in `era` and is not used; whether that is still part of the balance. The next [`Bucket::settle`] lets
+    /// no more of it stand than an idle bucket saves.
+    fn refund(&mut self, bytes: u64, era: u64) -> bool {
+        let counts = self.rate != FREE && self.era == era;
+        if counts {
             self.balance += i128::from(bytes) * UNITS;
         }
+        counts
     }
 
     /// How long until it is open; `None` if it is.
@@ -84,6 +95,8 @@ impl Bucket {
 pub struct Rate {
     clock: Arc<dyn Clock>,
     bytes_per_second: AtomicU64,
+    /// How often a limit has ended.
+    eras: AtomicU64,
     changes: watch::Sender<Option<u64>>,
     held_bytes: AtomicU64,
     /// Monotonic milliseconds of when something last waited, and one more; 0 if nothing ever has.
@@ -103,6 +116,7 @@ impl Rate {
         Arc::new(Self {
             clock,
             bytes_per_second: AtomicU64::new(FREE),
+            eras: AtomicU64::new(0),
             changes: watch::Sender::new(None),
             held_bytes: AtomicU64::new(0),
             held_at: AtomicU64::new(0),
@@ -120,6 +134,9 @@ impl Rate {
         let rate = bytes_per_second.map_or(FREE, |rate| rate.max(1));
         let changed = self.bytes_per_second.swap(rate, Ordering::AcqRel) != rate;
         if changed {
+            if rate == FREE {
+                self.eras.fetch_add(1, Ordering::AcqRel);
+            }
             self.changes.send_replace(self.get());
         }
         changed
@@ -205,37 +222,32 @@ impl Limiter {
         self.rate.bytes_per_second.load(Ordering::Relaxed) != FREE
     }
 
-    /// Counts `bytes` that go through.
-    fn charge(&self, bytes: u64) {
-        if self.is_limited() {
-            self.settled(|state| state.bucket.charge(bytes));
-        }
+    /// Counts `bytes` that go through. In which of the limit's eras; `None` without a limit.
+    fn charge(&self, bytes: u64) -> Option<u64> {
+        if self.is_limited() { self.settled(|state| state.bucket.charge(bytes)) } else { None }
     }
 
-    /// Counts `bytes` no more that were counted and do not go through.
-    fn refund(&self, bytes: u64) {
-        if self.is_limited() && bytes > 0 {
-            self.settled(|state| {
-                state.bucket.refund(bytes);
+    /// Counts `bytes` no more that were counted in `era` and do not go through. Whether they still counted.
+    fn refund(&self, bytes: u64, era: u64) -> bool {
+        self.is_limited()
+            && bytes > 0
+            && self.settled(|state| {
+                let counted = state.bucket.refund(bytes, era);
                 state.line.tell_first();
-            });
-        }
+                counted
+            })
     }
 
     fn opens_in(&self) -> Option<Duration> {
         self.rate.get().and_then(|_| self.settled(|state| state.bucket.opens_in()))
     }
 
-    /// Whether it is open and nobody waits for it.
-    fn is_idle(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0 && self.opens_in().is_none()
-    }
-
     /// Asks for a turn to take about `takes_bytes`, at `place` if one was taken before. `done` is where it was done before.
     fn turn(&self, place: &mut Option<Place>, done: u64, takes_bytes: u64, news: &Arc<Notify>) -> Turn {
         self.settled(|state| {
             let line = &mut state.line;
-            let own = *place.get_or_insert_with(|| line.join(done, takes_bytes, news));
+            let own = *place.get_or_insert_with(|| line.place(done, takes_bytes));
+            line.waiting.entry(own).or_insert_with(|| Arc::clone(news));
             self.waiting.store(line.waiting.len(), Ordering::Relaxed);
             if line.waiting.first_key_value().is_some_and(|(first, _)| *first < own) {
                 return Turn::Later;
@@ -244,41 +256,53 @@ impl Limiter {
         })
     }
 
-    /// Leaves the line with `bytes`, 0 if it had no turn, and tells the next. Where it is done now.
-    fn leave(&self, place: Option<Place>, done: u64, bytes: u64) -> u64 {
+    /// Leaves the line, if it stands there, and tells the next.
+    fn leave(&self, place: Place) {
+        self.left(&mut self.state.lock().line, place);
+    }
+
+    fn left(&self, line: &mut Line, own: Place) {
+        let was_first = line.waiting.first_key_value().is_some_and(|(first, _)| *first == own);
+        line.waiting.remove(&own);
+        if was_first {
+            line.tell_first();
+        }
+        self.waiting.store(line.waiting.len(), Ordering::Relaxed);
+    }
+
+    /// Goes with `bytes`, from `place` if it stood in the line, and moves on where it is `done`.
+    fn go(&self, place: Option<Place>, done: &AtomicU64, bytes: u64) {
         let mut state = self.state.lock();
         let line = &mut state.line;
         if let Some(own) = place {
-            let was_first = line.waiting.first_key_value().is_some_and(|(first, _)| *first == own);
-            line.waiting.remove(&own);
-            if was_first {
-                line.tell_first();
-            }
+            self.left(line, own);
         }
-        self.waiting.store(line.waiting.len(), Ordering::Relaxed);
-        if bytes == 0 {
-            return done;
-        }
-        let start = place.map_or(done.max(line.start), |place| place.start);
-        line.start = line.start.max(start);
-        start + bytes
+        let start = place.map_or(line.start, |place| place.start).max(done.load(Ordering::Relaxed));
+        line.start = line.start.max(place.map_or(start, |place| place.start));
+        done.store(start.saturating_add(bytes), Ordering::Relaxed);
+    }
+
+    /// Did not use `bytes` with which it went: moves back where it is `done`.
+    fn undo(&self, done: &AtomicU64, bytes: u64) {
+        let _state = self.state.lock();
+        done.store(done.load(Ordering::Relaxed).saturating_sub(bytes), Ordering::Relaxed);
     }
 
     fn settled<T>(&self, then: impl FnOnce(&mut State) -> T) -> T {
-        let (now, rate) = (self.rate.clock.monotonic(), self.rate.bytes_per_second.load(Ordering::Acquire));
         let mut state = self.state.lock();
-        state.bucket.settle(now, rate);
+        // In this order: of a limit that begins after another one's end, that end is known.
+        let rate = self.rate.bytes_per_second.load(Ordering::Acquire);
+        let era = self.rate.eras.load(Ordering::Acquire);
+        state.bucket.settle(self.rate.clock.monotonic(), rate, era);
         then(&mut state)
     }
 }
 
 impl Line {
-    fn join(&mut self, done: u64, takes_bytes: u64, news: &Arc<Notify>) -> Place {
+    fn place(&mut self, done: u64, takes_bytes: u64) -> Place {
         self.arrivals += 1;
         let start = done.max(self.start);
-        let place = Place { done: start.saturating_add(takes_bytes), arrival: self.arrivals, start };
-        self.waiting.insert(place, Arc::clone(news));
-        place
+        Place { done: start.saturating_add(takes_bytes), arrival: self.arrivals, start }
     }
 
     fn tell_first(&self) {

@@ -8,6 +8,7 @@ use crate::export::overlay::{self, Entry, Image};
 use crate::gateway::config::GatewayConfig;
 use crate::keys::{self, CatalogKey, Identity};
 use crate::restore::resume::{self, Note, ResumeHead};
+use crate::restore::verify::state::{self as verify_state, Found};
 use crate::types::{Chain, DiskId, Epoch, PointId, Seq};
 
 fn disk() -> DiskId {
@@ -101,6 +102,20 @@ pub(super) fn resume(input: &[u8]) {
         assert!(valid_bytes <= bytes.len());
         let again = resume::read_note(&bytes[..valid_bytes], &head, Some("file-1"), messages);
         assert_eq!(again, Note::Ours { done, valid_bytes }, "what is kept says the same");
+    }
+}
+
+/// First byte: bit 0 gives each line its checksum.
+pub(super) fn verify_state(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let mut bytes = bytes.to_vec();
+    if mode & 1 == 1 {
+        bytes = String::from_utf8_lossy(&bytes).lines().map(resume::with_crc).collect::<String>().into_bytes();
+    }
+    if let Found::State(found) = verify_state::decode(&bytes) {
+        assert!(found.draw.again.len() <= verify_state::DAMAGED_MAX);
+        let again = verify_state::encode(&found);
+        assert_eq!(verify_state::decode(again.as_bytes()), Found::State(found));
     }
 }
 

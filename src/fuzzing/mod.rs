@@ -17,6 +17,7 @@
 mod journal;
 mod local;
 mod nbd;
+mod signed;
 mod text;
 mod vault;
 mod wire;
@@ -25,7 +26,7 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its folder in `fuzz/corpus/` and of its binary in `fuzz/fuzz_targets/`.
-pub const TARGETS: [(&str, Target); 21] = [
+pub const TARGETS: [(&str, Target); 24] = [
     ("wire_frames", wire::frames),
     ("record", wire::record),
     ("nbd_server", nbd::server),
@@ -35,9 +36,11 @@ pub const TARGETS: [(&str, Target); 21] = [
     ("batch", vault::batch),
     ("index", vault::index),
     ("lane_index", vault::lane_index),
+    ("folded_index", vault::folded_index),
     ("objects", vault::objects),
     ("keeper", vault::keeper),
     ("recipients", vault::recipients),
+    ("signed", signed::signed),
     ("message", vault::message),
     ("keys", local::keys),
     ("config", local::config),
@@ -45,6 +48,7 @@ pub const TARGETS: [(&str, Target); 21] = [
     ("activity", local::activity),
     ("resume", local::resume),
     ("overlay", local::overlay),
+    ("verify_state", local::verify_state),
     ("identity", text::certificate),
     ("text", text::words),
 ];

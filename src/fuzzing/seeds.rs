@@ -53,6 +53,11 @@ fn wire(seeds: &mut Vec<Seed>) {
     seeds.push(seed("wire_frames", "two-records", &[3], &[&framed[..], &framed].concat()));
     seeds.push(seed("record", "fixture", &[], &record));
     seeds.push(seed("record", "two", &[], &[&record[..], &record].concat()));
+    let signed = fixture("v2/record-signed.bin");
+    seeds.push(seed("record", "signed", &[], &signed));
+    let (view, _) = crate::types::RecordView::split(&signed).unwrap();
+    seeds.push(seed("signed", "block", &[0], view.table));
+    seeds.push(seed("signed", "heads", &[1], &fixture("v1/heads.json")));
 }
 
 fn nbd(seeds: &mut Vec<Seed>) {
@@ -144,7 +149,12 @@ fn vault(seeds: &mut Vec<Seed>) {
     let lanes = fixture("v1/index-lane.bin");
     seeds.push(seed("lane_index", "fixture", &[0], &lanes));
     seeds.push(seed("lane_index", "fixture-mended", &[1], &lanes));
+    let folded = fixture("v1/index-folded.bin");
+    seeds.push(seed("folded_index", "fixture", &[0], &folded));
+    seeds.push(seed("folded_index", "fixture-mended", &[1], &folded));
+    seeds.push(seed("folded_index", "rows", &[2], &crate::vault::index::tests::folded_rows()));
     seeds.push(seed("index", "tests", &[], &crate::vault::index::tests::sample().encode()));
+    seeds.push(seed("index", "moved", &[], &fixture("v2/index.bin")));
     for name in ["message-lz4.bin", "message-raw.bin", "message-zstd.bin"] {
         seeds.push(seed("message", name, &[0, 2, 1], &fixture(&format!("v1/{name}"))));
     }
@@ -172,6 +182,7 @@ fn objects_of(version: &str, seeds: &mut Vec<Seed>) {
             let kind = match name.split('~').nth(1) {
                 Some("l") => 0,
                 Some("p") => 1,
+                Some("f") => 4,
                 _ => 2,
             };
             let version = if version == "v1" { String::new() } else { format!("-{version}") };
@@ -189,6 +200,11 @@ fn objects_of(version: &str, seeds: &mut Vec<Seed>) {
             seeds.push(seed("recipients", &format!("{name}-content"), &[0x40 | kind as u8], content.as_bytes()));
             continue;
         }
+        if name.contains("~c~") && name.starts_with("d~") {
+            seeds.push(seed("signed", "certificate", &[2], &bytes));
+            seeds.push(seed("signed", "certificate-authentic", &[0x82], line));
+            continue;
+        }
         let kind = match name.split('~').collect::<Vec<_>>()[..] {
             ["vault" | "vault-with-signer"] => 0,
             ["lanes", lane] if lane.ends_with(".end") => 2,
@@ -198,7 +214,8 @@ fn objects_of(version: &str, seeds: &mut Vec<Seed>) {
             ["d", _, "r", _] => 5,
             _ => 6,
         };
-        let name = name.replace('~', "-");
+        let version = if version == "v1" { String::new() } else { format!("-{version}") };
+        let name = format!("{}{version}", name.replace('~', "-"));
         seeds.push(seed("objects", &name, &[kind], &bytes));
         // The number in bits 0 to 6 with bit 7 set must give the same kind.
         let authentic = (0..=0x7f_u8).find(|low| (0x80 | low) % 7 == kind).unwrap() | 0x80;
@@ -232,6 +249,10 @@ fn local(seeds: &mut Vec<Seed>) {
     seeds.push(seed("resume", "done", &[33], b"done 0-3\ndone 7-9\ndone 15-15\n"));
     seeds.push(seed("resume", "beyond", &[9], b"done 0-3\ndone 3-4\n"));
     seeds.push(seed("resume", "other", &[8], b"tidegate-resume 1 x y z 1 2 00000000\n"));
+    let verify = String::from_utf8(fixture("v1/verify.state")).unwrap();
+    let bare: String = verify.lines().map(|line| format!("{}\n", line.rsplit_once(' ').unwrap().0)).collect();
+    seeds.push(seed("verify_state", "fixture", &[0], verify.as_bytes()));
+    seeds.push(seed("verify_state", "lines", &[1], bare.as_bytes()));
     let overlay = fixture("v1/overlay.bin");
     seeds.push(seed("overlay", "fixture", &[254], &overlay));
     seeds.push(seed("overlay", "log", &[30], &overlay[4096..]));

@@ -14,11 +14,13 @@ use crate::pipeline::message::{MessageContext, Scratch, open, seal};
 use crate::types::{DiskId, Epoch, Id128, RecordView, Seq};
 use crate::vault::batch::{BatchError, BatchHeader, BatchTrailer, Tail, open_index, parse_tail};
 use crate::vault::epochs::Lineage;
+use crate::vault::index::folded::{FoldedBuilder, FoldedIndex, FoldedPlace, SealedFolded};
 use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::objects::{
-    ClaimObject, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, ManifestObject,
-    PinObject, RecipientsObject, RewrapObject, RouteObject, Signed, VaultObject, decode, decode_unchecked, encode,
+    ClaimObject, ControlObject, DiskObject, EpochObject, FoldObject, LaneEndObject, LaneObject, LaneSealObject,
+    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, Signed, VaultObject, decode,
+    decode_unchecked, encode,
 };
 
 const PART_BYTES: usize = 64;
@@ -79,14 +81,17 @@ fn check_trailer(trailer: &BatchTrailer, bytes: &[u8]) {
     assert_eq!(trailer.encode(), bytes[bytes.len() - PART_BYTES..]);
 }
 
-/// The plaintext of an index: refused, or the one encoding of what it decodes to. Then the way through the seal.
+/// The plaintext of an index, of either version: refused, or the one encoding of what it decodes to. Then the way through the seal.
 pub(super) fn index(input: &[u8]) {
     let Ok(index) = BatchIndex::decode(input) else { return };
     assert_eq!(index.encode(), input);
     let _ = index.check_layout(PART_BYTES as u64, u64::from(u32::MAX));
     let rows: usize = index.disks.iter().flat_map(|part| &part.messages).map(|one| one.records.len()).sum();
     assert!(rows <= input.len(), "every row has its bytes");
+    let moved = index.disks.iter().flat_map(|part| &part.messages).any(|message| message.origin.is_some());
+    assert_eq!(input[0], if moved { 2 } else { 1 });
     for message in index.disks.iter().flat_map(|part| &part.messages) {
+        assert!(message.origin.is_none_or(|origin| origin.n > 0 && (origin.lane, origin.n) != (index.lane, index.n)));
         assert_eq!(message.last.0 - message.first.0 + 1, message.records.len() as u64);
         assert!(message.offset_bytes.checked_add(message.stored_bytes.into()).is_some());
     }
@@ -126,6 +131,51 @@ pub(super) fn lane_index(input: &[u8]) {
     assert_eq!(builder.finish(), object, "a lane index has one encoding");
 }
 
+/// First byte: bit 0 sets the checksums and the size right, along the lengths that the sections state; bit 1 takes the bytes for the plaintext
+/// of rows instead, of batches 1 to 2^32 of lane 0 and the disk `d`.
+pub(super) fn folded_index(input: &[u8]) {
+    let Some((mode, bytes)) = super::mode(input) else { return };
+    let Ok(disk) = DiskId::new("d") else { return };
+    if mode & 2 == 2 {
+        let told = [1, 1 << 32, 7_u64].map(u64::to_le_bytes).concat();
+        let sections = [told, bytes.to_vec()].into_iter().map(Ok);
+        let Ok(folded) = FoldedIndex::decode(Id128::NONE, &disk, true, sections) else { return };
+        let mut builder = FoldedBuilder::default();
+        folded.batches.iter().for_each(|batch| builder.push(batch.total_bytes, &batch.index.encode()));
+        let place = FoldedPlace { vault: Id128::NONE, object: "d/d/f/0/0001", lane: Id128::NONE, part: 1 };
+        let object = builder.finish(&catalog_key(), &place, folded.bounds).unwrap();
+        let sealed = SealedFolded::parse(&place, &object).unwrap();
+        assert_eq!(sealed.open(&catalog_key(), &place, &disk), Ok(folded));
+        return;
+    }
+    let mut bytes = bytes.to_vec();
+    if mode & 1 == 1 && bytes.len() >= PART_BYTES {
+        let total_bytes = bytes.len() as u64;
+        bytes[48..56].copy_from_slice(&total_bytes.to_le_bytes());
+        bytes[56..60].fill(0);
+        mend_part(&mut bytes, 0, b"TGF\x01");
+        let mut at = PART_BYTES;
+        while let Some(head) = bytes.get(at..at + 16) {
+            let end = at + 16 + usize::from(u16::from_le_bytes([head[0], head[1]]));
+            if end > bytes.len() {
+                break;
+            }
+            bytes[at + 2..at + 4].fill(0);
+            let sum = crc_fast::crc32_iscsi(&[&bytes[at..at + 12], &bytes[at + 16..end]].concat());
+            bytes[at + 12..at + 16].copy_from_slice(&sum.to_le_bytes());
+            at = end;
+        }
+    }
+    let object = Bytes::from(bytes);
+    let ids = |at: usize| object.get(at..at + 16).map_or([0; 16], |id| std::array::from_fn(|byte| id[byte]));
+    let part = object.get(40..44).map_or(0, |part| u32::from_le_bytes([part[0], part[1], part[2], part[3]]));
+    let place = FoldedPlace { vault: Id128(ids(8)), object: "d/d/f/0/0001", lane: Id128(ids(24)), part };
+    let Ok(sealed) = SealedFolded::parse(&place, &object) else { return };
+    assert_eq!(sealed.encode(&place), object, "a folded index has one encoding");
+    // Nobody seals by chance.
+    assert!(sealed.open(&catalog_key(), &place, &disk).is_err());
+}
+
 /// First byte: which object; bit 7 appends the right MAC to the line.
 pub(super) fn objects(input: &[u8]) {
     let Some((mode, bytes)) = super::mode(input) else { return };
@@ -146,7 +196,7 @@ pub(super) fn objects(input: &[u8]) {
 pub(super) fn keeper(input: &[u8]) {
     let Some((mode, bytes)) = super::mode(input) else { return };
     let authentic = mode & 0x80 != 0;
-    match mode & 3 {
+    match mode & 7 {
         0 => {
             let Some(manifest) = object::<ManifestObject>(bytes, authentic) else { return };
             if !manifest.is_sound(manifest.lane, manifest.n) {
@@ -162,6 +212,7 @@ pub(super) fn keeper(input: &[u8]) {
         }
         1 => drop(object::<PinObject>(bytes, authentic)),
         2 => drop(object::<ClaimObject>(bytes, authentic)),
+        4 => drop(object::<FoldObject>(bytes, authentic)),
         _ => {
             let Ok(text) = std::str::from_utf8(bytes) else { return };
             if let Err(error) = KeeperConfig::parse(std::path::Path::new("/nowhere/keeper.toml"), text) {
@@ -171,7 +222,7 @@ pub(super) fn keeper(input: &[u8]) {
     }
 }
 
-fn object<T: ControlObject + PartialEq + std::fmt::Debug>(bytes: &[u8], authentic: bool) -> Option<T> {
+pub(super) fn object<T: ControlObject + PartialEq + std::fmt::Debug>(bytes: &[u8], authentic: bool) -> Option<T> {
     let (key, path) = (catalog_key(), Path::from("x/y"));
     let mut stored = bytes.to_vec();
     if authentic {

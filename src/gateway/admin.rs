@@ -40,6 +40,7 @@ pub struct Health {
     reason: parking_lot::Mutex<String>,
     /// What waits for somebody to help, in words; empty if nothing does.
     trouble: parking_lot::Mutex<String>,
+    unpinned: parking_lot::Mutex<String>,
     /// Which disk backend the journal uses and why.
     backend: parking_lot::Mutex<String>,
     board: OnceLock<Arc<Board>>,
@@ -59,6 +60,7 @@ impl Health {
             draining: AtomicBool::new(false),
             reason: parking_lot::Mutex::new("starting".into()),
             trouble: parking_lot::Mutex::default(),
+            unpinned: parking_lot::Mutex::default(),
             backend: parking_lot::Mutex::default(),
             board: OnceLock::new(),
             meter: parking_lot::Mutex::default(),
@@ -78,6 +80,17 @@ impl Health {
     /// Says what waits for somebody to help; empty when it is over. The gateway stays alive and ready meanwhile.
     pub fn set_trouble(&self, text: String) {
         *self.trouble.lock() = text;
+    }
+
+    /// Says that the vault's recipients are not pinned, and what to do; empty if they are.
+    pub fn set_unpinned(&self, text: String) {
+        *self.unpinned.lock() = text;
+    }
+
+    /// What was said last of the vault's recipients.
+    #[must_use]
+    pub fn unpinned(&self) -> String {
+        self.unpinned.lock().clone()
     }
 
     /// What can be said from now on of disks and agents.
@@ -241,11 +254,11 @@ async fn metrics_text(State(admin): State<Admin>) -> Response {
 async fn status(State(admin): State<Admin>) -> Response {
     let health = &admin.health;
     let (ready, reason) = (health.ready(), health.reason.lock().clone());
-    let trouble = health.trouble.lock().clone();
+    let (trouble, unpinned) = (health.trouble.lock().clone(), health.unpinned());
     let stages = health.meter.lock().stages();
     from_board(health, |board| {
         let status = board.status(ready, &reason, &trouble);
-        let scene = Scene { status: &status, stages: stages.as_ref(), now: health.clock.wall() };
+        let scene = Scene { status: &status, stages: stages.as_ref(), unpinned: &unpinned, now: health.clock.wall() };
         let findings = findings::find(&scene);
         Whole { journal_backend: health.backend.lock().clone(), stages, findings, status }
     })

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::bandwidth::{Bandwidth, LimitView};
+use super::habit::EventView;
 use super::host::Disks;
 use super::outlook::{Heading, Outlook};
 use super::runs::DiskSlot;
@@ -25,11 +26,14 @@ use crate::wire::{AgentIdentity, Condition, Report, Transport};
 
 /// How often the journal's fill level is noted.
 const LOOK: Duration = Duration::from_secs(5);
+/// Events that are told in one answer. There are none as long as nothing is wrong, and a hundred say enough.
+const EVENT_LINES_MAX: usize = 100;
 
 /// Agents at this gateway, and what they told of their disks. Bounded by the agents and disks that certificates name.
 #[derive(Debug, Default)]
 pub struct Roll {
     agents: DashMap<String, Seat>,
+    shown: DashMap<String, Arc<Vec<Vec<u8>>>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +53,18 @@ impl Roll {
     /// It has gone, and what it told with it: another gateway may know better by now.
     pub fn left(&self, agent: &AgentIdentity) {
         self.agents.remove(&agent.agent);
+        self.shown.remove(&agent.agent);
+    }
+
+    /// It showed these certificates.
+    pub fn shown(&self, agent: &AgentIdentity, certificates: Vec<Vec<u8>>) {
+        self.shown.insert(agent.agent.clone(), Arc::new(certificates));
+    }
+
+    /// The certificates that it showed, if it may sign barriers.
+    #[must_use]
+    pub fn certificates(&self, agent: &AgentIdentity) -> Option<Arc<Vec<Vec<u8>>>> {
+        self.shown.get(&agent.agent).map(|shown| Arc::clone(&shown))
     }
 
     /// It tells how a disk stands.
@@ -86,6 +102,15 @@ pub struct DiskView {
     pub packed_ratio: Option<f64>,
     /// The share of the usual saving by packing that is gone of late: 0 as ever, 1 nothing packs any more.
     pub anomaly: f64,
+    /// Since when the disk wrote otherwise than ever, as far as this gateway saw it; the newest last.
+    pub events: Vec<EventView>,
+}
+
+impl DiskView {
+    /// The event that goes on.
+    fn event(&self) -> Option<&EventView> {
+        self.events.last().filter(|event| event.over.is_none())
+    }
 }
 
 /// One agent, as `/v1/agents` has it.
@@ -142,6 +167,8 @@ pub struct Status {
     pub journal_heading: Option<Heading>,
     /// Limits of bandwidth, and whether they are what holds things up.
     pub bandwidth: Vec<LimitView>,
+    /// The newest event of each disk that has one: those that go on, the oldest first, and then those that are over.
+    pub events: Vec<EventView>,
 }
 
 /// Everything that is asked when somebody looks.
@@ -250,7 +277,7 @@ impl Board {
     #[must_use]
     pub fn status(&self, ready: bool, reason: &str, trouble: &str) -> Status {
         let (disks, space) = (self.disks(), self.journal.space());
-        let worst = furthest_behind(&disks).first().and_then(|view| Some((view.disk.clone(), view.rpo_seconds?)));
+        let worst = worst(&furthest_behind(&disks)).map(|(disk, rpo_seconds)| (disk.clone(), rpo_seconds));
         Status {
             gateway: self.gateway.clone(),
             vault: self.vault,
@@ -273,6 +300,7 @@ impl Board {
             },
             journal_heading: self.outlook.lock().heading(space),
             bandwidth: self.bandwidth.view(),
+            events: newest_events(&disks),
         }
     }
 
@@ -300,10 +328,15 @@ fn lines(disks: &[DiskView], lines_max: usize) -> String {
     let shown = &odd[..odd.len().min(lines_max)];
     each(names::DISK_PACKED_RATIO, shown, |view| view.packed_ratio);
     each(names::DISK_ANOMALY_RATIO, shown, |view| Some(view.anomaly));
+    let goes_on = disks.iter().filter_map(|view| Some((view, view.event()?))).take(EVENT_LINES_MAX);
+    let begun = goes_on.map(|(view, event)| {
+        let point = event.point.as_deref().unwrap_or("none");
+        (text::labels(&[("disk", view.disk.as_str()), ("point", point)]), event.since_seconds)
+    });
+    text::family(&mut out, names::DISK_ANOMALY_BEGIN_SECONDS, begun);
     let anomaly = odd.first().map_or(0.0, |view| view.anomaly);
     text::single(&mut out, names::DISKS_ANOMALY_MAX_RATIO, anomaly);
-    let worst = behind.first().and_then(|view| view.rpo_seconds).unwrap_or(0.0);
-    text::single(&mut out, names::DISKS_RPO_MAX_SECONDS, worst);
+    text::single(&mut out, names::DISKS_RPO_MAX_SECONDS, worst(&behind).map_or(0.0, |(_, rpo_seconds)| rpo_seconds));
     let sum = |of: fn(&DiskView) -> u64| disks.iter().map(of).sum::<u64>() as f64;
     text::single(&mut out, names::DISKS_DIRTY_BYTES, sum(|view| view.dirty_bytes));
     text::single(&mut out, names::DISKS_UNVAULTED_BYTES, sum(|view| view.unvaulted_bytes));
@@ -314,7 +347,7 @@ fn lines(disks: &[DiskView], lines_max: usize) -> String {
 }
 
 /// A disk of which no agent here tells.
-const fn away(disk: DiskId) -> DiskView {
+fn away(disk: DiskId) -> DiskView {
     DiskView {
         disk,
         agent: None,
@@ -327,13 +360,17 @@ const fn away(disk: DiskId) -> DiskView {
         unvaulted_bytes: 0,
         packed_ratio: None,
         anomaly: 0.0,
+        events: Vec::new(),
     }
 }
 
 /// What passed here of a disk.
 fn passed(slot: &DiskSlot) -> DiskView {
-    let packed = *slot.packed.lock();
-    let view = DiskView { packed_ratio: packed.ratio(), anomaly: packed.anomaly(), ..away(slot.disk.clone()) };
+    let (packed, events) = {
+        let habit = slot.habit.lock();
+        (habit.packed, habit.events().map(|event| event.view(&slot.disk)).collect())
+    };
+    let view = DiskView { packed_ratio: packed.ratio(), anomaly: packed.anomaly(), events, ..away(slot.disk.clone()) };
     let Some(run) = slot.runs().pop() else { return view };
     let (journaled_seq, vaulted_seq) = (run.journaled.get(), run.vaulted.get());
     DiskView { epoch: Some(run.epoch.0), journaled_seq, vaulted_seq, ..view }
@@ -371,6 +408,12 @@ fn furthest_behind(disks: &[DiskView]) -> Vec<&DiskView> {
     behind
 }
 
+/// The one furthest behind of disks in that order, and how far.
+fn worst<'a>(behind: &[&'a DiskView]) -> Option<(&'a DiskId, f64)> {
+    let first = behind.first()?;
+    Some((&first.disk, first.rpo_seconds?))
+}
+
 /// How many disks are in each condition; every condition is there.
 fn counts(disks: &[DiskView]) -> Vec<(&'static str, usize)> {
     let words = Condition::ALL.map(Condition::as_str).into_iter().chain([AWAY]);
@@ -382,6 +425,17 @@ fn most_unusual(disks: &[DiskView]) -> Vec<&DiskView> {
     let mut packed: Vec<&DiskView> = disks.iter().filter(|view| view.packed_ratio.is_some()).collect();
     packed.sort_by(|a, b| b.anomaly.total_cmp(&a.anomaly).then_with(|| a.disk.cmp(&b.disk)));
     packed
+}
+
+/// The newest event of each disk: those that go on, the oldest first, and then those that are over, the newest first.
+fn newest_events(disks: &[DiskView]) -> Vec<EventView> {
+    let mut events: Vec<&EventView> = disks.iter().filter_map(|view| view.events.last()).collect();
+    events.sort_by(|a, b| match (&a.over, &b.over) {
+        (None, None) => a.since_seconds.total_cmp(&b.since_seconds),
+        (Some(_), Some(_)) => b.since_seconds.total_cmp(&a.since_seconds),
+        (over, _) => over.is_some().cmp(&b.over.is_some()),
+    });
+    events.into_iter().take(EVENT_LINES_MAX).cloned().collect()
 }
 
 fn label(view: &DiskView) -> String {

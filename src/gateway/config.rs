@@ -11,7 +11,8 @@ use crate::config::{ConfigError, Reader, show_size};
 use crate::journal::{BackendChoice, JournalConfig};
 use crate::limits;
 use crate::pipeline::CodecChoice;
-use crate::types::check_name;
+use crate::telemetry::traces::settings::Settings;
+use crate::types::{check_name, parse_hex};
 use crate::wire::endpoint::MTU_BYTES_DEFAULT;
 use crate::wire::{REDIRECT_GATEWAYS_MAX, TlsFiles};
 
@@ -19,6 +20,8 @@ use crate::wire::{REDIRECT_GATEWAYS_MAX, TlsFiles};
 pub const DEFAULT_FILE: &str = include_str!("../../deploy/gateway.toml");
 
 const MIB: u64 = 1 << 20;
+/// Pins of recipients: those that are, and those to come. More would be no pin.
+const PINS_MAX: usize = 8;
 
 /// Configuration of a gateway, checked.
 #[derive(Debug, Clone)]
@@ -49,6 +52,8 @@ pub struct GatewayConfig {
     pub catalog_key: PathBuf,
     /// Age at which a batch is closed.
     pub batch_age: Duration,
+    /// Pins of the recipients to whom lane keys may be wrapped; with none, whoever the vault names.
+    pub recipients_pins: Vec<String>,
     /// Most batches in upload.
     pub upload_parallel_max: u16,
     /// Limit of one blob request.
@@ -69,6 +74,8 @@ pub struct GatewayConfig {
     pub peers: Vec<String>,
     /// Limits of bandwidth, and when they count.
     pub bandwidth: Calendar,
+    /// Where traces go, and which.
+    pub traces: Settings,
 }
 
 impl GatewayConfig {
@@ -101,17 +108,15 @@ impl GatewayConfig {
         let memory_bytes = reader.size("memory", 512 * MIB, 128 * MIB..=1 << 40);
         let seconds = Duration::from_secs;
         let drain_grace = reader.duration("drain_grace", seconds(30), seconds(0)..=seconds(3600));
-        let tls = reader.section("tls", |tls| {
-            let (ca, cert, key) = (tls.required_path("ca"), tls.required_path("cert"), tls.required_path("key"));
-            Some(TlsFiles { ca: ca?, cert: cert?, key: key? })
-        });
+        let tls = reader.section("tls", read_tls);
         let vault = reader.section("vault", |vault| {
             let parallel = vault.number("upload_parallel_max", 8, 1..=256) as u16;
             let age = Duration::from_millis(limits::BATCH_AGE_MS_DEFAULT);
             let batch_age = vault.duration("batch_age", age, Duration::from_millis(50)..=seconds(60));
             let timeout = vault.duration("request_timeout", seconds(30), seconds(1)..=seconds(600));
+            let pins = read_recipients_pins(vault);
             let (url, key) = (vault.required_text("url"), vault.required_path("catalog_key"));
-            Some((url?, key?, batch_age, parallel, timeout))
+            Some((url?, key?, batch_age, parallel, timeout, pins))
         });
         let journal = reader.section("journal", |journal| read_journal(journal, memory_bytes / 4));
         let (pipeline_threads, codec) = reader.section("pipeline", |pipeline| {
@@ -125,9 +130,11 @@ impl GatewayConfig {
         });
         let peers = read_peers(&mut reader);
         let bandwidth = reader.section("bandwidth", settings::read);
+        let traces = Settings::read(&mut reader);
         reader.finish(path)?;
         let missing = || ConfigError { path: path.to_owned(), mistakes: vec!["a required value is missing".into()] };
-        let (vault_url, catalog_key, batch_age, upload_parallel_max, request_timeout) = vault.ok_or_else(missing)?;
+        let (vault_url, catalog_key, batch_age, upload_parallel_max, request_timeout, recipients_pins) =
+            vault.ok_or_else(missing)?;
         Ok(Self {
             id: id.ok_or_else(missing)?,
             listen,
@@ -142,6 +149,7 @@ impl GatewayConfig {
             vault_url,
             catalog_key,
             batch_age,
+            recipients_pins,
             upload_parallel_max,
             request_timeout,
             journal: journal.ok_or_else(missing)?,
@@ -152,6 +160,7 @@ impl GatewayConfig {
             window_bytes,
             peers,
             bandwidth,
+            traces,
         })
     }
 
@@ -174,6 +183,7 @@ impl GatewayConfig {
             vault_url,
             catalog_key,
             batch_age,
+            recipients_pins: _,
             upload_parallel_max,
             request_timeout,
             journal,
@@ -184,6 +194,7 @@ impl GatewayConfig {
             window_bytes: _,
             peers: _,
             bandwidth: _,
+            traces,
         } = self;
         let changed = [
             ("id", *id != new.id),
@@ -203,13 +214,15 @@ impl GatewayConfig {
             ("pipeline.threads", *pipeline_threads != new.pipeline_threads),
             ("pipeline.codec", *codec != new.codec),
             ("session.agents_max", *agents_max != new.agents_max),
+            ("[telemetry]", *traces != new.traces),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }
 
     /// Takes what counts at once from `new`, and keeps the rest.
     pub fn take_live(&mut self, new: Self) {
-        let Self { tls, admin_names, streams_target, window_bytes, peers, bandwidth, .. } = new;
+        let Self { tls, admin_names, streams_target, window_bytes, peers, bandwidth, recipients_pins, .. } = new;
+        self.recipients_pins = recipients_pins;
         (self.tls, self.streams_target, self.window_bytes) = (tls, streams_target, window_bytes);
         (self.admin_names, self.peers, self.bandwidth) = (admin_names, peers, bandwidth);
     }
@@ -244,6 +257,25 @@ fn read_admin_names(reader: &mut Reader) -> Vec<String> {
         reader.mistake("admin_names", format_args!("{} names: list at most {NAMES_MAX}", names.len()));
     }
     names
+}
+
+fn read_tls(tls: &mut Reader) -> Option<TlsFiles> {
+    let (ca, cert, key) = (tls.required_path("ca"), tls.required_path("cert"), tls.required_path("key"));
+    Some(TlsFiles { ca: ca?, cert: cert?, key: key? })
+}
+
+fn read_recipients_pins(vault: &mut Reader) -> Vec<String> {
+    let pins = vault.texts("recipients_pin");
+    for pin in pins.iter().filter(|pin| parse_hex::<32>(pin).is_none()) {
+        vault.mistake(
+            "recipients_pin",
+            format_args!("{pin:?} is no pin: `tidegate vault recipients list` shows it, 64 hexadecimal digits"),
+        );
+    }
+    if pins.len() > PINS_MAX {
+        vault.mistake("recipients_pin", format_args!("{} pins: list at most {PINS_MAX}", pins.len()));
+    }
+    pins.iter().map(|pin| pin.to_ascii_lowercase()).collect()
 }
 
 fn read_listen_tcp(reader: &mut Reader, listen: SocketAddr) -> Option<SocketAddr> {
@@ -340,6 +372,7 @@ mod tests {
         assert_eq!((config.peers, config.admin_names), (bare.peers, bare.admin_names));
         assert_eq!(config.window_bytes, bare.window_bytes);
         assert_eq!((config.codec, bare.codec), (CodecChoice::default(), CodecChoice::default()));
+        assert_eq!((config.traces, bare.traces), (Settings::default(), Settings::default()));
     }
 
     #[test]
@@ -351,6 +384,7 @@ mod tests {
                 .replace("capacity = \"16 GiB\"", "capacity = \"32 GiB\"")
                 .replace("window = \"4 MiB\"", "window = \"8 MiB\"")
                 .replace("peers = []", "peers = [\"gw2:9443\"]")
+                .replace("recipients_pin = []", &format!("recipients_pin = [{:?}]", "A5".repeat(32)))
                 .replace("#upload_max = \"200 MiB/s\"", "upload_max = \"200 MiB/s\""),
         );
         let new = new.expect("valid");
@@ -361,6 +395,7 @@ mod tests {
         assert_eq!(running.needs_restart(&only_memory), ["memory"]);
         running.take_live(new.clone());
         assert_eq!((running.window_bytes, &running.peers, &running.bandwidth), (8 << 20, &new.peers, &new.bandwidth));
+        assert_eq!(running.recipients_pins, ["a5".repeat(32)]);
         assert_ne!(running.bandwidth, Calendar::default());
         assert_eq!(running.needs_restart(&new), ["memory", "[journal]"], "told again as long as it is so");
     }
@@ -376,7 +411,7 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_file_is_named_in_one_go() {
-        let text = "id='Bad Name'\nlisten='nowhere'\nadmin_names=['gw1:9444']\ndatagram_max_bytes=900\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[pipeline]\ncodec='zstd:20'\n\
+        let text = "id='Bad Name'\nlisten='nowhere'\nadmin_names=['gw1:9444']\ndatagram_max_bytes=900\nmemory='1 MiB'\npeers=['gw2:9443', 'gw3']\n[vault]\nrecipients_pin=['abc']\n[pipeline]\ncodec='zstd:20'\n\
                     [journal]\ncapacity='64 MiB'\nhigh_water_percent=50\n";
         let error = read(text).expect_err("many mistakes").to_string();
         for part in [
@@ -390,6 +425,7 @@ mod tests {
             "tls.cert",
             "tls.key",
             "vault.url",
+            "vault.recipients_pin: \"abc\" is no pin",
             "vault.catalog_key",
             "journal.dir",
             "journal.capacity",

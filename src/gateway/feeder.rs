@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use super::admin::Health;
 use super::config::GatewayConfig;
 use super::host::Disks;
-use super::recipients::RecipientsWatch;
+use super::live::Live;
+use super::recipients::{self, Look, RecipientsWatch};
 use super::runs::Span;
 use super::{GatewayError, Parts};
 use crate::fault::chain_text;
@@ -25,7 +26,7 @@ use crate::pipeline::{
     BatcherLimits, Input, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed,
 };
 use crate::types::{DiskId, PointId};
-use crate::vault::lane::Lane;
+use crate::vault::lane::{Lane, OpenLaneError};
 use crate::vault::upload_queue::QueueLimits;
 use crate::vault::uploader::{UploadEvent, Uploader, UploaderConfig, Vaulted};
 use crate::vault::{self, Vault};
@@ -65,6 +66,7 @@ impl Feeder {
             journal: parts.journal.clone(),
             pace: parts.live.bandwidth.upload(),
             disks: Arc::clone(disks),
+            live: Arc::clone(&parts.live),
             stopped,
         };
         let strand = Strand::start("tg-feed", move || feeding.run())
@@ -99,6 +101,7 @@ struct Feeding {
     /// Limits of what uploads send.
     pace: Pace,
     disks: Arc<Disks>,
+    live: Arc<Live>,
     stopped: Drain,
 }
 
@@ -142,8 +145,15 @@ impl Feeding {
     async fn life(&self, readers: &mut [CommitReader]) -> Result<End, String> {
         let (vault, id, clock) = (Arc::clone(&self.vault), self.config.id.clone(), Arc::clone(&self.clock));
         // On the store's runtime, where connections outlive the request.
-        let lane = self.runtime.spawn(async move { Lane::open(&vault, &id, clock.as_ref()).await });
-        let lane = lane.await.map_err(|error| error.to_string())?.map_err(|error| chain_text(&error))?;
+        let pins = self.live.recipients_pins();
+        let lane = self.runtime.spawn(async move { Lane::open_pinned(&vault, &id, clock.as_ref(), &pins).await });
+        let lane = lane.await.map_err(|error| error.to_string())?.map_err(|error| {
+            if let OpenLaneError::NotPinned(refused) = &error {
+                recipients::told(&self.health, refused.list, Some(refused));
+            }
+            chain_text(&error)
+        })?;
+        recipients::told(&self.health, lane.list(), None);
         tracing::info!(lane = %lane.id(), "lane opened");
         let mut way = self.open_way(lane)?;
         let fed = self.feed(&mut way, readers).await;
@@ -187,7 +197,9 @@ impl Feeding {
             codec: self.config.codec,
         };
         let pipeline = self.start_pipeline(&pipeline_config, context, &uploader).map_err(|error| chain_text(&error))?;
-        let recipients = RecipientsWatch::start(&self.runtime, Arc::clone(&self.vault), lane.list());
+        let look =
+            Look { vault: Arc::clone(&self.vault), live: Arc::clone(&self.live), health: Arc::clone(&self.health) };
+        let recipients = RecipientsWatch::start(&self.runtime, look, lane.list());
         Ok(Way { pipeline, uploader, lane, recipients })
     }
 

@@ -46,6 +46,8 @@ pub struct Scene<'a> {
     pub status: &'a Status,
     /// What passes each stage; none in the first seconds.
     pub stages: Option<&'a Stages>,
+    /// Why nothing is wrapped to the vault's recipients; empty if it is.
+    pub unpinned: &'a str,
     /// The time.
     pub now: Micros,
 }
@@ -64,6 +66,8 @@ const USED: (f64, f64) = (0.80, 0.95);
 const FAILED: f64 = 0.2;
 /// Nothing vaulted for so long is no chance.
 const STALL_SECONDS: f64 = 8.0;
+/// How long an event is shown that is over: somebody has looked by then, or looks at the log.
+const EVENT_SHOWN_SECONDS: f64 = 7.0 * 86_400.0;
 /// Days until the certificate ends.
 const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
 
@@ -73,6 +77,7 @@ const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
 pub fn find(scene: &Scene<'_>) -> Vec<Finding> {
     let mut all = Vec::new();
     whole(scene, &mut all);
+    events(scene, &mut all);
     vault(scene, &mut all);
     machine(scene, &mut all);
     journal(scene.status, &mut all);
@@ -135,7 +140,33 @@ fn whole(scene: &Scene<'_>, all: &mut Vec<Finding>) {
     }
 }
 
+/// What may be somebody who encrypts a disk.
+fn events(scene: &Scene<'_>, all: &mut Vec<Finding>) {
+    for event in &scene.status.events {
+        let goes_on = event.over.is_none();
+        if !goes_on && scene.now.0 as f64 / 1e6 - event.since_seconds > EVENT_SHOWN_SECONDS {
+            continue;
+        }
+        all.push(Finding {
+            severity: if goes_on { Severity::Critical } else { Severity::Note },
+            stage: "agents",
+            text: format!("{}.", event.words),
+            next: if goes_on { "If nobody knows why, cut the machine off its network." } else { "" },
+            runbook: "TidegateAnomaly",
+        });
+    }
+}
+
 fn vault(scene: &Scene<'_>, all: &mut Vec<Finding>) {
+    if !scene.unpinned.is_empty() {
+        all.push(Finding {
+            severity: Severity::Critical,
+            stage: "vault",
+            text: format!("The vault's recipients have changed: {}.", scene.unpinned),
+            next: "A lane that is open goes on for the rest of its day; then the journal keeps what comes.",
+            runbook: "TidegateRecipientsChanged",
+        });
+    }
     if !scene.status.trouble.is_empty() {
         all.push(Finding {
             severity: Severity::Critical,
@@ -373,11 +404,12 @@ mod tests {
             journal_level: "low",
             journal_heading: None,
             bandwidth: Vec::new(),
+            events: Vec::new(),
         }
     }
 
     fn found(status: &Status, stages: Option<&Stages>) -> Vec<(Severity, &'static str, String)> {
-        let all = find(&Scene { status, stages, now: Micros(0) });
+        let all = find(&Scene { status, stages, unpinned: "", now: Micros(0) });
         for finding in all.iter().filter(|finding| !finding.runbook.is_empty()) {
             assert!(RUNBOOK.contains(&format!("\n## {}\n", finding.runbook)), "{} is no section", finding.runbook);
         }
@@ -441,6 +473,19 @@ mod tests {
         let fenced = Status { disks: vec![("protected", 1), ("fenced", 1)], ..status() };
         let all = found(&fenced, None);
         assert_eq!((all[0].0, all[0].1, all.len()), (Severity::Critical, "TidegateFenced", 1), "{all:?}");
+    }
+
+    #[test]
+    fn a_disk_that_may_be_being_encrypted_comes_first_with_the_way_back() {
+        let (habit, point) = crate::gateway::habit::tests::encrypted();
+        let disk = DiskId::new("web.sda").expect("a name");
+        let event = habit.events().next().expect("an event").view(&disk);
+        let all = found(&Status { events: vec![event.clone()], ..status() }, None);
+        assert_eq!((all[0].0, all[0].1), (Severity::Critical, "TidegateAnomaly"), "{all:?}");
+        assert!(all[0].2.contains(&format!("tidegate restore --disk web.sda --point {point}")), "{all:?}");
+        let over = crate::gateway::habit::EventView { over: Some("now".into()), ..event };
+        let all = found(&Status { events: vec![over], ..status() }, None);
+        assert_eq!((all[0].0, all[1].0), (Severity::Ok, Severity::Note), "{all:?}");
     }
 
     #[test]

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
 use super::FAILURE_LOOK;
 use super::board::Roll;
@@ -31,7 +33,9 @@ use crate::journal::Journal;
 use crate::mutants::{self, Mutant};
 use crate::restore::touched::Runs;
 use crate::restore::{self, touched};
+use crate::signed::certificate::digest_of;
 use crate::telemetry::names;
+use crate::telemetry::traces::within;
 use crate::types::{Chain, DiskId, Epoch, PointId, Seq};
 use crate::vault::Vault;
 use crate::vault::epochs::CreateEpochError;
@@ -125,10 +129,8 @@ impl Disks {
     pub fn note_packed(&self, index: &BatchIndex) {
         for part in &index.disks {
             let Some(slot) = self.known(&part.disk) else { continue };
-            let mut packed = slot.packed.lock();
-            for message in &part.messages {
-                packed.note(message.plain_bytes.into(), message.stored_bytes.into());
-            }
+            let mut habit = slot.habit.lock();
+            part.messages.iter().for_each(|message| habit.note(message));
         }
     }
 
@@ -185,6 +187,10 @@ impl Host for GatewayHost {
         self.roll.left(agent);
     }
 
+    fn shown(&self, agent: &AgentIdentity, certificates: Vec<Vec<u8>>) {
+        self.roll.shown(agent, certificates);
+    }
+
     fn report(&self, agent: &AgentIdentity, report: Report) {
         self.roll.report(agent, report, self.clock.monotonic());
     }
@@ -196,19 +202,48 @@ impl Host for GatewayHost {
     }
 
     async fn open_disk(&self, agent: &AgentIdentity, open: OpenDisk) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
-        let slot = self.disks.slot(&open.disk);
-        let _one_at_a_time = slot.opening.lock().await;
-        match open.want {
-            Want::Resume { epoch, floor, floor_chain, first_held } => {
-                let floor = Mark { seq: floor, chain: Some(floor_chain) };
-                self.resume(&slot, &open, epoch, floor, first_held).await
-            }
-            Want::Fork { reason, floor } => self.fork(&slot, agent, &open, reason, floor).await,
-        }
+        let span = info_span!("open disk", disk = %open.disk, agent = agent.agent, epoch = Empty);
+        within(span, self.open_in_turn(agent, open)).await
     }
 }
 
 impl GatewayHost {
+    async fn open_in_turn(
+        &self,
+        agent: &AgentIdentity,
+        open: OpenDisk,
+    ) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
+        let slot = self.disks.slot(&open.disk);
+        let _one_at_a_time = slot.opening.lock().instrument(info_span!("wait for turn")).await;
+        self.keep_certificate(&slot, agent).await?;
+        let opened = match open.want {
+            Want::Resume { epoch, floor, floor_chain, first_held } => {
+                let floor = Mark { seq: floor, chain: Some(floor_chain) };
+                within(info_span!("resume"), self.resume(&slot, &open, epoch, floor, first_held)).await
+            }
+            Want::Fork { reason, floor } => {
+                let span = info_span!("fork", reason = reason.as_str());
+                within(span, self.fork(&slot, agent, &open, reason, floor)).await
+            }
+        }?;
+        Span::current().record("epoch", opened.epoch.0);
+        Ok(opened)
+    }
+
+    /// Keeps the certificate with which the agent signs, before a barrier of it is taken: whoever verifies needs it.
+    async fn keep_certificate(&self, slot: &DiskSlot, agent: &AgentIdentity) -> Result<(), DiskRefusal> {
+        let Some(shown) = self.roll.certificates(agent) else { return Ok(()) };
+        let Some(own) = shown.first() else { return Ok(()) };
+        let digest = digest_of(own);
+        if *slot.certificate.lock() == Some(digest) {
+            return Ok(());
+        }
+        let kept = self.vault.keep_certificate(&slot.disk, &agent.agent, &shown).await;
+        kept.map_err(|error| vault_refusal("the agent's certificate cannot be kept in the vault", &error))?;
+        *slot.certificate.lock() = Some(digest);
+        Ok(())
+    }
+
     pub(super) async fn newest_epoch(&self, disk: &DiskId) -> Result<Option<EpochObject>, DiskRefusal> {
         let newest = self.vault.newest_epoch(disk).await;
         newest.map_err(|error| vault_refusal("the disk's newest epoch cannot be read from the vault", &error))
@@ -296,7 +331,7 @@ impl GatewayHost {
             journaled: Arc::clone(&run.journaled),
             vaulted: Arc::clone(&run.vaulted),
             window: self.window.clone(),
-            pace: self.live.bandwidth.disk(),
+            pace: slot.pace.get_or_init(|| self.live.bandwidth.disk()).clone(),
             way: self.journal.shard_of(&slot.disk),
             fenced: session.fenced.subscribe(),
             must_fork: session.must_fork.subscribe(),
@@ -337,7 +372,7 @@ impl GatewayHost {
             }
         }
         let asked_at = asked_at.map(|newest| newest.epoch);
-        self.drain_disk(slot).await?;
+        within(info_span!("wait until vaulted"), self.drain_disk(slot)).await?;
         for _ in 0..EPOCH_RACES_MAX {
             let looked = self.clock.boot();
             let newest = self.newest_epoch(&open.disk).await?;
@@ -372,7 +407,7 @@ impl GatewayHost {
                 None => self.describe_disk(agent, open).await?,
                 Some(_) => self.announce(&object).await?,
             }
-            if self.create_epoch(&object, looked).await? {
+            if within(info_span!("create epoch"), self.create_epoch(&object, looked)).await? {
                 return Ok(self.start_epoch(slot, &object, touched));
             }
         }
@@ -430,6 +465,9 @@ impl GatewayHost {
     fn start_epoch(&self, slot: &DiskSlot, object: &EpochObject, touched: Runs) -> OpenedDisk<JournalSink> {
         let chain = object.first_chain();
         let run = Arc::new(Run::fresh(object.epoch, chain));
+        if let Some(previous) = object.previous {
+            slot.habit.lock().forked(previous, object.fork_seq);
+        }
         for retired in slot.start_epoch(Arc::clone(&run)) {
             self.journal.forget(&slot.disk, retired);
         }
@@ -518,7 +556,8 @@ impl GatewayHost {
         let disk = &slot.disk;
         let _turn = self.lanes.heads.acquire().await;
         let floor = floor.and_then(|mark| Some((mark.seq, mark.chain?)));
-        let head = restore::head::head(&self.vault, disk, newest.epoch, floor).await;
+        let head =
+            within(info_span!("look up head"), restore::head::head(&self.vault, disk, newest.epoch, floor)).await;
         let head = head.map_err(|error| vault_refusal("the disk's head cannot be read from the vault", &error))?;
         for conflict in &head.conflicts {
             metrics::counter!(names::CONFLICTS, "seen" => "vault").increment(1);

@@ -18,6 +18,7 @@ pub struct Live {
     streams_target: AtomicU64,
     peers: RwLock<Vec<String>>,
     admin_names: RwLock<Vec<String>>,
+    recipients_pins: RwLock<Vec<String>>,
 }
 
 impl Live {
@@ -30,6 +31,7 @@ impl Live {
             streams_target: AtomicU64::new(config.streams_target),
             peers: RwLock::new(config.peers.clone()),
             admin_names: RwLock::new(config.admin_names.clone()),
+            recipients_pins: RwLock::new(config.recipients_pins.clone()),
         })
     }
 
@@ -40,6 +42,7 @@ impl Live {
         self.streams_target.store(config.streams_target, Ordering::Relaxed);
         self.peers.write().clone_from(&config.peers);
         self.admin_names.write().clone_from(&config.admin_names);
+        self.recipients_pins.write().clone_from(&config.recipients_pins);
     }
 
     /// Largest credit window of one disk, and its changes.
@@ -58,6 +61,12 @@ impl Live {
     #[must_use]
     pub fn peers(&self) -> Vec<String> {
         self.peers.read().clone()
+    }
+
+    /// Pins of the recipients to whom lane keys may be wrapped; with none, whoever the vault names.
+    #[must_use]
+    pub fn recipients_pins(&self) -> Vec<String> {
+        self.recipients_pins.read().clone()
     }
 
     /// Names by which the admin port may be asked, beside those that the gateway knows by itself.

@@ -63,14 +63,18 @@ impl Packed {
         (self.late.stored_bytes > 0.0).then(|| self.late.plain_bytes / self.late.stored_bytes)
     }
 
+    /// What packing usually saves, as a share of the plaintext; none while too little is known, or if it is too small to be missed.
+    #[must_use]
+    pub fn usual_saving(&self) -> Option<f64> {
+        let usual = self.usual.saving();
+        (self.seen_bytes >= KNOWN_BYTES && usual >= SAVING_MIN).then_some(usual)
+    }
+
     /// The share of the usual saving that is gone.
     #[must_use]
     pub fn anomaly(&self) -> f64 {
-        let (usual, late) = (self.usual.saving(), self.late.saving());
-        if self.seen_bytes < KNOWN_BYTES || usual < SAVING_MIN {
-            return 0.0;
-        }
-        ((usual - late) / usual).clamp(0.0, 1.0)
+        let Some(usual) = self.usual_saving() else { return 0.0 };
+        ((usual - self.late.saving()) / usual).clamp(0.0, 1.0)
     }
 }
 

@@ -6,15 +6,15 @@
 //!   long as it is unknown, batches may complete but nothing counts as vaulted, for a hole could be below them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-use super::packed::Packed;
-use crate::flow::{Watermark, watch};
+use super::habit::Habit;
+use crate::flow::{Pace, Watermark, watch};
 use crate::mutants::{self, Mutant};
-use crate::types::{Chain, DiskId, Epoch, Seq};
+use crate::types::{Chain, Digest, DiskId, Epoch, Seq};
 
 /// A place in a run, with the chain there if it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,8 +262,12 @@ pub struct DiskSlot {
     pub disk: DiskId,
     /// Held while a stream of the disk is being opened: opens of one disk happen one at a time.
     pub opening: tokio::sync::Mutex<()>,
-    /// How small its writes become.
-    pub packed: Mutex<Packed>,
+    /// How small its writes become and how fast they come, and since when not as ever.
+    pub habit: Mutex<Habit>,
+    /// Limits of bandwidth that it keeps to on whatever stream it comes, from its first one on.
+    pub pace: OnceLock<Pace>,
+    /// The agent's certificate that is known to be kept in the vault.
+    pub certificate: Mutex<Option<Digest>>,
     state: Mutex<SlotState>,
 }
 
@@ -277,7 +281,9 @@ impl DiskSlot {
     /// A disk of which nothing is known.
     #[must_use]
     pub fn new(disk: DiskId) -> Self {
-        Self { disk, opening: tokio::sync::Mutex::new(()), packed: Mutex::default(), state: Mutex::default() }
+        let (opening, pace) = (tokio::sync::Mutex::new(()), OnceLock::new());
+        let (habit, certificate, state) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { disk, opening, habit, pace, certificate, state }
     }
 
     /// The run of `epoch`, if records of it passed here.

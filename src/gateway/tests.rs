@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use super::bandwidth::calendar::Setting;
 use super::host::{Disks, GatewayHost};
 use super::lanes::Lanes;
 use super::lookout::Lookout;
@@ -476,4 +477,18 @@ async fn an_epoch_is_announced_before_it_begins() {
     let hour = vault::names::hour(world.host.clock.wall());
     let announced = world.vault.vault.announced_epochs(hour).await.expect("listed");
     assert_eq!(announced, [(world.disk.id.clone(), Epoch(2))]);
+}
+
+#[tokio::test]
+async fn a_disk_that_comes_again_owes_its_limit_what_it_took_before() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    let limit = Setting::BytesPerSecond(1 << 20);
+    world.host.live.bandwidth.set([Setting::Unsaid, Setting::Unsaid, limit], Duration::from_secs(3600));
+    let open = || world.open(Want::Fork { reason: ForkReason::UncleanStart, floor: None });
+    let first = open().await.expect("opened");
+    first.pace.charge(60 << 20);
+    drop(first);
+    let owed = open().await.expect("opened").pace.opens_in();
+    assert!(owed.is_some_and(|owed| owed > Duration::from_secs(50)), "{owed:?}");
 }

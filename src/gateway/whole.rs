@@ -1,5 +1,6 @@
 //! A gateway and an agent in one thread, under paused time: what the simulation of the whole system stands on.
 
+mod forgery;
 mod wires;
 
 use std::collections::BTreeMap;
@@ -50,7 +51,8 @@ fn certificates(dir: &Path, vault: Id128) -> (TlsFiles, TlsFiles) {
         |issued: &Issued| TlsFiles { ca: issued.ca.clone(), cert: issued.cert.clone(), key: issued.key.clone() };
     pki::init(dir, vault, options).expect("authority");
     let gateway = pki::issue_gateway(dir, "g1", &["10.0.0.1".into()], options).expect("gateway");
-    let agent = pki::issue_agent(dir, "a1", &[disk_id()], options).expect("agent");
+    let disks = [disk_id(), DiskId::new("d2").expect("a name")];
+    let agent = pki::issue_agent(dir, "a1", &disks, options).expect("agent");
     (files(&gateway), files(&agent))
 }
 
@@ -97,6 +99,7 @@ struct Outcome {
 struct Site {
     parts: Parts,
     vault: Vault,
+    identity: Identity,
     clock: Arc<dyn Clock>,
     wires: Wires,
     agent_tls: TlsFiles,
@@ -106,7 +109,8 @@ async fn site(dir: &Path) -> Site {
     let clock: Arc<dyn Clock> = Arc::new(PausedClock(tokio::time::Instant::now()));
     let memory = Arc::new(InMemory::new());
     let store = || VaultStore::new(Arc::clone(&memory) as Arc<dyn ObjectStore>, "sim://vault");
-    let options = InitOptions { recipients: vec![Identity::generate().recipient()], now: clock.wall() };
+    let identity = Identity::generate();
+    let options = InitOptions { recipients: vec![identity.recipient()], now: clock.wall() };
     let (vault, key) = Vault::init(store(), &options).await.expect("an empty store");
     let (gateway_tls, agent_tls) = certificates(&dir.join("pki"), vault.id());
     let wires = Wires::new(Duration::from_millis(2));
@@ -132,11 +136,11 @@ async fn site(dir: &Path) -> Site {
         trigger,
         drain,
     };
-    Site { parts, vault, clock, wires, agent_tls }
+    Site { parts, vault, identity, clock, wires, agent_tls }
 }
 
 async fn live(dir: &Path) -> Outcome {
-    let Site { parts, vault, clock, wires, agent_tls } = site(dir).await;
+    let Site { parts, vault, clock, wires, agent_tls, .. } = site(dir).await;
     let began = clock.monotonic();
     let (address, trigger) = (parts.listener.local_addr(), parts.trigger.clone());
     let gateway = tokio::task::spawn_local(parts.run());
@@ -175,12 +179,16 @@ async fn live(dir: &Path) -> Outcome {
 }
 
 fn run<T>(seed: u64, life: impl AsyncFnOnce(&Path) -> T) -> T {
-    let _chance = crate::flow::sim::enter(seed);
     let dir = tempfile::tempdir().expect("folder");
+    run_in(seed, dir.path(), life)
+}
+
+fn run_in<T>(seed: u64, dir: &Path, life: impl AsyncFnOnce(&Path) -> T) -> T {
+    let _chance = crate::flow::sim::enter(seed);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("runtime");
     let local = LocalSet::new();
-    local.block_on(&runtime, life(dir.path()))
+    local.block_on(&runtime, life(dir))
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::policy::{Held, Policy, TERMS, Term};
 use crate::config::{ConfigError, Reader, parse_duration};
 use crate::restore::pin::PIN_EVERY;
+use crate::telemetry::traces::settings::Settings;
 use crate::types::{DiskId, Id128, Micros};
 
 /// The file with every key, its default and its meaning.
@@ -37,6 +38,12 @@ pub struct Work {
     pub bytes: u64,
     /// Disks that are judged together.
     pub disks_at_once: usize,
+    /// Whether what is needed is moved out of sparse batches.
+    pub moves: bool,
+    /// Of a sparse batch less than so many hundredths are needed.
+    pub sparse: u64,
+    /// Whether indexes of ended lanes are folded, disk by disk.
+    pub fold: bool,
 }
 
 /// A gateway acks nothing into a lane that was sealed so long ago, whatever it waited for.
@@ -45,6 +52,9 @@ const SEAL_GRACE: Duration = Duration::from_secs(600);
 const CLAIM_STALE: Duration = Duration::from_secs(600);
 /// Longer than any fork lies between its look at the vault's head and its epoch.
 const FORK_WINDOW: Duration = Duration::from_secs(3600);
+
+/// What stays is at most a third more than what is needed, and each byte is moved some three times in its life.
+const SPARSE: u64 = 75;
 
 impl Default for Work {
     fn default() -> Self {
@@ -58,6 +68,9 @@ impl Default for Work {
             requests: 20_000,
             bytes: 4 << 30,
             disks_at_once: 64,
+            moves: false,
+            sparse: SPARSE,
+            fold: true,
         }
     }
 }
@@ -117,6 +130,8 @@ pub struct KeeperConfig {
     pub work: Work,
     /// What is kept.
     pub policies: Policies,
+    /// Where traces go, and which.
+    pub traces: Settings,
 }
 
 impl KeeperConfig {
@@ -155,6 +170,9 @@ impl KeeperConfig {
             (section.required("name", name), policy)
         });
         default.hold = default.hold || !written;
+        if work.moves && default.hold && named.iter().all(|(_, policy)| policy.hold) {
+            reader.mistake("keeper.move", "nothing would be saved: the file has no policy by which anything goes");
+        }
         let mut disks = BTreeMap::new();
         for (name, policy) in named {
             let Some(name) = name else { continue };
@@ -162,10 +180,11 @@ impl KeeperConfig {
                 reader.mistake("disk", format_args!("{name} has two sections"));
             }
         }
+        let traces = Settings::read(&mut reader);
         reader.finish(path)?;
         let missing = || ConfigError { path: path.to_owned(), mistakes: vec!["a required value is missing".into()] };
         let (vault_url, catalog_key) = vault.ok_or_else(missing)?;
-        Ok(Self { vault_url, catalog_key, work, policies: Policies { default, disks } })
+        Ok(Self { vault_url, catalog_key, work, policies: Policies { default, disks }, traces })
     }
 }
 
@@ -173,13 +192,20 @@ fn read_work(reader: &mut Reader) -> Work {
     let default = Work::default();
     let seconds = Duration::from_secs;
     let day = seconds(24 * 3600);
+    let moves = reader.flag("move", default.moves);
+    if reader.has("sparse") && !moves {
+        reader.mistake("sparse", "says which batches are emptied, and none is: set move = true beside it");
+    }
     Work {
+        moves,
+        sparse: reader.number("sparse", default.sparse, 10..=90),
         every: reader.duration("every", default.every, seconds(10)..=day),
         delete_after: reader.duration("delete_after", default.delete_after, DELETE_AFTER_MIN..=30 * day),
         seal_after: reader.duration("seal_after", default.seal_after, seconds(3600)..=365 * day),
         requests: reader.number("requests", default.requests, 10..=100_000_000),
         bytes: reader.size("bytes", default.bytes, 1 << 20..=1 << 50),
         disks_at_once: reader.number("disks_at_once", default.disks_at_once as u64, 1..=100_000) as usize,
+        fold: reader.flag("fold", default.fold),
         ..default
     }
 }
@@ -286,6 +312,30 @@ mod tests {
         let held = parse(&format!("{vault}[policy]\nhold=true\n[[disk]]\nname='a'\nevery='1 h'\nhold=false\n"));
         let held = held.expect("right").policies;
         assert!(held.of(&DiskId::new("a").expect("valid")).hold, "a hold of all is no disk's to lift");
+    }
+
+    #[test]
+    fn moving_is_asked_for_and_refused_where_it_could_save_nothing() {
+        let vault = "[vault]\nurl='file:///v'\ncatalog_key='k'\n";
+        let work = |text: &str| parse(&format!("{vault}{text}")).map(|config| (config.work.moves, config.work.sparse));
+        let policy = "[policy]\nevery='1 h'\n";
+        assert_eq!(work(policy).expect("right"), (false, SPARSE));
+        assert_eq!(work(&format!("[keeper]\nmove=true\n{policy}")).expect("right"), (true, SPARSE));
+        assert_eq!(work(&format!("[keeper]\nmove=true\nsparse=60\n{policy}")).expect("right"), (true, 60));
+        assert!(work("[keeper]\nmove=true\n[[disk]]\nname='a'\nevery='1 h'\n").is_ok(), "something of a goes");
+        for (wrong, why) in [
+            (format!("[keeper]\nsparse=60\n{policy}"), "set move = true beside it"),
+            (format!("[keeper]\nmove=false\nsparse=60\n{policy}"), "set move = true beside it"),
+            (format!("[keeper]\nmove=true\nsparse=95\n{policy}"), "from 10 to 90"),
+            ("[keeper]\nmove=true\n".to_owned(), "nothing would be saved"),
+            (
+                "[keeper]\nmove=true\n[policy]\nhold=true\n[[disk]]\nname='a'\nevery='1 h'\n".to_owned(),
+                "nothing would be saved",
+            ),
+        ] {
+            let error = work(&wrong).expect_err("refused").to_string();
+            assert!(error.contains(why), "{wrong}: {error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A batch rests on a lane index only if this very run has read it there, opened it, and finds every disk in it judged by this lane. That
 //! holds before a mark and again before a deletion. Before a mark it must also be, byte for byte, the index of the batch itself: whoever has
-//! the catalog key can write a lane index, and no word of it is to decide over a batch that says otherwise.
+//! the catalog key can write a lane index, and no word of it is to decide over a batch that says otherwise. What of it is needed and was moved
+//! must be, byte for byte, where it was moved to (`proof`), before a mark and before a deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +11,11 @@ use bytes::Bytes;
 
 use super::judge::Verdict;
 use super::marks::Present;
+use super::proof;
 use super::report::{Budget, Report};
 use crate::fault;
 use crate::types::Id128;
-use crate::vault::batch::{self, Tail};
+use crate::vault::batch::{self, BatchTrailer, Tail};
 use crate::vault::index::lane::{HEADER_BYTES, LANE_INDEX_BYTES_MAX, LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, INDEX_PLAIN_BYTES_MAX, IndexPlace, SealedIndex};
 use crate::vault::store::Listed;
@@ -129,8 +131,8 @@ impl<'a> Cover<'a> {
                 self.covered.remove(&one.n);
                 continue;
             }
-            match self.tail(one).await? {
-                Ok(sealed) => self.note(one.n, &sealed),
+            match tail(self.vault, self.lane, one).await? {
+                Ok((_, sealed)) => self.note(one.n, &sealed),
                 Err(what) => {
                     report.note(format!("{} stays: {what}", names::batch(self.lane, one.n)));
                     self.covered.remove(&one.n);
@@ -139,6 +141,16 @@ impl<'a> Cover<'a> {
             if self.doubtful.contains(&one.n) {
                 let path = names::batch(self.lane, one.n);
                 report.note(format!("{path} stays: a lane index has another index of it than the batch itself"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves out of what may go each batch of which something is needed that does not stand, byte for byte, where it is taken from now.
+    pub(super) async fn prove(&mut self, budget: &mut Budget, report: &mut Report) -> Result<(), VaultError> {
+        for n in self.covered.clone() {
+            if !proof::proven(self.vault, (self.lane, n), &self.verdict.spares, budget, report).await? {
+                self.covered.remove(&n);
             }
         }
         Ok(())
@@ -169,8 +181,8 @@ impl<'a> Cover<'a> {
             if self.next_k.is_none() || !budget.take(requests, 2 * one.size_bytes.min(batch::TAIL_BYTES)) {
                 break;
             }
-            let sealed = match self.tail(one).await? {
-                Ok(sealed) => sealed,
+            let sealed = match tail(self.vault, self.lane, one).await? {
+                Ok((_, sealed)) => sealed,
                 Err(what) => {
                     report.note(format!("{} stays: {what}", names::batch(self.lane, one.n)));
                     continue;
@@ -198,30 +210,34 @@ impl<'a> Cover<'a> {
             None => Ok(()),
         }
     }
+}
 
-    /// The sealed index at the end of a batch, or what is wrong with it.
-    async fn tail(&self, one: Present) -> Result<Result<SealedIndex, String>, VaultError> {
-        let path = names::batch(self.lane, one.n);
-        let mut range = batch::tail_range(one.size_bytes);
-        // Twice at most: the second read starts where the index does.
-        for _ in 0..2 {
-            if range.is_empty() || range.end - range.start > INDEX_PLAIN_BYTES_MAX as u64 {
-                return Ok(Err("it has no index of a possible size".to_owned()));
-            }
-            let bytes = match self.vault.store().get_range(&path, range).await {
-                Ok(bytes) => bytes,
-                Err(error) if error.is_not_found() => return Ok(Err("it is gone".to_owned())),
-                Err(error) => return Err(error.into()),
-            };
-            match batch::parse_tail(one.size_bytes, &bytes) {
-                Ok(Tail::Whole { trailer, index }) if trailer.lane == self.lane && trailer.n == one.n => {
-                    return Ok(Ok(index));
-                }
-                Ok(Tail::Whole { .. }) => return Ok(Err("it is another batch than its name says".to_owned())),
-                Ok(Tail::More { range: more, .. }) => range = more,
-                Err(error) => return Ok(Err(fault::chain_text(&error))),
-            }
+/// The trailer and the sealed index at the end of a batch, or what is wrong with it.
+pub(super) async fn tail(
+    vault: &Vault,
+    lane: Id128,
+    one: Present,
+) -> Result<Result<(BatchTrailer, SealedIndex), String>, VaultError> {
+    let path = names::batch(lane, one.n);
+    let mut range = batch::tail_range(one.size_bytes);
+    // Twice at most: the second read starts where the index does.
+    for _ in 0..2 {
+        if range.is_empty() || range.end - range.start > INDEX_PLAIN_BYTES_MAX as u64 {
+            return Ok(Err("it has no index of a possible size".to_owned()));
         }
-        Ok(Err("its trailer points elsewhere each time".to_owned()))
+        let bytes = match vault.store().get_range(&path, range).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(Err("it is gone".to_owned())),
+            Err(error) => return Err(error.into()),
+        };
+        match batch::parse_tail(one.size_bytes, &bytes) {
+            Ok(Tail::Whole { trailer, index }) if trailer.lane == lane && trailer.n == one.n => {
+                return Ok(Ok((trailer, index)));
+            }
+            Ok(Tail::Whole { .. }) => return Ok(Err("it is another batch than its name says".to_owned())),
+            Ok(Tail::More { range: more, .. }) => range = more,
+            Err(error) => return Ok(Err(fault::chain_text(&error))),
+        }
     }
+    Ok(Err("its trailer points elsewhere each time".to_owned()))
 }

@@ -12,16 +12,19 @@ use super::marks::{LaneVerdict, Present};
 use super::needs::{self, Appeared};
 use super::outlook::Going;
 use super::pins::Pins;
+use super::places::{self, Role, Standing, Worth};
 use super::policy::{self, Reason};
+use super::proof::{Spare, Spares};
 use super::report::Progress;
+use super::sparse::{Holdings, Use};
 use crate::fault::{self, Classify, Fault};
-use crate::restore::history::{History, Presence};
+use crate::restore::history::{History, Presence, Row};
 use crate::restore::points::{self, Point};
 use crate::restore::source;
 use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::lane::ListedLane;
 use crate::vault::objects::EpochObject;
-use crate::vault::reader::{Catalog, Finding, Problem, Want};
+use crate::vault::reader::{Catalog, CatalogBatch, Finding, Problem, Want};
 use crate::vault::store::Listed;
 use crate::vault::{Vault, names};
 
@@ -64,6 +67,10 @@ pub struct Verdict {
     /// Bytes of the messages that are needed.
     pub needed_bytes: u64,
     lanes: BTreeMap<Id128, LaneVerdict>,
+    /// What is needed and stands elsewhere too.
+    pub(super) spares: Spares,
+    /// What batches hold that may be emptied.
+    pub(super) holdings: Holdings,
 }
 
 impl Verdict {
@@ -93,8 +100,12 @@ pub struct Terms<'a> {
     pub now_micros: i64,
     /// What appeared later is younger than the fork window. Taken before anything was listed.
     pub old_micros: i64,
+    /// What was copied later is not known to every reader.
+    pub ripe_micros: i64,
     /// Disks that are judged together.
     pub disks_at_once: usize,
+    /// Below so many hundredths a batch is sparse; zero if nobody asks.
+    pub sparse: u64,
 }
 
 /// Points of groups that some disk keeps, by the id of their barrier.
@@ -155,10 +166,11 @@ async fn pass(
     elsewhere: &GroupPoints,
     progress: &Progress,
 ) -> Result<(Verdict, GroupPoints), KeeperError> {
-    let mut pass = Pass { vault, terms, elsewhere, kept: GroupPoints::default(), verdict: Verdict::default() };
+    let verdict = Verdict { holdings: Holdings::new(terms.sparse), ..Verdict::default() };
+    let mut pass = Pass { vault, terms, elsewhere, kept: GroupPoints::default(), verdict };
     progress.judging(disks.len());
     for group in disks.chunks(terms.disks_at_once.max(1)) {
-        let want = Want { disks: Some(group.iter().cloned().collect()), newest: None };
+        let want = Want { disks: Some(group.iter().cloned().collect()), ..Want::default() };
         let catalog = source::load(vault, &want).await?;
         for lane in &catalog.lanes {
             pass.verdict.lanes.entry(lane.lane).or_default().here |= lane.batches > 0;
@@ -212,29 +224,71 @@ impl Pass<'_> {
         let held_back = held_back.or_else(|| self.terms.pins.holds_all.clone());
         let policy = self.terms.policies.of(disk);
         let (told, kept) = self.keep(catalog, disk, &history, held_back);
-        let appeared = |object: u32| {
-            let batch = &catalog.batches[object as usize];
-            Appeared { young: batch.modified_micros > self.terms.old_micros, put_by: micros(batch.put_by_micros) }
+        let appeared = |row: &Row| {
+            let batch = &catalog.batches[row.object as usize];
+            let appeared_micros = put_by_micros(row, batch).min(batch.modified_micros);
+            Appeared { young: appeared_micros > self.terms.old_micros, put_by: micros(put_by_micros(row, batch)) }
         };
         let needed = if told.held_back.is_some() || told.hold || told.pinned_whole {
             vec![true; history.rows.len()]
         } else {
             needs::needed(&history, &kept, &policy.holds, appeared)
         };
+        // Somebody reads by what stood there when the pin was made; and what is held, or in doubt, stays in each of its places.
+        let fixed = told.held_back.is_some() || told.hold || told.pins > 0;
+        let roles = if fixed {
+            vec![Role::Taken; history.rows.len()]
+        } else {
+            places::roles(&history.rows, |row| standing(catalog, row, self.terms.ripe_micros))
+        };
+        self.note(catalog, &history, &roles, needed, fixed);
         let verdict = &mut self.verdict;
-        for (row, _) in history.rows.iter().zip(needed).filter(|(_, needed)| *needed) {
-            let index = &catalog.batches[row.object as usize].index;
-            if row.presence == Presence::Here {
-                verdict.needed_bytes += u64::from(row.message.stored_bytes);
-            }
-            verdict.lanes.entry(index.lane).or_default().needed.insert(index.n);
-        }
         let place = verdict.disks.len() as u64;
         for lane in lanes.into_iter().filter(|_| told.held_back.is_none()) {
             verdict.lanes.entry(lane).or_default().judged.insert(place);
         }
         verdict.disks.push(told);
         Ok(())
+    }
+
+    /// Takes over which rows are needed, each message in one of its places.
+    fn note(&mut self, catalog: &Catalog, history: &History, roles: &[Role], mut needed: Vec<bool>, fixed: bool) {
+        let mut copied = vec![false; needed.len()];
+        for (index, role) in roles.iter().enumerate() {
+            if let Role::Ripens(of) | Role::Spare { of, .. } = *role {
+                needed[of] = needed[of] || needed[index];
+                copied[of] = copied[of] || matches!(role, Role::Ripens(_));
+            }
+        }
+        let verdict = &mut self.verdict;
+        for (index, (row, role)) in history.rows.iter().zip(roles).enumerate() {
+            let batch = &catalog.batches[row.object as usize];
+            let place = (batch.index.lane, batch.index.n);
+            let needed = match *role {
+                Role::Taken => needed[index],
+                Role::Ripens(of) => needed[of],
+                Role::Spare { of, proof } => {
+                    needed[of] && proof && !verdict.spares.add(place, spare(catalog, row, &history.rows[of]))
+                }
+            };
+            let here = row.presence == Presence::Here;
+            if needed {
+                verdict.lanes.entry(place.0).or_default().needed.insert(place.1);
+            }
+            if needed && here && *role == Role::Taken {
+                verdict.needed_bytes += u64::from(row.message.stored_bytes);
+            }
+            if here && self.terms.sparse > 0 && may_be_emptied(catalog, batch, self.terms.old_micros) {
+                let what_for = match (needed, *role) {
+                    (false, _) => Use::Dead,
+                    (true, Role::Taken) if fixed => Use::Stuck,
+                    (true, Role::Taken) if copied[index] => Use::Copied,
+                    (true, Role::Taken) => Use::Needed,
+                    (true, _) => Use::Stuck,
+                };
+                verdict.holdings.note(batch, &row.message, what_for);
+            }
+        }
     }
 
     /// What is kept of a disk, and the places that stand for it.
@@ -285,6 +339,41 @@ impl Pass<'_> {
     }
 }
 
+/// Whether moving what a batch holds may let it go: it is old, unmarked, and its lane gets no more.
+fn may_be_emptied(catalog: &Catalog, batch: &CatalogBatch, old_micros: i64) -> bool {
+    let lane = catalog.lanes.binary_search_by_key(&batch.index.lane, |lane| lane.lane);
+    let is_over = lane.is_ok_and(|at| catalog.lanes[at].end.is_some() || catalog.lanes[at].sealed);
+    is_over && !batch.let_go && batch.modified_micros <= old_micros
+}
+
+/// What the place of a row is worth.
+fn standing(catalog: &Catalog, row: &Row, ripe_micros: i64) -> Standing {
+    let batch = &catalog.batches[row.object as usize];
+    let at = (batch.index.lane, batch.index.n);
+    let lane = catalog.lanes.binary_search_by_key(&at.0, |lane| lane.lane).ok().map(|at| &catalog.lanes[at]);
+    let whole = lane.is_some_and(|lane| lane.is_moved() && lane.end.is_some_and(|end| at.1 <= end));
+    let worth = match row.message.origin {
+        None => Worth::First,
+        Some(_) if !whole || batch.let_go => Worth::Loose,
+        Some(_) if batch.modified_micros > ripe_micros => Worth::Young,
+        Some(_) => Worth::Ripe,
+    };
+    Standing { batch: at, appeared_micros: batch.modified_micros, worth }
+}
+
+/// A message that stands elsewhere too.
+fn spare(catalog: &Catalog, row: &Row, copy: &Row) -> Spare {
+    let index = &catalog.batches[copy.object as usize].index;
+    let (offset_bytes, stored_bytes) = (row.message.offset_bytes, row.message.stored_bytes);
+    Spare { offset_bytes, stored_bytes, batch: (index.lane, index.n), at_bytes: copy.message.offset_bytes }
+}
+
+/// By when a message was in the vault, by the store's clock: a move makes nothing younger.
+fn put_by_micros(row: &Row, batch: &CatalogBatch) -> i64 {
+    let first = row.message.origin.map(|origin| i64::try_from(origin.put_by.0).unwrap_or(i64::MAX));
+    first.map_or(batch.put_by_micros, |first| first.min(batch.put_by_micros))
+}
+
 fn micros(of_store: i64) -> Micros {
     Micros(u64::try_from(of_store).unwrap_or(0))
 }
@@ -294,10 +383,11 @@ fn put_by(catalog: &Catalog, history: &History, points: &[Point]) -> Vec<Micros>
     let mut out = Vec::with_capacity(points.len());
     // Both are in the order of the history.
     for (epoch, pick) in history.picks() {
-        let object = history.rows[pick.row].object as usize;
+        let row = &history.rows[pick.row];
+        let at = micros(put_by_micros(row, &catalog.batches[row.object as usize]));
         let here = |point: &&Point| point.id.epoch == epoch && (pick.first..=pick.last).contains(&point.id.seq);
         let count = points[out.len()..].iter().take_while(here).count();
-        out.extend(std::iter::repeat_n(micros(catalog.batches[object].put_by_micros), count));
+        out.extend(std::iter::repeat_n(at, count));
     }
     out.resize(points.len(), Micros(0));
     out

@@ -19,10 +19,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::policy::Held;
-use crate::restore::history::{History, Pick};
+use crate::restore::history::{History, Pick, Row};
 use crate::types::{Epoch, ExtentKind, Micros, PointId};
 
-/// What is known of the batch of a row.
+/// What is known of the batch of a row; of one that was moved, of the batch that it came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Appeared {
     /// Whether it appeared within the fork window.
@@ -32,16 +32,16 @@ pub struct Appeared {
 }
 
 /// The rows, in the order of [`History::rows`], that are needed for the images at `kept`, in the spans of `holds`, and at every
-/// place where the history may still be forked. `appeared` tells of the objects.
+/// place where the history may still be forked.
 #[must_use]
 pub fn needed(
     history: &History,
     kept: &BTreeSet<PointId>,
     holds: &[Held],
-    appeared: impl Fn(u32) -> Appeared,
+    appeared: impl Fn(&Row) -> Appeared,
 ) -> Vec<bool> {
-    let young: Vec<bool> = history.rows.iter().map(|row| appeared(row.object).young).collect();
-    let held = held(history, holds, |object| appeared(object).put_by);
+    let young: Vec<bool> = history.rows.iter().map(|row| appeared(row).young).collect();
+    let held = held(history, holds, |row| appeared(row).put_by);
     let mut owners = Owners { ranges: BTreeMap::new(), needed: young.clone(), kept_at: None };
     owners.needed.iter_mut().zip(&held).for_each(|(needed, held)| *needed |= held);
     let picks: Vec<_> = history.picks().collect();
@@ -78,12 +78,11 @@ pub fn needed(
 }
 
 /// For each row whether it was written in a held span, also if it is not part of history.
-fn held(history: &History, holds: &[Held], put_by: impl Fn(u32) -> Micros) -> Vec<bool> {
+fn held(history: &History, holds: &[Held], put_by: impl Fn(&Row) -> Micros) -> Vec<bool> {
     let within = |time: Micros| holds.iter().any(|held| held.contains(time));
     let rows = history.rows.iter();
     rows.map(|row| {
-        !holds.is_empty()
-            && (within(put_by(row.object)) || row.message.records.iter().any(|record| within(record.label)))
+        !holds.is_empty() && (within(put_by(row)) || row.message.records.iter().any(|record| within(record.label)))
     })
     .collect()
 }
@@ -171,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::restore::history::{Presence, Row};
+    use crate::restore::history::Presence;
     use crate::restore::plan::Plan;
     use crate::restore::points;
     use crate::restore::tests::{self as model, ModelDisk};
@@ -247,8 +246,8 @@ mod tests {
                 Held { from: Micros(first + from * 125_000), until: Micros(first + (from + length) * 125_000) }
             };
             let holds: Vec<Held> = holds.into_iter().map(span).collect();
-            let appeared = |object: u32| {
-                Appeared { young: object as usize >= from, put_by: put_by(&history, object as usize) }
+            let appeared = |row: &Row| {
+                Appeared { young: row.object as usize >= from, put_by: put_by(&history, row.object as usize) }
             };
             let found = needed(&history, &kept, &holds, appeared);
             let mut expected = by_plans(&history, &kept, &holds, &young);
@@ -265,7 +264,7 @@ mod tests {
             let points = points::list(&history);
             prop_assume!(!points.is_empty());
             let kept: BTreeSet<PointId> = kept.iter().map(|at| points[at.index(points.len())].id).collect();
-            let needed = needed(&history, &kept, &[], |_| Appeared { young: false, put_by: Micros(0) });
+            let needed = needed(&history, &kept, &[], |_: &Row| Appeared { young: false, put_by: Micros(0) });
             for (row, needed) in history.rows.iter_mut().zip(&needed) {
                 row.presence = if *needed { Presence::Here } else { Presence::LetGo };
             }
@@ -295,7 +294,7 @@ mod tests {
             rows.push(Row { object: rows.len() as u32, confirmed: false, presence: Presence::Here, message });
         }
         let history = History::build(&disk.epochs, rows);
-        let old = |_| Appeared { young: false, put_by: Micros(0) };
+        let old = |_: &Row| Appeared { young: false, put_by: Micros(0) };
         let needed = needed(&history, &BTreeSet::from([last]), &[], old);
         // The image at 20 holds records 13 to 20: messages 4 and 5 of the first account, and both that overlap them.
         let found: Vec<usize> = (0..needed.len()).filter(|row| needed[*row]).collect();

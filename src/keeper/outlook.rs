@@ -96,7 +96,7 @@ impl Outlook<'_> {
     /// [`KeeperError`] if the store fails.
     pub(super) async fn tell(&self, verdict: &mut Verdict) -> Result<(), KeeperError> {
         for group in verdict.disks.chunks_mut(self.terms.disks_at_once.max(1)) {
-            let want = Want { disks: Some(group.iter().map(|told| told.disk.clone()).collect()), newest: None };
+            let want = Want { disks: Some(group.iter().map(|told| told.disk.clone()).collect()), ..Want::default() };
             let catalog = source::load(self.vault, &want).await?;
             for told in group {
                 let judged = judge::open(self.vault, &catalog, &told.disk).await?;

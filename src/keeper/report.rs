@@ -33,12 +33,24 @@ pub struct Report {
     pub lanes_unread: u64,
     /// Lane indexes that were written.
     pub indexes_written: u64,
+    /// Lanes that were folded as a whole.
+    pub lanes_folded: u64,
+    /// Folded indexes that were written, or found as this run would have written them.
+    pub folded_written: u64,
     /// Batches that were marked in this run.
     pub newly_marked: Count,
     /// Marks that were taken back.
     pub taken_back: u64,
     /// Batches that were deleted in this run.
     pub deleted: Count,
+    /// Batches of which so little is needed that they are worth emptying.
+    pub sparse: Count,
+    /// Bytes of the messages in them that are not needed.
+    pub moving_saves_bytes: u64,
+    /// Batches that were written in this run with what was moved.
+    pub moved: Count,
+    /// Batches that this was moved out of: they go when the copies are old enough.
+    pub emptied_batches: u64,
     /// Whether the budget ended the run before its work was done.
     pub budget_spent: bool,
     /// Whether the run was asked to stop before its work was done.

@@ -3,6 +3,8 @@
 //! ```text
 //!  claim of the run (tells the store's time) ─► pins ─► verdict ─► each lane with something to do:
 //!     claim ─► seal │ ten minutes │ ─► lane indexes ─► manifest: marks │ delete_after │ ─► deletions ─► release
+//!  ─► sparse batches, if that is asked for: what is needed of them goes into a lane of its own │ delete_after │ and counts there
+//!  and each lane that has ended, once: claim ─► folded indexes of its disks ─► release
 //! ```
 //!
 //! A bar marks where a later run goes on. Every step may be the last one: see the decision page on crashes.
@@ -13,19 +15,24 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
+use tracing::info_span;
 
 use super::config::{Policies, Work};
 use super::cover::Cover;
 use super::error::KeeperError;
+use super::fold::{Folding, Limits, Notes};
 use super::judge::{self, Terms, Verdict};
 use super::manifests::Manifests;
 use super::marks::{self, LaneSteps, LaneVerdict, Present, Times};
+use super::mover::Mover;
 use super::outlook::{LaneOutlook, Outlook};
 use super::pins::{self, Pins};
 use super::report::{Budget, Progress, Report};
+use super::sparse;
 use crate::fault;
 use crate::flow::{Clock, Drain};
 use crate::keys;
+use crate::telemetry::traces::within;
 use crate::types::{Id128, Micros};
 use crate::vault::lane::{LATE_AFTER_SEAL, ListedLane};
 use crate::vault::objects::{ClaimObject, LaneSealObject, ManifestObject};
@@ -62,9 +69,10 @@ pub async fn plan(
     let mut report = Report::default();
     let times = Times::at(i64::try_from(now.0).unwrap_or(i64::MAX), work.fork_window, work.delete_after);
     let pins = pins::read(vault, times.now_micros).await?;
-    let terms = terms(work, policies, &pins, &times);
+    let terms = terms(work, policies, &pins, &times, work.sparse);
     let mut verdict = judge::judge(vault, &terms, progress).await?;
     report.needed_bytes = verdict.needed_bytes;
+    (report.sparse, report.moving_saves_bytes) = sparse::saving(&verdict.holdings.sparse());
     let (nothing, digest) = (LaneVerdict::default(), policies.digest(work));
     let mut lanes = BTreeMap::new();
     for listed in vault.lanes().await? {
@@ -81,9 +89,9 @@ pub async fn plan(
     Ok(report)
 }
 
-fn terms<'a>(work: &Work, policies: &'a Policies, pins: &'a Pins, times: &Times) -> Terms<'a> {
-    let (now_micros, old_micros, disks_at_once) = (times.now_micros, times.old_micros, work.disks_at_once);
-    Terms { policies, pins, now_micros, old_micros, disks_at_once }
+fn terms<'a>(work: &Work, policies: &'a Policies, pins: &'a Pins, times: &Times, sparse: u64) -> Terms<'a> {
+    let Times { now_micros, old_micros, delete_micros: ripe_micros } = *times;
+    Terms { policies, pins, now_micros, old_micros, ripe_micros, disks_at_once: work.disks_at_once, sparse }
 }
 
 /// What stands in a lane.
@@ -198,14 +206,15 @@ impl Keeper<'_> {
             return Err(apart);
         }
         let times = Times::at(began_micros, work.fork_window, work.delete_after);
-        let pins = pins::read(vault, began_micros).await?;
-        let terms = terms(work, self.policies, &pins, &times);
+        let pins = within(info_span!("read pins"), pins::read(vault, began_micros)).await?;
+        // Who moves nothing needs no memory for it.
+        let terms = terms(work, self.policies, &pins, &times, if work.moves { work.sparse } else { 0 });
         let mut stop = self.stop.clone();
         let verdict = tokio::select! {
             biased;
             // To judge only reads, and may be left at any moment.
             () = stop.wait() => return Ok(Report { stopped: true, ..Report::default() }),
-            verdict = judge::judge(vault, &terms, self.progress) => verdict?,
+            verdict = within(info_span!("judge"), judge::judge(vault, &terms, self.progress)) => verdict?,
         };
         let report = Report { needed_bytes: verdict.needed_bytes, ..Report::default() };
         let budget = Budget::new(work.requests, work.bytes);
@@ -251,16 +260,105 @@ impl Run<'_> {
         let first = lanes.partition_point(|listed| listed.lane < self.place.run);
         lanes.rotate_left(first);
         self.keeper.progress.working(lanes.len());
-        for listed in lanes {
+        for listed in &lanes {
             if self.budget.spent || self.keeper.stop.started() {
                 break;
             }
             if !self.is_over(listed.lane) {
-                self.lane(&listed).await?;
+                self.lane(listed).await?;
             }
             self.keeper.progress.lane_done();
         }
-        self.tidy().await
+        within(info_span!("move messages"), self.move_messages()).await?;
+        within(info_span!("tidy"), self.tidy()).await?;
+        within(info_span!("fold"), self.fold(&lanes)).await
+    }
+
+    /// Empties sparse batches, if that is asked for and worth a lane. Last, because what is let go without that needs no moving.
+    async fn move_messages(&mut self) -> Result<(), KeeperError> {
+        let Keeper { vault, work, clock, stop, .. } = self.keeper;
+        let sparse = self.verdict.holdings.sparse();
+        (self.report.sparse, self.report.moving_saves_bytes) = sparse::saving(&sparse);
+        let worth_it = sparse::is_worth_it(self.report.moving_saves_bytes, self.report.stored.bytes);
+        if !work.moves || !worth_it || self.budget.spent || stop.started() {
+            return Ok(());
+        }
+        // In the vault's own name: of two keepers that move the same, one works for nothing.
+        if !self.budget.take(4, 0) || !self.claim(vault.id()).await? {
+            return Ok(());
+        }
+        let now = Micros(u64::try_from(self.now_micros()).unwrap_or(0));
+        let (verdict, budget, report) = (&self.verdict, &mut self.budget, &mut self.report);
+        let mover = Mover { vault, verdict, budget, report, clock: clock.as_ref(), stop, now };
+        mover.run(sparse).await?;
+        vault.store().delete(&names::claim(vault.id())).await?;
+        Ok(())
+    }
+
+    /// Folds what has ended since, last of all: what is to be deleted waits for nothing.
+    async fn fold(&mut self, lanes: &[ListedLane]) -> Result<(), KeeperError> {
+        if !self.keeper.work.fold || self.budget.spent {
+            return Ok(());
+        }
+        let notes = Notes::list(self.keeper.vault).await?;
+        for listed in lanes.iter().filter(|listed| !notes.is_whole(listed.lane)) {
+            if self.budget.spent || self.keeper.stop.started() {
+                break;
+            }
+            match self.fold_lane(listed, notes.newest(listed.lane)).await {
+                Err(KeeperError::Vault(error)) => self.not_folded(listed.lane, error)?,
+                folded => folded?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn fold_lane(&mut self, listed: &ListedLane, note: u64) -> Result<(), KeeperError> {
+        let (vault, lane) = (self.keeper.vault, listed.lane);
+        // Claim and release, listings, end, manifest, and the last note.
+        if !self.has_ended(listed).await? || !self.budget.take(9, 0) {
+            return Ok(());
+        }
+        if !self.claim(lane).await? {
+            self.report.lanes_elsewhere += 1;
+            return Ok(());
+        }
+        let (verdict, work, stop) = (&self.verdict, self.keeper.work, self.keeper.stop);
+        let (budget, report, limits) = (&mut self.budget, &mut self.report, Limits::default());
+        let folded = Folding { vault, listed, verdict, work, stop, budget, report, note, limits }.run().await;
+        folded.or_else(|error| self.not_folded(lane, error))?;
+        vault.store().delete(&names::claim(lane)).await?;
+        Ok(())
+    }
+
+    /// What is wrong with one lane ends no run, and a lane that is not folded is read all the same.
+    fn not_folded(&mut self, lane: Id128, error: VaultError) -> Result<(), VaultError> {
+        match error {
+            VaultError::Taken { object, .. } => {
+                self.report.lanes_elsewhere += 1;
+                self.report.note(format!("{object} was written by another keeper, which goes on with the lane"));
+                Ok(())
+            }
+            VaultError::Object(_) | VaultError::Missing { .. } => {
+                self.report.note(format!("lane {lane} is not folded: {}", fault::chain_text(&error)));
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
+
+    /// Whether nothing comes to a lane any more. One that its gateway left without an end is sealed when it is old.
+    async fn has_ended(&mut self, listed: &ListedLane) -> Result<bool, KeeperError> {
+        if listed.ended {
+            return Ok(true);
+        }
+        if let Some(sealed) = listed.sealed {
+            return Ok(self.now_micros() >= sealed.saturating_add(self.keeper.work.seal_grace.as_micros() as i64));
+        }
+        if self.budget.take(2, 0) && self.is_old(listed.lane).await? {
+            self.put_seal(listed.lane, "folding").await?;
+        }
+        Ok(false)
     }
 
     /// Whether a lane is to be left out: of one whose batches are all gone only old manifests are left to delete, now and then.
@@ -290,7 +388,7 @@ impl Run<'_> {
             self.report.lanes_elsewhere += 1;
             return Ok(());
         }
-        match self.work_on(listed, &state, &steps).await {
+        match within(info_span!("work on lane", %lane), self.work_on(listed, &state, &steps)).await {
             // Somebody else came first, with a claim that had gone stale here or there.
             Err(KeeperError::Vault(VaultError::Taken { object, .. })) => {
                 self.report.lanes_elsewhere += 1;
@@ -364,18 +462,23 @@ impl Run<'_> {
     }
 
     async fn seal(&mut self, listed: &ListedLane) -> Result<(), KeeperError> {
-        let now_micros = self.now_micros();
-        let lane = listed.lane;
-        if !listed.ended {
-            let created = self.keeper.vault.lane(lane).await?.created_micros;
-            let age_micros = now_micros.saturating_sub(i64::try_from(created.0).unwrap_or(i64::MAX));
-            if age_micros < self.keeper.work.seal_after.as_micros() as i64 {
-                self.report.lanes_in_use += 1;
-                return Ok(());
-            }
+        if !listed.ended && !self.is_old(listed.lane).await? {
+            self.report.lanes_in_use += 1;
+            return Ok(());
         }
-        let sealed_micros = Micros(u64::try_from(now_micros).unwrap_or(0));
-        let seal = LaneSealObject { lane, sealed_micros, reason: "retention".into() };
+        self.put_seal(listed.lane, "retention").await
+    }
+
+    /// Whether a lane began so long ago that no gateway uses it any more.
+    async fn is_old(&self, lane: Id128) -> Result<bool, KeeperError> {
+        let created = self.keeper.vault.lane(lane).await?.created_micros;
+        let age_micros = self.now_micros().saturating_sub(i64::try_from(created.0).unwrap_or(i64::MAX));
+        Ok(age_micros >= self.keeper.work.seal_after.as_micros() as i64)
+    }
+
+    async fn put_seal(&mut self, lane: Id128, reason: &str) -> Result<(), KeeperError> {
+        let sealed_micros = Micros(u64::try_from(self.now_micros()).unwrap_or(0));
+        let seal = LaneSealObject { lane, sealed_micros, reason: reason.into() };
         self.keeper.vault.put_object(&names::lane_seal(lane), &seal).await?;
         self.report.lanes_sealed += 1;
         Ok(())
@@ -397,6 +500,7 @@ impl Run<'_> {
         cover.read(&mut self.budget).await?;
         cover.compare(mark, &mut self.budget, &mut self.report).await?;
         cover.complete(present, &mut self.budget, &mut self.report).await?;
+        cover.prove(&mut self.budget, &mut self.report).await?;
         Ok(cover.into_covered())
     }
 

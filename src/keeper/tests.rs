@@ -1,6 +1,9 @@
 //! The keeper against a model: kept points stay right whatever happens to it, the rest goes, and what is in use stays.
 
+mod fold;
 mod harm;
+mod moving;
+mod replay;
 mod site;
 mod week;
 
@@ -16,6 +19,7 @@ use super::policy::{Policy, Term};
 use crate::flow::DrainTrigger;
 use crate::restore::history::Presence;
 use crate::restore::tests::{self as model, ModelDisk};
+use crate::restore::verify::sample::Quota;
 use crate::restore::verify::{Level, VerifyOptions, verify};
 use crate::restore::{fetch, head, points};
 use crate::types::{BarrierKind, DiskId, Epoch, Id128, Micros, PointId, Seq};
@@ -311,9 +315,7 @@ async fn a_damaged_disk_lets_nothing_go_and_another_does() {
     let of_damaged = |batches: &BTreeSet<(Id128, u64)>| batches.iter().filter(|(one, _)| *one == lane).count();
     assert_eq!(of_damaged(&after), of_damaged(&before) - 1);
     assert!(after.len() < before.len() - 1, "nothing of the other disk went");
-    for point in &kept[1] {
-        assert!(site.image(&site.disks[1], *point).await == Some(site.disks[1].image_at(*point)));
-    }
+    site.check_images(&[BTreeSet::new(), kept[1].clone()]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -370,10 +372,8 @@ async fn without_any_manifest_kept_points_are_restored_all_the_same() {
             store.delete(&manifest.path).await.unwrap();
         }
     }
-    for (disk, kept) in site.disks.iter().zip(&kept) {
-        for point in kept {
-            assert!(site.image(disk, *point).await == Some(disk.image_at(*point)));
-        }
+    site.check_images(&kept).await;
+    for disk in &site.disks {
         assert!(site.history(disk).await.rows.iter().any(|row| row.presence == Presence::Missing));
     }
 }
@@ -399,7 +399,7 @@ async fn a_thinned_vault_verifies_and_its_heads_are_those_before() {
     site.settle().await;
     assert_eq!(heads(&site).await, before);
     let limits = fetch::FetchLimits { memory_bytes: 1 << 20, jobs: 2, workers: 1 };
-    let options = VerifyOptions { level: Level::Data, sample: 1.0, disk: None, limits };
+    let options = VerifyOptions { level: Level::Data, sample: Quota::All, draw: None, disk: None, limits };
     let report = verify(&site.vault.vault, Some(&site.vault.identity), &options, Arc::default()).await.unwrap();
     assert_eq!(report.outcome, "ok", "{:?}", report.damage);
     assert!(report.late.is_empty(), "{:?}", report.late);

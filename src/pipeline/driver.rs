@@ -665,6 +665,7 @@ impl Assembler {
             chain_last: message.chain_last,
             received_first: message.received_first,
             received_last: message.received_last,
+            origin: None,
             records: message.records,
         };
         open.builder.push(&message.disk, meta, stored);

@@ -77,6 +77,19 @@ impl Damage {
         }
     }
 
+    /// Whether it is a disk's own: what it says is of its records, or of an object that is about it alone.
+    #[must_use]
+    pub fn is_of(&self, disk: &DiskId) -> bool {
+        match (&self.records, &self.object) {
+            (Some(records), _) => records.disk == *disk,
+            (None, Some(object)) => {
+                let mut parts = object.split('/');
+                (parts.next(), parts.next()) == (Some("d"), Some(disk.as_str()))
+            }
+            (None, None) => false,
+        }
+    }
+
     /// Something wrong with records that no single object stands for.
     #[must_use]
     pub fn records(records: RecordRange, what: impl Into<String>) -> Self {

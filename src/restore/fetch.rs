@@ -22,9 +22,9 @@ use tokio::task::JoinSet;
 use super::damage::Damage;
 use super::open::{MessagePlace, Opened, Scratch};
 use super::plan::{MessageUse, RangedRead};
+use super::source::Source;
 use crate::fault::{self, Classify, Fault};
 use crate::flow::{Budget, BudgetGuard};
-use crate::keys::LaneKey;
 use crate::types::{DiskId, Id128};
 use crate::vault::index::MessageMeta;
 use crate::vault::store::{GetError, VaultStore};
@@ -67,8 +67,12 @@ pub struct Known<'a> {
 
 /// Who knows the messages and takes what comes. Called from the worker threads.
 pub trait Sink: Send + Sync + 'static {
-    /// Name and lane key of an object; the key is none if the lane's registration is damaged.
-    fn object(&self, object: u32) -> (&Path, Option<&LaneKey>);
+    /// Where messages are read and with what they open.
+    fn source(&self) -> &Source;
+    /// Whether a message that cannot be read where it was planned may be read where else it stands. Who looks at every place has no use for that.
+    fn anywhere(&self) -> bool {
+        true
+    }
     /// A message by its row.
     fn message(&self, row: usize) -> Known<'_>;
     /// Takes an opened message. Break stops the run.
@@ -191,7 +195,7 @@ async fn fetch<S: Sink>(
     sink: &S,
     claim: Arc<BudgetGuard>,
 ) -> Result<Vec<Fetched>, GetError> {
-    let (path, _) = sink.object(read.object);
+    let path = sink.source().path(read.object);
     let range = read.offset_bytes..read.offset_bytes + read.length_bytes;
     match store.get_range(path, range).await {
         Ok(bytes) => return Ok(vec![Fetched { read, bytes, _claim: claim }]),
@@ -199,6 +203,9 @@ async fn fetch<S: Sink>(
             let what = damage_text(store, path, error, read.offset_bytes + read.length_bytes).await?;
             let row = read.messages[0].row;
             let known = sink.message(row);
+            if let Some(bytes) = fetch_elsewhere(store, read.object, known, sink).await? {
+                return Ok(vec![Fetched { read, bytes, _claim: claim }]);
+            }
             let _ = sink.damaged(row, Damage::message(path.as_ref(), known.disk, known.meta, what));
             return Ok(Vec::new());
         }
@@ -216,6 +223,26 @@ async fn fetch<S: Sink>(
         fetched.extend(Box::pin(fetch(store, single, sink, Arc::clone(&claim))).await?);
     }
     Ok(fetched)
+}
+
+/// A message from another place, if it can be read there. It is the same sealed bytes, so nothing else changes.
+async fn fetch_elsewhere<S: Sink>(
+    store: &VaultStore,
+    object: u32,
+    known: Known<'_>,
+    sink: &S,
+) -> Result<Option<Bytes>, GetError> {
+    if !sink.anywhere() {
+        return Ok(None);
+    }
+    for (path, offset_bytes) in sink.source().elsewhere(object, known.disk, known.meta) {
+        let end_bytes = offset_bytes + u64::from(known.meta.stored_bytes);
+        match store.get_range(path, offset_bytes..end_bytes).await {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) => drop(damage_text(store, path, error, end_bytes).await?),
+        }
+    }
+    Ok(None)
 }
 
 /// Tells damage from a store that fails: for damage the words for it, otherwise the error again.
@@ -245,17 +272,8 @@ fn work<S: Sink>(vault: Id128, queue: &Mutex<mpsc::Receiver<Fetched>>, sink: &S)
         let Some(Fetched { read, bytes, _claim }) = fetched else { return };
         // Opened where they lie, unless the store keeps them too.
         let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-        let (path, key) = sink.object(read.object);
         for message in &read.messages {
-            let flow = match key {
-                Some(key) => open_one(vault, path, key, &read, &mut bytes, message, sink, &mut scratch),
-                None => {
-                    let known = sink.message(message.row);
-                    let what = "the lane's key cannot be had: its registration is missing or damaged";
-                    sink.damaged(message.row, Damage::message(path.as_ref(), known.disk, known.meta, what))
-                }
-            };
-            if flow.is_break() {
+            if open_one(vault, &read, &mut bytes, message, sink, &mut scratch).is_break() {
                 queue.lock().close();
                 return;
             }
@@ -263,11 +281,8 @@ fn work<S: Sink>(vault: Id128, queue: &Mutex<mpsc::Receiver<Fetched>>, sink: &S)
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step of the loop above, split off for its length")]
 fn open_one<S: Sink>(
     vault: Id128,
-    path: &Path,
-    key: &LaneKey,
     read: &RangedRead,
     bytes: &mut [u8],
     message: &MessageUse,
@@ -275,7 +290,12 @@ fn open_one<S: Sink>(
     scratch: &mut Scratch,
 ) -> ControlFlow<()> {
     let Known { disk, disk_bytes, meta } = sink.message(message.row);
-    let place = MessagePlace { vault, object: path.as_ref(), key, disk, disk_bytes };
+    let (path, sealed) = (sink.source().path(read.object), sink.source().sealed(read.object, meta));
+    let Some(key) = sealed.key else {
+        let what = "the key of the lane in which it was sealed cannot be had: its registration is missing or damaged";
+        return sink.damaged(message.row, Damage::message(path.as_ref(), disk, meta, what));
+    };
+    let place = MessagePlace { vault, object: &sealed.object, key, disk, disk_bytes };
     let start = (meta.offset_bytes - read.offset_bytes) as usize;
     let sealed = &mut bytes[start..start + meta.stored_bytes as usize];
     match scratch.open_in_place(&place, meta, sealed) {

@@ -94,12 +94,12 @@ fn messages<'a>(catalog: &'a Catalog, disk: &DiskId, epoch: Epoch) -> Vec<&'a Me
     parts.flat_map(|part| &part.messages).filter(|message| message.epoch == epoch).collect()
 }
 
-/// Whether what was left unread holds no record of `epoch` above `floor`.
+/// Whether what was left unread holds no record of `epoch` above `floor`. What a keeper moved is told by the lane that it came from too.
 fn hides_nothing(catalog: &Catalog, disk: &DiskId, epoch: Epoch, floor: Seq) -> bool {
     let whole =
         catalog.lanes_left_out == 0 && catalog.findings.iter().all(|finding| finding.problem == Problem::Foreign);
     whole
-        && catalog.lanes.iter().filter(|lane| lane.cut).all(|lane| {
+        && catalog.lanes.iter().filter(|lane| lane.cut && !lane.is_moved()).all(|lane| {
             let batches = catalog.batches.iter().filter(|batch| batch.index.lane == lane.lane);
             let mut parts = batches.flat_map(|batch| &batch.index.disks).filter(|part| part.disk == *disk);
             parts

@@ -169,7 +169,10 @@ impl History {
         let limit = segment.last.map_or(u64::MAX, |seq| seq.0);
         order.sort_unstable_by_key(|&index| {
             let message = &self.rows[index].message;
-            (message.first, std::cmp::Reverse(message.last), index)
+            // Of two places of the same message that can be read, the first one is taken: a plan stays the same when a keeper moves
+            // something. Of two that cannot be read, the one that is lost.
+            let let_go = self.rows[index].presence == Presence::LetGo;
+            (message.first, std::cmp::Reverse(message.last), let_go, message.origin.is_some(), index)
         });
         let (mut picks, gaps) = sweep(&self.rows, order, limit);
         let mut through = contiguous(&picks);

@@ -38,6 +38,7 @@ pub mod plan;
 pub mod points;
 pub mod progress;
 pub mod resume;
+pub mod signature;
 pub mod source;
 pub mod target;
 pub mod touched;

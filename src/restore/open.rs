@@ -8,7 +8,7 @@ use crate::pipeline::message::{self, MessageContext, OpenError};
 use crate::types::{Chain, DiskId, Id128, RecordError, RecordView, Seq};
 use crate::vault::index::{MessageMeta, RecordMeta};
 
-/// Where a message stands and with what it opens.
+/// Where a message was sealed and with what it opens.
 #[derive(Clone, Copy, Debug)]
 pub struct MessagePlace<'a> {
     /// The vault.
@@ -167,6 +167,16 @@ impl<'a> Opened<'a> {
     #[must_use]
     pub fn meta(&self) -> &'a MessageMeta {
         self.meta
+    }
+
+    /// Its records, as the agent made them.
+    pub fn records(&self) -> impl Iterator<Item = RecordView<'a>> + use<'a> {
+        let mut rest = self.plain;
+        std::iter::from_fn(move || {
+            let (view, after) = RecordView::split(rest).ok()?;
+            rest = after;
+            Some(view)
+        })
     }
 
     /// The bytes of one data extent of one record; none if there is no such record, or it has no such data extent.

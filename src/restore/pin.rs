@@ -27,15 +27,50 @@ pub async fn pin(
     now: Micros,
     reason: &str,
 ) -> Result<Option<Id128>, VaultError> {
+    pin_for(vault, disk, point, now, PIN_FOR, reason).await
+}
+
+/// The same for a time of one's own.
+///
+/// # Errors
+/// As [`pin`].
+pub async fn pin_for(
+    vault: &Vault,
+    disk: &DiskId,
+    point: PointId,
+    now: Micros,
+    span: Duration,
+    reason: &str,
+) -> Result<Option<Id128>, VaultError> {
     if vault.store().any(Some(&names::kept())).await?.is_none() {
         return Ok(None);
     }
+    pin_always(vault, disk, point, now, span, reason).await.map(Some)
+}
+
+/// The same whether or not a keeper works: one may begin to.
+///
+/// # Errors
+/// As [`pin`].
+pub async fn pin_always(
+    vault: &Vault,
+    disk: &DiskId,
+    point: PointId,
+    now: Micros,
+    span: Duration,
+    reason: &str,
+) -> Result<Id128, VaultError> {
     let pin = Id128(keys::random()?);
-    let until_micros = Micros(now.0.saturating_add(PIN_FOR.as_micros() as u64));
     let (disk, epoch, seq, reason) = (disk.clone(), point.epoch, point.seq, reason.to_owned());
-    let object = PinObject { pin, disk, epoch, seq, until_micros, reason };
+    let object = PinObject { pin, disk, epoch, seq, until_micros: ends(now, span), reason };
     vault.put_object(&names::pin(pin), &object).await?;
-    Ok(Some(pin))
+    Ok(pin)
+}
+
+/// When a pin ends that is made now for so long.
+#[must_use]
+pub fn ends(now: Micros, span: Duration) -> Micros {
+    Micros(now.0.saturating_add(span.as_micros() as u64))
 }
 
 /// Pins a point again and again, for as long as it is polled.

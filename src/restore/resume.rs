@@ -1,4 +1,4 @@
-//! The note beside a half-restored target: which plan, and which of its messages are already durable in the target.
+//! The note of a half-restored target: which plan, and which of its messages are already durable in the target.
 //!
 //! ```text
 //! tidegate-resume 1 <plan id> <disk> <point> <disk bytes> <target> <crc>\n
@@ -10,10 +10,13 @@
 //! What it says holds for the very file or device that it names: one removed and made anew has nothing of it. Therefore
 //! it is emptied, durably, before a target is emptied, and gets its first line after that. It is locked from the first
 //! look to the end.
+//!
+//! It stands beside a file. What stands beside a device, in `/dev`, is gone when the machine is started anew, and the device would be
+//! taken for an image: so there it stands in a folder that lasts ([`folder_of_devices`]), or in one that was named.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::fault::{Classify, Fault};
@@ -96,12 +99,73 @@ pub struct ResumeFile {
     file: File,
 }
 
-/// The name of the note of a target.
+/// How the names of notes end.
+const ENDING: &str = ".tidegate-resume";
+/// Where notes of devices stand that root restores.
+const FOLDER_OF_ROOT: &str = "/var/lib/tidegate/restore";
+
+/// A target, and where its note stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The target.
+    pub target: PathBuf,
+    /// Its note.
+    pub note: PathBuf,
+}
+
+impl From<&Path> for Place {
+    fn from(target: &Path) -> Self {
+        Self { target: target.to_owned(), note: path_of(target) }
+    }
+}
+
+impl From<&PathBuf> for Place {
+    fn from(target: &PathBuf) -> Self {
+        target.as_path().into()
+    }
+}
+
+impl Place {
+    /// A target whose note stands in `folder`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`ResumeError::Io`] if it cannot be made.
+    pub fn noted_in(target: &Path, folder: &Path) -> Result<Self, ResumeError> {
+        std::fs::create_dir_all(folder).map_err(|source| ResumeError::Io { path: folder.to_owned(), source })?;
+        Ok(Self { target: target.to_owned(), note: folder.join(name_of(target)) })
+    }
+}
+
+/// The note of a target, where nobody named a folder.
 #[must_use]
 pub fn path_of(target: &Path) -> PathBuf {
-    let mut name = target.as_os_str().to_owned();
-    name.push(".tidegate-resume");
-    name.into()
+    let mut beside = target.as_os_str().to_owned();
+    beside.push(ENDING);
+    let beside = PathBuf::from(beside);
+    let is_device = std::fs::metadata(target).is_ok_and(|meta| meta.file_type().is_block_device());
+    // An older release left one there, and the machine has not been started anew since.
+    if !is_device || beside.exists() {
+        return beside;
+    }
+    folder_of_devices().map_or(beside, |folder| folder.join(name_of(target)))
+}
+
+/// The folder of the notes of devices: of whoever runs this, and not emptied when the machine is started anew.
+#[must_use]
+pub fn folder_of_devices() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from(FOLDER_OF_ROOT));
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+    Some(state?.join("tidegate/restore"))
+}
+
+/// A target's path as the name of one file.
+fn name_of(target: &Path) -> String {
+    let target = std::path::absolute(target).unwrap_or_else(|_| target.to_owned());
+    let text = target.to_string_lossy();
+    format!("{}{ENDING}", text.trim_start_matches('/').replace('/', "+"))
 }
 
 pub(crate) fn with_crc(text: &str) -> String {
@@ -109,7 +173,7 @@ pub(crate) fn with_crc(text: &str) -> String {
 }
 
 /// The text of a whole line, if its CRC holds.
-fn checked(line: &str) -> Option<&str> {
+pub(crate) fn checked(line: &str) -> Option<&str> {
     let (text, crc) = line.strip_suffix('\n')?.rsplit_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc_fast::crc32_iscsi(text.as_bytes())).then_some(text)
 }
@@ -171,7 +235,21 @@ impl ResumeFile {
         messages: usize,
         force: bool,
     ) -> Result<Option<Earlier>, ResumeError> {
-        let Some(mut note) = Self::locked(target, false)? else { return Ok(None) };
+        Self::open_at(&path_of(target), head, target_id, messages, force)
+    }
+
+    /// The same by the path of the note.
+    ///
+    /// # Errors
+    /// As [`ResumeFile::open`].
+    pub fn open_at(
+        path: &Path,
+        head: &ResumeHead,
+        target_id: Option<&str>,
+        messages: usize,
+        force: bool,
+    ) -> Result<Option<Earlier>, ResumeError> {
+        let Some(mut note) = Self::locked(path, false)? else { return Ok(None) };
         let mut bytes = Vec::new();
         note.file.read_to_end(&mut bytes).map_err(|source| note.failed(source))?;
         let (done, valid_bytes) = match read_note(&bytes, head, target_id, messages) {
@@ -189,10 +267,13 @@ impl ResumeFile {
     ///
     /// # Errors
     /// [`ResumeError`].
-    pub fn create(target: &Path) -> Result<Self, ResumeError> {
-        let note = Self::locked(target, true)?;
-        let note =
-            note.ok_or_else(|| ResumeError::Io { path: path_of(target), source: io::ErrorKind::NotFound.into() })?;
+    pub fn create(path: &Path) -> Result<Self, ResumeError> {
+        let wrap = |source| ResumeError::Io { path: path.to_owned(), source };
+        if let Some(folder) = folder_of_devices().filter(|folder| path.parent() == Some(folder.as_path())) {
+            std::fs::create_dir_all(folder).map_err(wrap)?;
+        }
+        let note = Self::locked(path, true)?;
+        let note = note.ok_or_else(|| wrap(io::ErrorKind::NotFound.into()))?;
         sync_folder(&note.path).map_err(|source| note.failed(source))?;
         note.emptied()
     }
@@ -217,8 +298,8 @@ impl ResumeFile {
         written.map_err(|source| self.failed(source))
     }
 
-    fn locked(target: &Path, create: bool) -> Result<Option<Self>, ResumeError> {
-        let path = path_of(target);
+    fn locked(path: &Path, create: bool) -> Result<Option<Self>, ResumeError> {
+        let path = path.to_owned();
         let wrap = |source| ResumeError::Io { path: path.clone(), source };
         let file = match OpenOptions::new().read(true).write(true).create(create).truncate(false).open(&path) {
             Ok(file) => file,
@@ -301,7 +382,7 @@ mod tests {
     }
 
     fn create(target: &Path) -> ResumeFile {
-        let mut file = ResumeFile::create(target).unwrap();
+        let mut file = ResumeFile::create(&path_of(target)).unwrap();
         file.start(&head("e1-s9"), "file-1").unwrap();
         file
     }
@@ -328,6 +409,20 @@ mod tests {
         assert_eq!(done, [false, true, true, true, false, false, true, false]);
         file.finish().unwrap();
         assert!(!path_of(&target).exists());
+    }
+
+    #[test]
+    fn a_note_stands_beside_a_file_or_in_the_folder_that_was_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, state) = (folder.path().join("image"), folder.path().join("notes"));
+        assert_eq!(Place::from(&target).note, folder.path().join("image.tidegate-resume"));
+        let place = Place::noted_in(Path::new("/dev/vg0/data"), &state).unwrap();
+        assert_eq!(place.note, state.join("dev+vg0+data.tidegate-resume"));
+        drop(ResumeFile::create(&place.note).unwrap());
+        assert!(place.note.exists());
+        // A folder that is not there and was not named is a mistake in the target's path.
+        assert!(ResumeFile::create(&path_of(&folder.path().join("nowhere/image"))).is_err());
+        assert!(folder_of_devices().is_some_and(|folder| folder.is_absolute() && !folder.starts_with("/dev")));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From the vault's catalog to what the pure cores and the fetcher need: rows, names of objects, keys of lanes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -10,9 +11,10 @@ use super::history::{History, Presence, Row};
 use super::plan::Plan;
 use crate::fault::{self, Classify, Fault};
 use crate::keys::{Identity, LaneKey};
-use crate::types::{DiskId, Id128};
+use crate::types::{DiskId, Epoch, Id128, Seq};
+use crate::vault::index::MessageMeta;
 use crate::vault::objects::EpochObject;
-use crate::vault::reader::{Catalog, Problem, Want};
+use crate::vault::reader::{Catalog, CatalogBatch, Problem, Want};
 use crate::vault::{Vault, VaultError, names};
 
 /// Loads of the catalog of a vault that is being written, before what still looks missing is believed to be.
@@ -73,13 +75,15 @@ pub fn damage(catalog: &Catalog) -> Vec<Damage> {
 /// The batch that is lost and may have held records of the disk newer than any that history has, if there is one.
 ///
 /// A loss in the middle shows as a gap; this is about the end, where nothing follows that would show it. Only the lane
-/// where history ends is asked, and lanes of which nothing of the disk is left: in any other, later rows are there.
+/// where history ends is asked, and lanes of which nothing of the disk is left: in any other, later rows are there. What was
+/// moved counts where it came from, and a lane of moved messages holds none that its first lane does not tell of.
 #[must_use]
 pub fn lost_tail(catalog: &Catalog, history: &History) -> Option<String> {
     let place = |row: &Row| {
         let index = &catalog.batches[row.object as usize].index;
-        (index.lane, index.n)
+        row.message.origin.map_or((index.lane, index.n), |origin| (origin.lane, origin.n))
     };
+    let moved = |lane| catalog.lane(lane).is_some_and(|object| object.moved);
     let mut newest: HashMap<Id128, u64> = HashMap::new();
     for (lane, n) in history.rows.iter().map(place) {
         let newest = newest.entry(lane).or_default();
@@ -91,7 +95,7 @@ pub fn lost_tail(catalog: &Catalog, history: &History) -> Option<String> {
         let Some((lane, n)) = batch_of(&finding.object) else { return false };
         let known = catalog.batches.binary_search_by_key(&(lane, n), |batch| (batch.index.lane, batch.index.n)).is_ok();
         let last = newest.get(&lane).copied();
-        !known && last.is_none_or(|last| n > last && head == Some(lane))
+        !known && !moved(lane) && last.is_none_or(|last| n > last && head == Some(lane))
     })?;
     Some(format!("{} {}, and it may hold the disk's newest records", lost.object, lost.problem))
 }
@@ -108,9 +112,33 @@ pub fn batch_of(object: &str) -> Option<(Id128, u64)> {
 pub struct Source {
     /// The vault.
     pub vault: Vault,
-    objects: Arc<[(Path, Id128)]>,
+    objects: Arc<[Object]>,
     keys: Arc<HashMap<Id128, LaneKey>>,
     closed: Arc<Closed>,
+    moved: Arc<HashMap<DiskId, Moved>>,
+}
+
+/// A batch.
+#[derive(Debug)]
+struct Object {
+    path: Path,
+    lane: Id128,
+    n: u64,
+}
+
+/// What tells a sealed message from every other of its disk, wherever it stands: where it was sealed, and with which records.
+type SealedAs = (Id128, u64, Epoch, Seq);
+
+/// The places of moved messages: objects that are there, with where the message starts.
+type Moved = HashMap<SealedAs, Vec<(u32, u64)>>;
+
+/// As what a message was sealed.
+#[derive(Clone, Debug)]
+pub struct Sealed<'a> {
+    /// Name of the batch.
+    pub object: Cow<'a, str>,
+    /// Key of its lane, unless the lane's registration is missing or damaged.
+    pub key: Option<&'a LaneKey>,
 }
 
 /// Lanes that others can open.
@@ -139,18 +167,18 @@ impl Source {
         let mut keys = HashMap::new();
         let mut damage = Vec::new();
         let mut closed = Closed::default();
-        for lane in &catalog.lanes {
-            // The catalog has a finding for a registration that is not there.
-            let Some(object) = &lane.object else { continue };
+        // The catalog has a finding for a registration that is not there.
+        let registrations = catalog.lanes.iter().filter_map(|lane| lane.object.as_ref()).chain(&catalog.origins);
+        for object in registrations {
             match vault.open_lane_key(object, identity) {
                 Ok(key) => {
-                    keys.insert(lane.lane, key);
+                    keys.insert(object.lane, key);
                 }
                 Err(error) if error.fault() == Fault::Corrupt => {
-                    damage.push(Damage::object(names::lane(lane.lane), fault::chain_text(&error)));
+                    damage.push(Damage::object(names::lane(object.lane), fault::chain_text(&error)));
                 }
                 Err(VaultError::NotRewrapped { wrapped_to, given, .. }) => {
-                    closed.lanes.insert(lane.lane, wrapped_to);
+                    closed.lanes.insert(object.lane, wrapped_to);
                     closed.given = given;
                 }
                 Err(error) => return Err(error),
@@ -160,16 +188,23 @@ impl Source {
             Some(error) if keys.is_empty() => return Err(error),
             _ => {}
         }
-        let objects = catalog.batches.iter().map(|batch| (batch.object.clone(), batch.index.lane)).collect();
-        Ok((Self { vault: vault.clone(), objects, keys: Arc::new(keys), closed: Arc::new(closed) }, damage))
+        let object = |batch: &CatalogBatch| {
+            let (path, lane, n) = (batch.object.clone(), batch.index.lane, batch.index.n);
+            Object { path, lane, n }
+        };
+        let objects = catalog.batches.iter().map(object).collect();
+        let (keys, closed, moved) = (Arc::new(keys), Arc::new(closed), Arc::new(moved(catalog)));
+        Ok((Self { vault: vault.clone(), objects, keys, closed, moved }, damage))
     }
 
-    /// Whether the identity opens every lane that a plan reads, as far as that is not a matter of damage.
+    /// Whether the identity opens every lane in which something was sealed that a plan reads, as far as that is not a matter of damage.
     ///
     /// # Errors
     /// [`VaultError::NotRewrapped`] names the first lane that others can open.
-    pub fn can_open(&self, plan: &Plan) -> Result<(), VaultError> {
-        let mut lanes = plan.reads.iter().map(|read| self.objects[read.object as usize].1);
+    pub fn can_open(&self, history: &History, plan: &Plan) -> Result<(), VaultError> {
+        let messages =
+            plan.reads.iter().flat_map(|read| read.messages.iter().map(|message| (read.object, message.row)));
+        let mut lanes = messages.map(|(object, row)| self.sealed_as(object, &history.rows[row].message).0);
         lanes.find_map(|lane| self.closed.error(lane)).map_or(Ok(()), Err)
     }
 
@@ -184,12 +219,51 @@ impl Source {
     /// The name of an object.
     #[must_use]
     pub fn path(&self, object: u32) -> &Path {
-        &self.objects[object as usize].0
+        &self.objects[object as usize].path
     }
 
-    /// The key of an object's lane, unless the lane's registration is missing or damaged.
-    #[must_use]
-    pub fn key(&self, object: u32) -> Option<&LaneKey> {
-        self.keys.get(&self.objects[object as usize].1)
+    fn sealed_as(&self, object: u32, message: &MessageMeta) -> SealedAs {
+        let here = &self.objects[object as usize];
+        let (lane, n) = message.origin.map_or((here.lane, here.n), |origin| (origin.lane, origin.n));
+        (lane, n, message.epoch, message.first)
     }
+
+    /// As what a message in an object was sealed, and with which key.
+    #[must_use]
+    pub fn sealed(&self, object: u32, message: &MessageMeta) -> Sealed<'_> {
+        let (lane, n, ..) = self.sealed_as(object, message);
+        let object = match message.origin {
+            Some(_) => Cow::Owned(names::batch_name(lane, n)),
+            None => Cow::Borrowed(self.path(object).as_ref()),
+        };
+        Sealed { object, key: self.keys.get(&lane) }
+    }
+
+    /// Where else a keeper has put a message: object and first byte. A batch may go under a reader's hands when what was needed of it
+    /// stands elsewhere.
+    pub fn elsewhere<'a>(
+        &'a self,
+        object: u32,
+        disk: &DiskId,
+        message: &MessageMeta,
+    ) -> impl Iterator<Item = (&'a Path, u64)> + use<'a> {
+        let moved = self.moved.get(disk).and_then(|moved| moved.get(&self.sealed_as(object, message)));
+        let others = moved.into_iter().flatten().filter(move |(other, _)| *other != object);
+        others.map(|(other, offset_bytes)| (self.path(*other), *offset_bytes))
+    }
+}
+
+fn moved(catalog: &Catalog) -> HashMap<DiskId, Moved> {
+    let mut moved: HashMap<DiskId, Moved> = HashMap::new();
+    for (object, batch) in catalog.batches.iter().enumerate().filter(|(_, batch)| batch.present) {
+        for part in &batch.index.disks {
+            let messages = part.messages.iter().filter_map(|message| Some((message, message.origin?)));
+            for (message, origin) in messages {
+                let places = moved.entry(part.disk.clone()).or_default();
+                let sealed_as = (origin.lane, origin.n, message.epoch, message.first);
+                places.entry(sealed_as).or_default().push((object as u32, message.offset_bytes));
+            }
+        }
+    }
+    moved
 }

@@ -2,9 +2,11 @@
 //!
 //! A file is written under `<target>.partial` and gets its name only when it is whole and durable, so nobody ever finds
 //! a wrong image under the right name; one that is brought to another point loses its name for as long as it is neither. A
-//! device has no such refuge: until the restore is done, the resume file beside it says that it is not an image.
+//! device has no such refuge: until the restore is done, its resume file says that it is not an image. What a guest uses is
+//! refused, and no guest gets it meanwhile.
 
 mod compare;
+mod used;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -61,6 +63,16 @@ pub enum TargetError {
         path: PathBuf,
         /// The form.
         format: Format,
+    },
+    /// Somebody uses it.
+    #[error(
+        "{} is in use: it is mounted, or a program has locked it, as QEMU does for a running guest. Stop the guest, or detach \
+         the disk, and run the same command again; or restore to another place with --to",
+        path.display()
+    )]
+    InUse {
+        /// The target.
+        path: PathBuf,
     },
     /// Nothing to compare with.
     #[error("there is no {} whose blocks could be compared: write a new image with --to", path.display())]
@@ -178,18 +190,20 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
 }
 
 impl Target {
-    /// Refuses a file that has content and that may not be overwritten.
+    /// Refuses a file that has content and that may not be overwritten, or that somebody uses.
     ///
     /// # Errors
     /// [`TargetError`].
     pub fn check(path: &Path, force: bool) -> Result<(), TargetError> {
         match look(path)? {
             Found::File { bytes } if bytes > 0 && !force => Err(TargetError::NotEmpty { path: path.to_owned() }),
-            _ => Ok(()),
+            Found::File { .. } => used::refuse_used(path),
+            Found::Nothing | Found::Device => Ok(()),
         }
     }
 
-    /// Refuses what cannot be brought to another point because it is not there, neither whole nor half-done.
+    /// Refuses what cannot be brought to another point because it is not there, neither whole nor half-done, or because somebody
+    /// uses it.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -198,7 +212,8 @@ impl Target {
             Found::Nothing if look(&partial_of(path))? == Found::Nothing => {
                 Err(TargetError::Missing { path: path.to_owned() })
             }
-            _ => Ok(()),
+            Found::File { .. } => used::refuse_used(path),
+            Found::Nothing | Found::Device => Ok(()),
         }
     }
 
@@ -231,6 +246,7 @@ impl Target {
                 }
                 let wrap = |source| TargetError::Io { operation: "opening", path: path.to_owned(), source };
                 let file = OpenOptions::new().read(true).write(true).open(path).map_err(wrap)?;
+                used::lock(&file, path)?;
                 (Self::of(file, path, Some(partial), &layout, true), false)
             }
             Found::Nothing => {
@@ -272,8 +288,11 @@ impl Target {
             std::fs::remove_file(path).map_err(wrap("removing the old"))?;
         }
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true);
+        options.read(true).write(true).create(true).truncate(false);
         let file = options.open(&partial).map_err(wrap("creating"))?;
+        // Somebody may look into an unfinished image: not even that is emptied under them.
+        used::lock(&file, &partial)?;
+        file.set_len(0).map_err(wrap("emptying"))?;
         file.set_len(layout.file_bytes()).map_err(wrap("sizing"))?;
         Ok(Self::of(file, path, Some(partial), layout, false))
     }
@@ -292,6 +311,7 @@ impl Target {
             Err(error) => return Err(wrap(error)),
         };
         let usable = file.metadata().map_err(wrap)?.is_file();
+        used::lock(&file, &partial)?;
         Ok(usable.then(|| Self::of(file, path, Some(partial), layout, onto)))
     }
 
@@ -303,7 +323,8 @@ impl Target {
         let mut options = OpenOptions::new();
         // Exclusive on a block device means: not while it is mounted.
         options.read(true).write(true).custom_flags(libc::O_EXCL);
-        let mut file = options.open(path).map_err(wrap("opening"))?;
+        let mut file = options.open(path).map_err(|source| used::not_opened(path, source))?;
+        used::lock(&file, path)?;
         let have_bytes = file.seek(SeekFrom::End(0)).map_err(wrap("sizing"))?;
         let need_bytes = layout.disk_bytes();
         if have_bytes < need_bytes {
@@ -324,8 +345,8 @@ impl Target {
         }
     }
 
-    /// Tells this target from another one of the same name, and from the same one written otherwise: the device's number, or
-    /// the file's with its birth, because a file that is made anew often gets the number of one just removed.
+    /// Tells this target from another one of the same name, and from the same one written otherwise: by what the device has for
+    /// good, or by the file's number with its birth, because a file that is made anew often gets the number of one just removed.
     ///
     /// # Errors
     /// [`TargetError`].
@@ -337,7 +358,7 @@ impl Target {
             format => format!("{format}-"),
         };
         if self.partial.is_none() {
-            return Ok(format!("{manner}device-{}", meta.rdev()));
+            return Ok(format!("{manner}{}", used::device_id(meta.rdev())));
         }
         let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
         Ok(format!("{manner}file-{}-{}-{}", meta.dev(), meta.ino(), born.unwrap_or_default().as_nanos()))

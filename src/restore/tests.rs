@@ -208,6 +208,7 @@ impl ModelDisk {
             codec: Codec::Raw,
             received_first: records[0].head.label,
             received_last: records[records.len() - 1].head.label,
+            origin: None,
             chain_before: Some(self.chain_at(PointId { epoch, seq: Seq(first - 1) })),
             chain_last: self.chain_at(PointId { epoch, seq: Seq(last) }),
             records: records.iter().map(ModelRecord::meta).collect(),
@@ -408,7 +409,12 @@ impl TestVault {
 
     /// Everything that a reader needs for one disk.
     pub async fn open(&self, disk: &DiskId) -> (Source, Arc<History>) {
-        let catalog = source::load(&self.vault, &Want::disk(disk)).await.unwrap();
+        self.open_by(disk, &Want::disk(disk)).await
+    }
+
+    /// The same, read in a given way.
+    pub async fn open_by(&self, disk: &DiskId, want: &Want) -> (Source, Arc<History>) {
+        let catalog = source::load(&self.vault, want).await.unwrap();
         let history = source::history(&catalog, disk, &self.vault.epochs(disk).await.unwrap());
         let (source, damage) = Source::open(&self.vault, &self.identity, &catalog).unwrap();
         assert!(damage.is_empty());

@@ -3,14 +3,21 @@
 //! | level | needs | finds |
 //! |---|---|---|
 //! | list | nothing (with a key also MACs) | missing and foreign names, holes in lanes and epochs, unreadable control objects |
-//! | index | catalog key or identity | indexes that do not authenticate, wrong lengths, holes and contradictions in histories |
-//! | data | identity | every message, or a sample: seal, digests, chain, rows; headers of batches |
+//! | index | catalog key or identity | indexes that do not authenticate or differ, wrong lengths, holes and contradictions in histories |
+//! | data | identity | every message, or a sample: seal, digests, chain, rows, signatures; headers of batches |
+//!
+//! A sample opens a share of the messages, another one each time ([`sample`]), and looks at headers and indexes of their batches;
+//! names, control objects and lane indexes are looked at whole each time.
 //!
 //! Damage never stops the run. Records that are missing without proof that they were ever vaulted are *late*: a gateway
 //! is still uploading, or died before it was acknowledged. They are told apart from what is lost.
 
 mod data;
+mod folded;
 mod list;
+pub mod sample;
+mod signed;
+pub mod state;
 mod tails;
 
 use std::collections::BTreeSet;
@@ -28,6 +35,8 @@ use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::objects::EpochObject;
 use crate::vault::reader::{Catalog, CatalogBatch, Problem, Want};
 use crate::vault::{Vault, VaultError, names};
+use sample::{Draw, Quota};
+pub use signed::{SignedReport, Witness};
 
 /// How deep to look.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
@@ -46,8 +55,10 @@ pub enum Level {
 pub struct VerifyOptions {
     /// How deep.
     pub level: Level,
-    /// Share of the messages to open, 0 to 1.
-    pub sample: f64,
+    /// How many of the messages to open.
+    pub sample: Quota,
+    /// Where a sample begins; without, it is drawn anew.
+    pub draw: Option<Draw>,
     /// Only this disk's histories and messages; control objects are checked for all.
     pub disk: Option<DiskId>,
     /// Memory and parallelism.
@@ -99,6 +110,29 @@ pub struct DiskReport {
     pub newest_record: Option<String>,
     /// Messages that its indexes name.
     pub messages: u64,
+    /// Those of them that this run opened.
+    pub messages_checked: u64,
+    /// Findings that are damage of this disk alone. What a damaged batch held may be anybody's.
+    pub damage: u64,
+    /// Who signed its barriers; none above level data.
+    pub signed: Option<SignedReport>,
+}
+
+/// What a sample has opened.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Sampled {
+    /// Messages opened in this round of samples: those that stand before its place on the ring.
+    pub seen_messages: u64,
+    /// Messages in all.
+    pub messages: u64,
+    /// Runs like this one until the round has opened everything.
+    pub runs_left: u64,
+    /// Where the next run begins; none at the round's end.
+    #[serde(skip)]
+    pub next: Option<u64>,
+    /// Places of messages that are damaged.
+    #[serde(skip)]
+    pub damaged: BTreeSet<u64>,
 }
 
 /// What was found.
@@ -124,6 +158,8 @@ pub struct Report {
     pub messages: u64,
     /// Messages that were opened and checked.
     pub messages_checked: u64,
+    /// What was opened, if not everything was asked for.
+    pub sampled: Option<Sampled>,
     /// The disks; empty at level list.
     pub disks: Vec<DiskReport>,
     /// What is damaged or lost.
@@ -147,6 +183,7 @@ impl Report {
             batches: 0,
             messages: 0,
             messages_checked: 0,
+            sampled: None,
             disks: Vec::new(),
             damage: Vec::new(),
             late: Vec::new(),
@@ -180,6 +217,20 @@ pub async fn verify(
     options: &VerifyOptions,
     progress: Arc<Progress>,
 ) -> Result<Report, VerifyError> {
+    verify_with(vault, identity, options, &Witness::default(), progress).await
+}
+
+/// As [`verify`], with what the operator knows and nobody who writes to the vault can change.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn verify_with(
+    vault: &Vault,
+    identity: Option<&Identity>,
+    options: &VerifyOptions,
+    witness: &Witness,
+    progress: Arc<Progress>,
+) -> Result<Report, VerifyError> {
     let mut report = Report::new(vault, options.level);
     let listing = list::check(vault, identity, &mut report).await?;
     if options.level >= Level::Index {
@@ -192,22 +243,37 @@ pub async fn verify(
         let catalog = source::load(vault, &want).await?;
         take_findings(&catalog, &listing, &mut report);
         check_routes(vault, &listing, &catalog, &mut report).await?;
-        tails::check(vault, &listing, &catalog, &mut report).await?;
-        let mut histories = Vec::new();
+        folded::check(vault, &listing, &catalog, &disks, &mut report).await?;
+        let book = Arc::new(signed::Book::new(vault.id(), &listing, witness));
+        let (mut histories, mut lines) = (Vec::new(), Vec::new());
         for disk in disks {
             let epochs = epochs_again(vault, &disk, &listing, &catalog).await?;
             let history = source::history(&catalog, &disk, &epochs);
             take_history(&disk, &history, &catalog, &mut report);
+            lines.push((disk.clone(), signed::Line::of(&history)));
             histories.push((disk, history));
         }
-        if options.level >= Level::Data {
+        let select = || data::select(&catalog, histories, (options, &book), &mut report);
+        let selection = (options.level >= Level::Data).then(select);
+        let selection = selection.transpose()?;
+        let looked_at = selection.as_ref().and_then(|selection| selection.batches(&catalog));
+        tails::check(vault, &listing, &catalog, looked_at.as_ref(), &mut report).await?;
+        let mut looked = None;
+        if let Some(selection) = selection {
             let identity = identity.ok_or(VerifyError::IdentityNeeded)?;
             let (source, damage) = Source::open(vault, identity, &catalog)?;
             damage.into_iter().for_each(|damage| report.damaged(damage));
             // What this identity cannot open is not damaged, and not verified either.
             source.can_open_all()?;
-            data::check(source, &catalog, histories, options, progress, &mut report).await?;
+            looked = Some(data::check(source, &catalog, selection, options, &book, (progress, &mut report)).await?);
         }
+        book.judge(vault, &lines, options, &mut report).await?;
+        if let Some(looked) = looked {
+            looked.tell(options, &mut report);
+        }
+    }
+    for disk in &mut report.disks {
+        disk.damage = report.damage.iter().filter(|damage| damage.is_of(&disk.disk)).count() as u64;
     }
     if !report.damage.is_empty() {
         report.outcome = "damaged";
@@ -344,6 +410,9 @@ fn take_history(disk: &DiskId, history: &History, catalog: &Catalog, report: &mu
         newest_time: newest.map(|point| point.label.to_string()),
         newest_record: history.head().map(|head: PointId| head.to_string()),
         messages,
+        messages_checked: 0,
+        damage: 0,
+        signed: None,
     });
 }
 

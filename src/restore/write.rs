@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use object_store::path::Path as ObjectPath;
 use parking_lot::Mutex;
 
 use super::damage::Damage;
@@ -18,12 +17,11 @@ use super::history::History;
 use super::open::Opened;
 use super::plan::{MessageUse, Plan, RangedRead};
 use super::progress::Progress;
-use super::resume::{Earlier, ResumeError, ResumeFile, ResumeHead};
+use super::resume::{Earlier, Place, ResumeError, ResumeFile, ResumeHead};
 use super::source::Source;
 use super::target::{Expected, Target, TargetError};
 use crate::fault::{Classify, Fault};
 use crate::flow::blocking;
-use crate::keys::LaneKey;
 use crate::types::DiskId;
 use crate::vault::VaultError;
 
@@ -154,11 +152,12 @@ pub async fn write(
     disk: &DiskId,
     history: Arc<History>,
     plan: &Plan,
-    path: &Path,
+    place: impl Into<Place>,
     options: &RestoreOptions,
     progress: Arc<Progress>,
 ) -> Result<(Whole, Restored), RestoreError> {
-    source.can_open(plan).map_err(|error| RestoreError::Vault(Box::new(error)))?;
+    let place = place.into();
+    source.can_open(&history, plan).map_err(|error| RestoreError::Vault(Box::new(error)))?;
     let total = plan.reads.iter().map(|read| read.messages.len()).sum::<usize>();
     let head = ResumeHead {
         plan: plan.id(disk.as_str(), |object| source.path(object).to_string()),
@@ -166,16 +165,16 @@ pub async fn write(
         point: plan.target,
         disk_bytes: plan.disk_bytes,
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = place.target.file_name().unwrap_or_default().to_string_lossy();
     let format = if options.onto { Format::Raw } else { options.format };
     let layout = Layout::new(format, plan.disk_bytes, &plan.zeroes, &name)?;
     let virtual_bytes = layout.virtual_bytes();
     let zeroes: Arc<[(u64, u64)]> = plan.zeroes.as_slice().into();
-    let (to_clear, path, options) = (Arc::clone(&zeroes), path.to_owned(), *options);
+    let (to_clear, options) = (Arc::clone(&zeroes), *options);
     let prepared = apart(move || {
         let prepared = match options.onto {
-            true => prepare_onto(&path, &head, total, options.force)?,
-            false => prepare(&path, &head, &layout, total, options.force)?,
+            true => prepare_onto(&place, &head, total, options.force)?,
+            false => prepare(&place, &head, &layout, total, options.force)?,
         };
         to_clear.iter().try_for_each(|&(offset_bytes, length_bytes)| prepared.0.zero(offset_bytes, length_bytes))?;
         Ok::<_, RestoreError>(prepared)
@@ -217,16 +216,17 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 /// Opens target and note: those of an earlier run as they stand, if the note is about this plan and this very target;
 /// else both anew.
 pub(crate) fn prepare(
-    path: &Path,
+    place: &Place,
     head: &ResumeHead,
     layout: &Layout,
     messages: usize,
     force: bool,
 ) -> Result<(Target, ResumeFile, Vec<bool>), RestoreError> {
+    let (path, at) = (&place.target, &place.note);
     Target::check(path, force)?;
     let standing = Target::standing(path, layout)?;
     let standing_id = standing.as_ref().map(Target::id).transpose()?;
-    let (note, standing) = match (ResumeFile::open(path, head, standing_id.as_deref(), messages, force)?, standing) {
+    let (note, standing) = match (ResumeFile::open_at(at, head, standing_id.as_deref(), messages, force)?, standing) {
         (Some(Earlier { note, done: Some(done) }), Some(target)) => return Ok((target, note, done)),
         (earlier, standing) => (earlier.map(|earlier| earlier.note), standing),
     };
@@ -237,7 +237,7 @@ pub(crate) fn prepare(
     // First nothing is promised of the target any more, then it is emptied, then the note is about it.
     let mut note = match note {
         Some(note) => note.emptied()?,
-        None => ResumeFile::create(path)?,
+        None => ResumeFile::create(at)?,
     };
     let target = match device {
         Some(device) => device,
@@ -249,18 +249,19 @@ pub(crate) fn prepare(
 
 /// The same for an image that is brought to another point. Whatever stands in it is compared, so it need not be emptied.
 fn prepare_onto(
-    path: &Path,
+    place: &Place,
     head: &ResumeHead,
     messages: usize,
     force: bool,
 ) -> Result<(Target, ResumeFile, Vec<bool>), RestoreError> {
-    let (target, begun) = Target::standing_onto(path, head.disk_bytes, force)?;
+    let (target, begun) = Target::standing_onto(&place.target, head.disk_bytes, force)?;
     let id = target.id()?;
-    let earlier = ResumeFile::open(path, head, Some(&id).filter(|_| begun).map(String::as_str), messages, force)?;
+    let known = Some(id.as_str()).filter(|_| begun);
+    let earlier = ResumeFile::open_at(&place.note, head, known, messages, force)?;
     let mut note = match earlier {
         Some(Earlier { note, done: Some(done) }) => return Ok((target, note, done)),
         Some(Earlier { note, done: None }) => note.emptied()?,
-        None => ResumeFile::create(path)?,
+        None => ResumeFile::create(&place.note)?,
     };
     target.begin_onto()?;
     note.start(head, &id)?;
@@ -393,8 +394,8 @@ impl Writer {
 }
 
 impl Sink for Writer {
-    fn object(&self, object: u32) -> (&ObjectPath, Option<&LaneKey>) {
-        (self.source.path(object), self.source.key(object))
+    fn source(&self) -> &Source {
+        &self.source
     }
 
     fn message(&self, row: usize) -> Known<'_> {

@@ -1,8 +1,10 @@
-//! What this build was measured to cost. The only place where such constants stand.
+//! What this build was measured to cost, from the constants of [`measured`], or from the operator's own bench.
 
 use std::path::Path;
 
 use serde::Deserialize;
+
+use super::measured;
 
 /// A measured value and where it comes from.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -45,40 +47,31 @@ pub struct Capacity {
 /// Share of its processors that a gateway is planned to use at the peak: where the times until writes are vaulted are measured.
 pub const LOAD: f64 = 0.7;
 
-/// Each value, and where in docs/PERFORMANCE.md its command stands. All on two cores of an AMD EPYC (Zen 4), release build.
-const FILES: &str = "loadgen bench --bytes 1GiB --rounds 3 --steady 6s, profile files, 2026-11-23 (docs/PERFORMANCE.md, Before, on a busy machine)";
-const OLTP: &str = "loadgen bench --profile oltp --bytes 768MiB --rounds 3 --steady 3s, 2026-11-25 (docs/PERFORMANCE.md, Records of 8 KiB)";
-const FLEET: &str = "loadgen bench --scenario fleet, 2026-11-25 (docs/PERFORMANCE.md, Many agents)";
-const IDLE: &str = "loadgen bench --scenario idle --agents 10000, 2026-11-25 (docs/PERFORMANCE.md, Many agents)";
-
-const FILES_CPU_SECONDS_PER_GIB: f64 = 2.74;
-const OLTP_CPU_SECONDS_PER_GIB: f64 = 4.12;
 const OLTP_RECORDS_PER_GIB: f64 = 131_072.0;
-const FLEET_CPU_SECONDS_PER_GIB: f64 = 12.3;
-const FLEET_RECORDS_PER_SECOND: f64 = 1_050.0;
-const FLEET_BYTES_PER_SECOND: f64 = 23e6;
 /// Bytes of a GiB.
 pub const GIB: f64 = (1_u64 << 30) as f64;
 
 impl Default for Capacity {
     fn default() -> Self {
+        use measured::{FILES_SOURCE as FILES, FLEET_SOURCE as FLEET, IDLE_SOURCE as IDLE, OLTP_SOURCE as OLTP};
         let of = |value: f64, source: &str| Measured { value, source: source.to_owned() };
-        let sparse = (FLEET_CPU_SECONDS_PER_GIB - FILES_CPU_SECONDS_PER_GIB)
-            / (FLEET_RECORDS_PER_SECOND / (FLEET_BYTES_PER_SECOND / GIB));
-        let dense = (OLTP_CPU_SECONDS_PER_GIB - FILES_CPU_SECONDS_PER_GIB) / OLTP_RECORDS_PER_GIB;
+        let files = measured::FILES_CPU_SECONDS_PER_GIB;
+        let fleet_records_per_gib = measured::FLEET_RECORDS_PER_SECOND / (measured::FLEET_BYTES_PER_SECOND / GIB);
+        let sparse = (measured::FLEET_CPU_SECONDS_PER_GIB - files) / fleet_records_per_gib;
+        let dense = (measured::OLTP_CPU_SECONDS_PER_GIB - files) / OLTP_RECORDS_PER_GIB;
         Self {
-            cpu_seconds_per_gib: of(FILES_CPU_SECONDS_PER_GIB, FILES),
+            cpu_seconds_per_gib: of(files, FILES),
             cpu_seconds_per_sparse_record: of(sparse, &format!("what {FLEET} took beyond its bytes, over its records")),
-            sparse_records_per_second: of(FLEET_RECORDS_PER_SECOND, FLEET),
+            sparse_records_per_second: of(measured::FLEET_RECORDS_PER_SECOND, FLEET),
             cpu_seconds_per_dense_record: of(dense, &format!("what {OLTP} took beyond its bytes, over its records")),
-            compress_ratio: of(2.33, FILES),
-            requests_per_gib: of(103.0, FILES),
-            requests_per_second: of(1.4, IDLE),
-            agents_per_gateway: of(10_000.0, IDLE),
-            memory_bytes_per_agent: of(68.9 * 1024.0, IDLE),
-            vaulted_seconds_p50: of(0.23, FILES),
-            vaulted_seconds_p99: of(0.96, FILES),
-            journaled_seconds_p99: of(0.021, FILES),
+            compress_ratio: of(measured::FILES_COMPRESS_RATIO, FILES),
+            requests_per_gib: of(measured::FILES_REQUESTS_PER_GIB, FILES),
+            requests_per_second: of(measured::IDLE_REQUESTS_PER_SECOND, IDLE),
+            agents_per_gateway: of(measured::IDLE_AGENTS, IDLE),
+            memory_bytes_per_agent: of(measured::IDLE_MEMORY_BYTES_PER_AGENT, IDLE),
+            vaulted_seconds_p50: of(measured::FILES_VAULTED_SECONDS_P50, FILES),
+            vaulted_seconds_p99: of(measured::FILES_VAULTED_SECONDS_P99, FILES),
+            journaled_seconds_p99: of(measured::FILES_JOURNALED_SECONDS_P99, FILES),
         }
     }
 }
@@ -147,28 +140,4 @@ impl Capacity {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_record_costs_comes_from_two_measurements() {
-        let capacity = Capacity::default();
-        let sparse = capacity.cpu_seconds_per_sparse_record.value;
-        let dense = capacity.cpu_seconds_per_dense_record.value;
-        assert!((150e-6..250e-6).contains(&sparse), "{sparse}");
-        assert!((5e-6..20e-6).contains(&dense), "{dense}");
-    }
-
-    #[test]
-    fn a_bench_replaces_what_it_measured_and_is_named() {
-        let text = r#"{"profile":"oltp8","payload_ratio":3.0,"gateway_cpu_seconds_per_gib":5.0,"blob_requests_per_gib":90.0,
-            "journaled_ack_seconds":{"p50":0.001,"p99":0.004,"p999":0.01},"rpo_seconds":{"p50":0.2,"p99":0.9,"p999":1.0},"failures":[]}"#;
-        let capacity = Capacity::default().with_bench_text(text, "b.json").expect("a bench");
-        assert_eq!(capacity.cpu_seconds_per_gib, Measured { value: 5.0, source: "b.json, profile oltp8".into() });
-        assert_eq!(capacity.agents_per_gateway, Capacity::default().agents_per_gateway);
-        for (from, to) in [("5.0", "-1.0"), ("\"failures\":[]", "\"failures\":[\"lost\"]"), ("payload_ratio", "ratio")]
-        {
-            assert!(Capacity::default().with_bench_text(&text.replace(from, to), "b.json").is_err(), "{to}");
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! What the process tells about itself: every metric name in one place, logging, health, signs to its supervisor.
+//! What the process tells about itself: every metric name in one place, logging, traces, health, signs to its supervisor.
 
 pub mod latency;
 pub mod log;
@@ -7,4 +7,5 @@ pub mod process;
 pub mod recorder;
 pub mod supervisor;
 pub mod text;
+pub mod traces;
 pub mod waits;

@@ -130,6 +130,10 @@ metric_names! {
     gauge OVERLOADED = "tidegate_overloaded";
     /// Times that two different accounts of one record were met, by where that was seen: session, vault.
     counter CONFLICTS = "tidegate_conflicts_total";
+    /// Number of the list of recipients that the gateway saw last; 0 for those with whom the vault was made.
+    gauge RECIPIENTS_LIST = "tidegate_recipients_list";
+    /// 1 while the vault's recipients are none that the configuration pins: nothing new is wrapped to them.
+    gauge RECIPIENTS_UNPINNED = "tidegate_recipients_unpinned";
     /// Runs of epochs that went on at another gateway, given up here.
     counter RUNS_RETIRED = "tidegate_runs_retired_total";
     /// Epochs created, by reason.
@@ -150,6 +154,8 @@ metric_names! {
     gauge DISK_PACKED_RATIO = "tidegate_disk_packed_ratio";
     /// Of the same disks: the share of the usual saving by packing that is gone of late; 0 as ever, 1 nothing packs any more.
     gauge DISK_ANOMALY_RATIO = "tidegate_disk_anomaly_ratio";
+    /// Of each disk whose writes pack no more: since when, in seconds since 1970. The last point before stands in the label.
+    gauge DISK_ANOMALY_BEGIN_SECONDS = "tidegate_disk_anomaly_begin_timestamp_seconds";
     /// The largest anomaly of all disks.
     gauge DISKS_ANOMALY_MAX_RATIO = "tidegate_disks_anomaly_max_ratio";
     /// The largest of all disks' ages of the oldest write that no recovery point in the vault has.
@@ -174,6 +180,8 @@ metric_names! {
     gauge BANDWIDTH_LIMIT = "tidegate_bandwidth_limit_bytes_per_second";
     /// Bytes that wait for a bandwidth limit, by limit.
     gauge BANDWIDTH_HELD_BYTES = "tidegate_bandwidth_held_bytes";
+    /// Spans of traces that ended, by outcome: sent to their receiver, or lost because it is away or they were too many.
+    counter TRACE_SPANS = "tidegate_trace_spans_total";
     /// Bytes of memory that the process holds.
     gauge PROCESS_RESIDENT_BYTES = "process_resident_memory_bytes";
     /// Seconds of processor time that the process has used.
@@ -254,7 +262,7 @@ metric_names! {
     gauge DRILL_LAST_RUN_SECONDS = "tidegate_drill_last_run_timestamp_seconds";
     /// What would have been lost: age of the oldest point of the last one.
     gauge DRILL_RPO_SECONDS = "tidegate_drill_rpo_seconds";
-    /// How long the last one took until everything was restored and looked at.
+    /// How long the last one took until everything was restored and looked at, or its machine was up.
     gauge DRILL_RTO_SECONDS = "tidegate_drill_rto_seconds";
     /// What was not as it should be at the last one.
     gauge DRILL_FAILURES = "tidegate_drill_failures";
@@ -268,6 +276,12 @@ metric_names! {
     gauge VERIFY_RUN_BYTES = "tidegate_verify_run_bytes";
     /// Damage that the last one found.
     gauge VERIFY_RUN_DAMAGE = "tidegate_verify_run_damage";
+    /// Of it what is of each disk alone; what a damaged batch held may be anybody's.
+    gauge VERIFY_DISK_DAMAGE = "tidegate_verify_disk_damage";
+    /// With --state: when the round of runs began that open everything together, in seconds since 1970.
+    gauge VERIFY_ROUND_BEGIN_SECONDS = "tidegate_verify_round_begin_timestamp_seconds";
+    /// With --state: share of the messages that the round has opened.
+    gauge VERIFY_ROUND_RATIO = "tidegate_verify_round_seen_ratio";
     /// When a run of the keeper ended well last, in seconds since 1970; 0 if none did.
     gauge KEEPER_LAST_SUCCESS_SECONDS = "tidegate_keeper_last_success_timestamp_seconds";
     /// When one ended last, well or not.
@@ -282,6 +296,10 @@ metric_names! {
     gauge KEEPER_STORED_BYTES = "tidegate_keeper_stored_bytes";
     /// Bytes of the messages that kept points need.
     gauge KEEPER_NEEDED_BYTES = "tidegate_keeper_needed_bytes";
+    /// Bytes of the batches that the last one wrote with messages that it moved out of sparse ones.
+    gauge KEEPER_RUN_MOVED_BYTES = "tidegate_keeper_run_moved_bytes";
+    /// Bytes in sparse batches that moving what is needed of them would free; 0 if nothing is moved.
+    gauge KEEPER_SAVING_BYTES = "tidegate_keeper_saving_bytes";
     /// Disks and lanes of which nothing goes because something of them is damaged.
     gauge KEEPER_HELD_BACK = "tidegate_keeper_held_back";
 }
@@ -291,7 +309,7 @@ metric_names! {
 pub fn shown_by(name: &str) -> &'static str {
     let of_gateway = ["tidegate_agent_sessions", "tidegate_agent_sessions_tcp"].contains(&name);
     let starts = |start: &str| name.starts_with(start);
-    if name.starts_with("process_") || name.starts_with("tidegate_wait") {
+    if name.starts_with("process_") || starts("tidegate_wait") || starts("tidegate_trace_") {
         "gateway, agent"
     } else if !of_gateway && (starts("tidegate_agent_") || starts("tidegate_nbd_")) {
         "agent"

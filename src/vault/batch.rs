@@ -100,7 +100,10 @@ pub enum BatchError {
 
 impl Classify for BatchError {
     fn fault(&self) -> Fault {
-        Fault::Corrupt
+        match self {
+            Self::Index(error) => error.fault(),
+            _ => Fault::Corrupt,
+        }
     }
 }
 

@@ -11,6 +11,9 @@ use crate::fault::{Classify, Fault};
 use crate::mutants::{self, Mutant};
 use crate::types::{Chain, Epoch, PointId, Seq};
 
+/// Epoch objects that are read at the same time.
+pub(super) const READS_AT_ONCE: usize = 16;
+
 /// Why an epoch was not created.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateEpochError {

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use super::objects::{LaneEndObject, LaneObject, LaneSealObject};
 use super::put::Created;
+use super::recipients::Lists;
 use super::store::Listed;
 use super::{Vault, VaultError, names};
 use crate::flow::Clock;
 use crate::keys::{self, LaneKey};
 use crate::limits;
 use crate::mutants::{self, Mutant};
-use crate::types::Id128;
+use crate::types::{Id128, Micros};
 
 /// An open lane. Its key exists in this value and, wrapped, in the vault; nowhere else.
 #[derive(Debug, Clone)]
@@ -22,28 +23,74 @@ pub struct Lane {
     opened: Duration,
 }
 
+/// The list of recipients is not one of those that were pinned.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "list {list} of the vault's recipients ({}) is not pinned, so nothing is wrapped to it: if it is as it should be, add its pin \
+     {pin} to `recipients_pin`, and reload; if not, see docs/OPERATING.md, \"A leaked identity\"",
+    recipients.join(", ")
+)]
+pub struct NotPinned {
+    /// Its number.
+    pub list: u64,
+    /// Who is on it.
+    pub recipients: Vec<String>,
+    /// Its pin.
+    pub pin: String,
+}
+
+/// Why no lane was opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenLaneError {
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The list of recipients is not one of those that were pinned.
+    #[error(transparent)]
+    NotPinned(#[from] NotPinned),
+}
+
 impl Lane {
     /// Registers a new lane with a fresh random id and key, wrapped to those who are recipients at this moment.
     ///
     /// # Errors
     /// A failed request, or no random bytes.
     pub async fn open(vault: &Vault, gateway: &str, clock: &dyn Clock) -> Result<Self, VaultError> {
-        let catalog_kid = vault.need_key()?.kid();
+        Self::wrapped_to(vault, gateway, clock, &vault.lists().await?).await
+    }
+
+    /// The same, only if `pins` has the pin of the list of recipients, or is empty.
+    ///
+    /// # Errors
+    /// As [`Lane::open`], and [`OpenLaneError::NotPinned`].
+    pub async fn open_pinned(
+        vault: &Vault,
+        gateway: &str,
+        clock: &dyn Clock,
+        pins: &[String],
+    ) -> Result<Self, OpenLaneError> {
         let lists = vault.lists().await?;
-        lists.refused.iter().for_each(|refused| tracing::error!("{refused}"));
-        let list = lists.present().n;
+        lists.present().check_pinned(pins)?;
+        // What was looked at is what is wrapped to: a list that comes now is the next lane's.
+        Ok(Self::wrapped_to(vault, gateway, clock, &lists).await?)
+    }
+
+    async fn wrapped_to(vault: &Vault, gateway: &str, clock: &dyn Clock, lists: &Lists) -> Result<Self, VaultError> {
         let key = LaneKey::generate()?;
         let id = if mutants::on(Mutant::LaneReused) { Id128([7; 16]) } else { Id128(keys::random()?) };
-        let lane = LaneObject {
-            lane: id,
-            gateway: gateway.to_owned(),
-            created_micros: clock.wall(),
-            catalog_kid,
-            wrapped_key: keys::wrap(&lists.present().recipients, key.expose())?,
-            list: (list > 0).then_some(list),
-        };
-        vault.put_object(&names::lane(lane.lane), &lane).await?;
-        Ok(Self { id: lane.lane, key, list, opened: clock.boot() })
+        let list = register(vault, lists, (id, &key), gateway, clock.wall(), false).await?;
+        Ok(Self { id, key, list, opened: clock.boot() })
+    }
+
+    /// Registers a lane for messages that a keeper moves as they are. It has a key like any other, so that everybody treats it alike; nothing
+    /// is sealed with it, and it is forgotten at once.
+    ///
+    /// # Errors
+    /// As [`Lane::open`].
+    pub async fn register_moved(vault: &Vault, now: Micros) -> Result<Id128, VaultError> {
+        let id = Id128(keys::random()?);
+        register(vault, &vault.lists().await?, (id, &LaneKey::generate()?), KEEPER, now, true).await?;
+        Ok(id)
     }
 
     /// Its id.
@@ -85,6 +132,34 @@ impl Lane {
     pub async fn end(&self, vault: &Vault, last_batch: u64) -> Result<Created, VaultError> {
         vault.put_object(&names::lane_end(self.id), &LaneEndObject { lane: self.id, last_batch }).await
     }
+}
+
+/// What stands in the place of the gateway in lanes of moved messages.
+const KEEPER: &str = "keeper";
+
+/// Returns the list of recipients that the key was wrapped to.
+async fn register(
+    vault: &Vault,
+    lists: &Lists,
+    (lane, key): (Id128, &LaneKey),
+    gateway: &str,
+    created_micros: Micros,
+    moved: bool,
+) -> Result<u64, VaultError> {
+    let catalog_kid = vault.need_key()?.kid();
+    lists.refused.iter().for_each(|refused| tracing::error!("{refused}"));
+    let list = lists.present().n;
+    let object = LaneObject {
+        lane,
+        gateway: gateway.to_owned(),
+        created_micros,
+        catalog_kid,
+        wrapped_key: keys::wrap(&lists.present().recipients, key.expose())?,
+        list: (list > 0).then_some(list),
+        moved,
+    };
+    vault.put_object(&names::lane(lane), &object).await?;
+    Ok(list)
 }
 
 /// A lane as a listing shows it.

@@ -7,8 +7,8 @@
 //!  lanes/<lane>[.end|.seal]     one gateway incarnation and its wrapped key   │ JSON and a MAC,
 //!  d/<disk>/disk · e/<n> · r/…  a disk, its epochs, the lanes that carried it ┘ see `objects`
 //!  b/<3 digits>/<lane>/<n>      batches: sealed messages and a sealed index     see `batch`
-//!  x/<lane>/<k>                 lane indexes: the indexes of many batches       see `index`
-//!  m/l/<lane>/<n> · m/p · m/c   the keeper's manifests, pins, claims            see `keeper`
+//!  x/<lane>/<k> · d/<disk>/f/…  lane indexes, and of one disk: folded indexes    see `index`
+//!  m/l/<lane>/<n> · m/p · m/c …  the keeper's manifests, pins, claims, notes     see `keeper`
 //! ```
 //!
 //! Purpose: [`Vault`] opens and makes it; [`lane::Lane`] is a gateway's right to write; [`uploader`] carries batches
@@ -32,6 +32,7 @@
 //! its own; a batch whose answer was lost is in the vault twice, with identical records.
 
 pub mod batch;
+pub mod certificates;
 mod container;
 mod credential;
 pub mod epochs;
@@ -56,6 +57,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use object_store::PutPayload;
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -532,11 +534,9 @@ impl Vault {
     /// # Errors
     /// A failed request, or the first epoch object that is not believed: without all of them no lineage is certain.
     pub async fn epochs(&self, disk: &DiskId) -> Result<Vec<EpochObject>, VaultError> {
-        let mut epochs = Vec::new();
-        for Listed { path, .. } in self.store.list(Some(&names::epochs(disk))).await? {
-            let epoch: EpochObject = self.require_object(&path).await?;
-            epochs.push(epoch);
-        }
+        let listed = self.store.list(Some(&names::epochs(disk))).await?;
+        let reads = listed.into_iter().map(|one| async move { self.require_object(&one.path).await });
+        let mut epochs: Vec<EpochObject> = stream::iter(reads).buffered(epochs::READS_AT_ONCE).try_collect().await?;
         epochs.sort_unstable_by_key(|epoch| epoch.epoch);
         Ok(epochs)
     }

@@ -4,7 +4,7 @@
 
 use object_store::path::Path;
 
-use crate::types::{DiskId, Epoch, Id128, Micros};
+use crate::types::{Digest, DiskId, Epoch, Id128, Micros, parse_hex};
 
 /// The description of the vault itself.
 #[must_use]
@@ -127,6 +127,12 @@ pub fn disks() -> Path {
     Path::from("d")
 }
 
+/// Folder of everything that stands of a disk: its description, epochs, routes and folded indexes.
+#[must_use]
+pub fn disk_folder(disk: &DiskId) -> Path {
+    Path::from(format!("d/{disk}"))
+}
+
 /// A disk's description.
 #[must_use]
 pub fn disk(disk: &DiskId) -> Path {
@@ -145,6 +151,24 @@ pub fn epoch(disk: &DiskId, epoch: Epoch) -> Path {
     epochs(disk).join(format!("{:08}", epoch.0))
 }
 
+/// Folder of the certificates with which agents signed barriers of a disk.
+#[must_use]
+pub fn certificates(disk: &DiskId) -> Path {
+    Path::from(format!("d/{disk}/c"))
+}
+
+/// A certificate by its digest.
+#[must_use]
+pub fn certificate(disk: &DiskId, digest: Digest) -> Path {
+    certificates(disk).join(digest.to_string())
+}
+
+/// The digest in the name of a certificate.
+#[must_use]
+pub fn digest_of_certificate(path: &Path) -> Option<Digest> {
+    parse_hex(path.filename()?).map(Digest)
+}
+
 /// Folder of the lanes that carried a disk.
 #[must_use]
 pub fn routes(disk: &DiskId) -> Path {
@@ -155,6 +179,20 @@ pub fn routes(disk: &DiskId) -> Path {
 #[must_use]
 pub fn route(disk: &DiskId, lane: Id128) -> Path {
     routes(disk).join(lane.to_string())
+}
+
+/// Part of the folded index of a disk in a lane, from 1.
+#[must_use]
+pub fn folded(disk: &DiskId, lane: Id128, part: u32) -> Path {
+    Path::from(format!("d/{disk}/f/{lane}/{part:04}"))
+}
+
+/// Lane and part in the name of a disk's folded index.
+#[must_use]
+pub fn folded_part(disk: &DiskId, path: &Path) -> Option<(Id128, u32)> {
+    let lane = path.parts().nth(3)?.as_ref().parse().ok()?;
+    let part = u32::try_from(number(path)?).ok().filter(|&part| part > 0)?;
+    (folded(disk, lane, part) == *path).then_some((lane, part))
 }
 
 /// Hours since 1970: announcements stand in folders by the hour, so that who follows them lists little.
@@ -193,6 +231,42 @@ pub fn lane_of_route(path: &Path) -> Option<Id128> {
 #[must_use]
 pub fn kept() -> Path {
     Path::from("m")
+}
+
+/// Folder of the keeper's manifests of all lanes.
+#[must_use]
+pub fn all_manifests() -> Path {
+    Path::from("m/l")
+}
+
+/// The lane in a manifest's name.
+#[must_use]
+pub fn lane_of_manifest(path: &Path) -> Option<Id128> {
+    path.parts().nth(2)?.as_ref().parse().ok()
+}
+
+/// Folder of the keeper's notes on what it has folded.
+#[must_use]
+pub fn folds() -> Path {
+    Path::from("m/f")
+}
+
+/// Note `n`, from 1, on how far a lane is folded.
+#[must_use]
+pub fn fold(lane: Id128, n: u64) -> Path {
+    Path::from(format!("m/f/{lane}/{n:08}"))
+}
+
+/// The note that a lane is folded as a whole.
+#[must_use]
+pub fn fold_whole(lane: Id128) -> Path {
+    Path::from(format!("m/f/{lane}/whole"))
+}
+
+/// The lane in the name of a note on folding.
+#[must_use]
+pub fn lane_of_fold(path: &Path) -> Option<Id128> {
+    path.parts().nth(2)?.as_ref().parse().ok()
 }
 
 /// Folder of the keeper's manifests of a lane.
@@ -258,6 +332,10 @@ mod tests {
         assert_eq!(lane_end(lane).as_ref(), format!("lanes/{hex}.end"));
         assert_eq!(epoch(&disk, Epoch(3)).as_ref(), "d/web-1.sda/e/00000003");
         assert_eq!(route(&disk, lane).as_ref(), format!("d/web-1.sda/r/{hex}"));
+        let certificate = certificate(&disk, Digest([0xcd; 32]));
+        assert_eq!(certificate.as_ref(), format!("d/web-1.sda/c/{}", "cd".repeat(32)));
+        assert_eq!(lane_of_route(&certificate), None);
+        assert_eq!(digest_of_certificate(&certificate), Some(Digest([0xcd; 32])));
         assert_eq!(number(&batch(lane, 41)), Some(41));
         assert_eq!(lane_of_batch(&batch(lane, 41)), Some(lane));
         assert_eq!(lane_of_route(&route(&disk, lane)), Some(lane));
@@ -275,5 +353,13 @@ mod tests {
         assert_eq!(recipients_list(2).as_ref(), "recipients/00000002");
         assert_eq!(rewrap(lane, 1).as_ref(), format!("rewraps/{hex}/00000001"));
         assert_eq!(lane_of_rewrap(&rewrap(lane, 1)), Some(lane));
+        assert_eq!(folded(&disk, lane, 2).as_ref(), format!("d/web-1.sda/f/{hex}/0002"));
+        assert_eq!(folded_part(&disk, &folded(&disk, lane, 2)), Some((lane, 2)));
+        assert_eq!(folded_part(&disk, &route(&disk, lane)), None);
+        assert_eq!(lane_of_route(&folded(&disk, lane, 1)), None);
+        assert_eq!(fold(lane, 2).as_ref(), format!("m/f/{hex}/00000002"));
+        assert_eq!(fold_whole(lane).as_ref(), format!("m/f/{hex}/whole"));
+        assert_eq!(lane_of_fold(&fold_whole(lane)), Some(lane));
+        assert_eq!(lane_of_manifest(&manifest(lane, 3)), Some(lane));
     }
 }

@@ -30,8 +30,13 @@ pub use signed::{Signed, SignedError};
 pub trait ControlObject: Serialize + DeserializeOwned {
     /// Name of the format.
     const FORMAT: &'static str;
-    /// Version that this build writes; it reads this one and all before.
+    /// Newest version that this build writes; it reads this one and all before.
     const VERSION: u32 = 1;
+
+    /// The version that this very object is written as: an older one, where that says everything, is read by older builds too.
+    fn version(&self) -> u32 {
+        Self::VERSION
+    }
 }
 
 /// What every control object starts with.
@@ -113,7 +118,7 @@ fn purpose(path: &Path) -> String {
 /// # Errors
 /// [`ObjectError::Malformed`] if the content cannot be expressed, which no type of this module does.
 pub fn encode<T: ControlObject>(key: &CatalogKey, path: &Path, content: &T) -> Result<Vec<u8>, ObjectError> {
-    let written = Written { format: T::FORMAT, version: T::VERSION, content };
+    let written = Written { format: T::FORMAT, version: content.version(), content };
     let mut bytes = serde_json::to_vec(&written).map_err(|error| malformed(path, &error))?;
     bytes.push(b'\n');
     let tag = mac(key, &purpose(path), &bytes);
@@ -269,7 +274,7 @@ impl ControlObject for Signed<RewrapObject> {
     const FORMAT: &'static str = "tidegate-rewrap";
 }
 
-/// `lanes/<lane>`: one gateway incarnation's series of batches.
+/// `lanes/<lane>`: one gateway incarnation's series of batches, or one of a keeper with messages that it moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneObject {
     /// Its random id, never used again.
@@ -286,10 +291,18 @@ pub struct LaneObject {
     /// The list of recipients that it was wrapped to; none for the vault's own, as in lanes from before there were others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<u64>,
+    /// Whether it is a keeper's: it holds messages that were sealed in other lanes, and nothing was ever sealed with its key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
 }
 
 impl ControlObject for LaneObject {
     const FORMAT: &'static str = "tidegate-lane";
+    const VERSION: u32 = 2;
+
+    fn version(&self) -> u32 {
+        if self.moved { 2 } else { 1 }
+    }
 }
 
 /// `lanes/<lane>.end`: written by a clean shutdown, after its last batch was vaulted.
@@ -380,6 +393,21 @@ impl EpochObject {
     pub fn first_chain(&self) -> Chain {
         if self.previous.is_some() { self.chain_at_fork.fork(self.epoch) } else { Chain::GENESIS }
     }
+}
+
+/// `d/<disk>/c/<digest>`: a certificate with which an agent signed barriers of the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateObject {
+    /// The disk.
+    pub disk: DiskId,
+    /// The agent that showed it.
+    pub agent: String,
+    /// The certificate and those that lead from it to its authority, each in DER and base64.
+    pub chain: Vec<String>,
+}
+
+impl ControlObject for CertificateObject {
+    const FORMAT: &'static str = "tidegate-certificate";
 }
 
 /// `d/<disk>/r/<lane>`: the lane holds records of the disk.
@@ -495,6 +523,19 @@ pub struct ClaimObject {
 
 impl ControlObject for ClaimObject {
     const FORMAT: &'static str = "tidegate-claim";
+}
+
+/// `m/f/<lane>/<n>`, `m/f/<lane>/whole`: how far a keeper has folded a lane. Saves work, and proves nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoldObject {
+    /// The lane.
+    pub lane: Id128,
+    /// The last disk, by name, that is folded; none if all are.
+    pub through: Option<DiskId>,
+}
+
+impl ControlObject for FoldObject {
+    const FORMAT: &'static str = "tidegate-fold";
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //!                                             └ what no lane index covers: last 64 KiB of the batch
 //! ```
 //!
+//! Whoever reads one disk and asks for it ([`Want::folded`]) takes its folded index where a lane has one, and lists no batches there.
+//!
 //! What the keeper let go is no damage: the newest manifest of a sealed lane tells it, and the rows stand in a lane index.
 //!
 //! A batch is missing *provably* when its number is at or below one that a later index states as confirmed, or that the
@@ -16,6 +18,7 @@
 //! What fails is a [`Finding`] with the object's name; the rest goes on. Only failures of the store itself (no access,
 //! no answer) end the loading: a catalog that silently lacks lanes would make recovery points vanish.
 
+mod folded;
 mod lane_rows;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,8 +42,10 @@ use crate::types::{DiskId, Id128};
 const REQUESTS_AT_ONCE: usize = 32;
 /// Bytes of indexes in flight: a few of the largest lane indexes.
 const BYTES_IN_FLIGHT: u64 = 256 << 20;
-/// Lanes in work at the same time: each holds its listing.
+/// Lanes in work at the same time whose batches are listed: each holds its listing.
 const LANES_AT_ONCE: usize = 16;
+/// Lanes in work at the same time, with those of which only a folded index is read.
+const FOLDED_LANES_AT_ONCE: usize = 64;
 
 /// A batch and its rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +78,7 @@ pub struct CatalogLane {
     pub end: Option<u64>,
     /// Whether it has a seal.
     pub sealed: bool,
-    /// Batches that the listing shows.
+    /// Batches that the listing shows; of a lane whose folded index was read, those that hold something of the disk.
     pub batches: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -81,6 +86,14 @@ pub struct CatalogLane {
     pub confirmed_through: u64,
     /// Whether older batches were left unread, as [`Newest`] asks for.
     pub cut: bool,
+}
+
+impl CatalogLane {
+    /// Whether it holds messages that a keeper moved.
+    #[must_use]
+    pub fn is_moved(&self) -> bool {
+        self.object.as_ref().is_some_and(|object| object.moved)
+    }
 }
 
 /// Something wrong, by name.
@@ -135,7 +148,9 @@ impl Finding {
     }
 
     fn of_batch(object: &Path, error: &BatchError) -> Self {
-        Self::new(object, Problem::Damaged(crate::fault::chain_text(error)))
+        let what = crate::fault::chain_text(error);
+        let newer = error.fault() == Fault::Reject;
+        Self::new(object, if newer { Problem::Newer(what) } else { Problem::Damaged(what) })
     }
 }
 
@@ -146,6 +161,9 @@ pub struct Want {
     pub disks: Option<BTreeSet<DiskId>>,
     /// Only what is newest. What is missing is not told then.
     pub newest: Option<Newest>,
+    /// Whether the folded index of the one wanted disk stands for a lane, where it has one. What it names counts as there without a look,
+    /// unless the keeper let go of some of it: what was lost since is told by whoever reads it.
+    pub folded: bool,
 }
 
 /// A part of the vault, the newest one.
@@ -161,7 +179,19 @@ impl Want {
     /// One disk.
     #[must_use]
     pub fn disk(disk: &DiskId) -> Self {
-        Self { disks: Some(BTreeSet::from([disk.clone()])), newest: None }
+        Self { disks: Some(BTreeSet::from([disk.clone()])), ..Self::default() }
+    }
+
+    /// One disk, by its folded indexes where it has some.
+    #[must_use]
+    pub fn folded(disk: &DiskId) -> Self {
+        Self { folded: true, ..Self::disk(disk) }
+    }
+
+    /// The one disk whose folded indexes may be read.
+    fn folded_disk(&self) -> Option<&DiskId> {
+        let disks = self.disks.as_ref().filter(|disks| self.folded && self.newest.is_none() && disks.len() == 1)?;
+        disks.first()
     }
 
     fn holds(&self, disk: &DiskId) -> bool {
@@ -180,6 +210,8 @@ pub struct Catalog {
     pub findings: Vec<Finding>,
     /// Lanes of the wanted disks that were not looked into at all, as [`Newest`] asks for.
     pub lanes_left_out: usize,
+    /// Registrations of further lanes, in which messages were sealed that stand in those that were read.
+    pub origins: Vec<LaneObject>,
 }
 
 /// What all lanes share while they are read.
@@ -188,6 +220,7 @@ struct Shared {
     vault: Vault,
     want: Arc<Want>,
     requests: Arc<Semaphore>,
+    listings: Arc<Semaphore>,
     bytes: Budget,
 }
 
@@ -202,22 +235,33 @@ impl Catalog {
             vault: vault.clone(),
             want: Arc::new(want.clone()),
             requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)),
+            listings: Arc::new(Semaphore::new(LANES_AT_ONCE)),
             bytes: Budget::new(BYTES_IN_FLIGHT),
         };
-        let (lanes, lanes_left_out) = wanted_lanes(vault, want).await?;
+        let (lanes, lanes_left_out) = match want.folded_disk() {
+            Some(disk) => (folded::lanes(vault, disk).await?, 0),
+            None => {
+                let (lanes, left_out) = wanted_lanes(vault, want).await?;
+                (lanes.into_iter().map(|lane| (lane, None)).collect(), left_out)
+            }
+        };
         let mut waiting = lanes.into_iter();
         let mut running = JoinSet::new();
         let mut catalog = Self { lanes_left_out, ..Self::default() };
         loop {
-            while running.len() < LANES_AT_ONCE {
-                let Some(lane) = waiting.next() else { break };
-                running.spawn(lane_rows::load(shared.clone(), lane));
+            while running.len() < FOLDED_LANES_AT_ONCE {
+                let Some((lane, folded)) = waiting.next() else { break };
+                running.spawn(load_lane(shared.clone(), lane, folded));
             }
             match running.join_next().await {
                 None => break,
                 Some(Ok(part)) => catalog.join(part?),
                 Some(Err(error)) => return Err(task_error(&error).into()),
             }
+        }
+        // Who reads only what is newest opens no message.
+        if want.newest.is_none() {
+            catalog.read_origins(&shared).await?;
         }
         catalog.lanes.sort_unstable_by_key(|lane| lane.lane);
         catalog.batches.sort_unstable_by_key(|batch| (batch.index.lane, batch.index.n));
@@ -231,11 +275,34 @@ impl Catalog {
         self.findings.extend(other.findings);
     }
 
+    /// Reads the registrations of lanes that messages were moved from, where no route led to them.
+    async fn read_origins(&mut self, shared: &Shared) -> Result<(), VaultError> {
+        let messages = self.batches.iter().flat_map(|batch| &batch.index.disks).flat_map(|part| &part.messages);
+        let origins: BTreeSet<Id128> = messages.filter_map(|message| Some(message.origin?.lane)).collect();
+        let read: BTreeSet<Id128> = self.lanes.iter().map(|lane| lane.lane).collect();
+        for lane in origins.difference(&read) {
+            self.origins.extend(lane_rows::registration(shared, *lane, &mut self.findings).await?);
+        }
+        Ok(())
+    }
+
     /// A lane's registration, for its wrapped key.
     #[must_use]
     pub fn lane(&self, lane: Id128) -> Option<&LaneObject> {
         self.lanes.iter().find(|one| one.lane == lane)?.object.as_ref()
     }
+}
+
+/// Reads what one lane holds of the wanted disks.
+async fn load_lane(shared: Shared, lane: ListedLane, folded: Option<folded::Parts>) -> Result<Catalog, VaultError> {
+    if let Some(parts) = folded
+        && let Some(catalog) = folded::load(&shared, &lane, &parts).await?
+    {
+        return Ok(catalog);
+    }
+    let listings = Arc::clone(&shared.listings);
+    let _listing = listings.acquire().await;
+    lane_rows::load(shared, lane).await
 }
 
 /// A task ends without a result only when the runtime goes down or the task panics.

@@ -32,7 +32,7 @@ use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
 use zeroize::Zeroizing;
 
-use super::lane::{self, ListedLane};
+use super::lane::{self, ListedLane, NotPinned};
 use super::objects::{LaneObject, RecipientsObject, RewrapObject, Signed, SignedError, Signer, VaultObject};
 use super::store::Listed;
 use super::{Vault, VaultError, names};
@@ -43,6 +43,8 @@ use crate::types::{Id128, Micros};
 
 /// Small reads in flight.
 const READS: usize = 16;
+/// What the digest of a set of recipients is for.
+const PIN_CONTEXT: &str = "tidegate 1 pin of recipients";
 
 /// A list of recipients that counts, or did until the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,32 @@ pub struct RecipientList {
     signer: Option<Signer>,
     /// None for the vault's own list, whose catalog key stands in `keys/`.
     wrapped_catalog_key: Option<String>,
+}
+
+/// What a configuration names a set of recipients by: 64 hexadecimal digits, the same in whatever order they stand.
+#[must_use]
+pub fn pin_of(recipients: &[Recipient]) -> String {
+    let mut texts = texts(recipients);
+    texts.sort();
+    let mut hasher = blake3::Hasher::new_derive_key(PIN_CONTEXT);
+    texts.iter().for_each(|text| {
+        hasher.update(text.as_bytes()).update(b"\n");
+    });
+    hasher.finalize().to_hex().to_string()
+}
+
+impl RecipientList {
+    /// Whether a gateway with these pins may wrap to the list: with none to any.
+    ///
+    /// # Errors
+    /// [`NotPinned`] names the pin.
+    pub fn check_pinned(&self, pins: &[String]) -> Result<(), NotPinned> {
+        let pin = pin_of(&self.recipients);
+        if pins.is_empty() || pins.contains(&pin) {
+            return Ok(());
+        }
+        Err(NotPinned { list: self.n, recipients: texts(&self.recipients), pin })
+    }
 }
 
 /// An object that is not believed.

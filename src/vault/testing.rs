@@ -253,6 +253,7 @@ pub(crate) fn message(first: u64, last: u64) -> MessageMeta {
         chain_last: Chain([last as u8; 32]),
         received_first: Micros(1_800_000_000_000_000),
         received_last: Micros(1_800_000_000_000_000),
+        origin: None,
         records: (first..=last).map(record).collect(),
     }
 }

@@ -63,6 +63,12 @@ pub trait Host: Send + Sync + 'static {
         let _ = (agent, address, transport);
     }
 
+    /// An agent that is about to have a seat, and that may sign barriers, showed these certificates, its own first: to be kept
+    /// in the vault before a record of it is.
+    fn shown(&self, agent: &AgentIdentity, certificates: Vec<Vec<u8>>) {
+        let _ = (agent, certificates);
+    }
+
     /// The agent has left its seat.
     fn left(&self, agent: &AgentIdentity) {
         let _ = agent;

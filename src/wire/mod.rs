@@ -72,7 +72,9 @@ use std::time::Duration;
 /// The protocol versions that this side speaks: lowest and highest.
 pub const PROTOCOL_MIN: u16 = 1;
 /// See [`PROTOCOL_MIN`].
-pub const PROTOCOL_MAX: u16 = 1;
+pub const PROTOCOL_MAX: u16 = 2;
+/// From this version on a gateway takes barriers that their agent signed, and keeps the agent's certificate in the vault.
+pub const PROTOCOL_SIGNED: u16 = 2;
 /// The name by which TLS picks this protocol.
 pub const ALPN: &[u8] = b"tidegate/1";
 /// Credit that every open disk has at any time, unless it is stopped: a few small records, and little enough for 256 disks of

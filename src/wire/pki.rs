@@ -319,14 +319,18 @@ fn write_pair(
 
 /// A certificate with any names and usages, to test what the checks refuse.
 #[cfg(test)]
-pub(super) fn issue_any(dir: &Path, file: &str, uris: &[String], options: IssueOptions) -> Result<Issued, PkiError> {
+pub(super) fn issue_any(dir: &Path, file: &str, names: &[String], options: IssueOptions) -> Result<Issued, PkiError> {
     let authority = Authority::load(dir)?;
     let identity = Identity::Authority(authority.vault);
     let mut params = leaf(&identity, file, ExtendedKeyUsagePurpose::ServerAuth, options)?;
     params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
     params.subject_alt_names.clear();
-    for uri in uris {
-        params.subject_alt_names.push(SanType::URI(uri.as_str().try_into()?));
+    for name in names {
+        let name = name.as_str();
+        params.subject_alt_names.push(match name.contains("://") {
+            true => SanType::URI(name.try_into()?),
+            false => SanType::DnsName(name.try_into()?),
+        });
     }
     params.subject_alt_names.push(host_name("127.0.0.1")?);
     authority.issue(dir, file, &identity, &params, options)

@@ -24,7 +24,8 @@ use super::identity::{AgentIdentity, CertificateFacts, GatewayIdentity, Identity
 use super::transport::SessionEnd;
 use crate::fault::{Classify, Fault};
 use crate::flow::Clock;
-use crate::types::{DiskId, Micros};
+use crate::signed::Signer;
+use crate::types::{DiskId, Id128, Micros};
 
 /// The three files that each side needs, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +141,14 @@ pub fn check_agent(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<Micros, V
     if mistakes.is_empty() { Ok(until) } else { Err(mistakes) }
 }
 
+/// The vault that a certificate file is for. Blocks.
+///
+/// # Errors
+/// [`TlsError`] names the file.
+pub fn vault_of(files: &TlsFiles) -> Result<Id128, TlsError> {
+    read_chain(&files.cert).map(|(_, _, identity)| identity.vault())
+}
+
 impl Classify for TlsError {
     fn fault(&self) -> Fault {
         Fault::Reject
@@ -175,7 +184,7 @@ fn read_certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateD
         .ok_or_else(|| TlsError::Pem { what: "certificate", path: path.to_owned() })
 }
 
-fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+pub(crate) fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates("authority", path)? {
         let added = roots.add(certificate);
@@ -270,6 +279,11 @@ impl Material {
             Identity::Agent(agent) => Ok(agent.clone()),
             other => Err(self.wrong_role(other, "an agent")),
         }
+    }
+
+    /// Signs with the key of this side's certificate; none if its kind does not do.
+    pub(super) fn signer(&self) -> Option<Signer> {
+        Signer::new(&self.key, self.identity.vault())
     }
 
     /// This side's identity, which must be a gateway's.
@@ -415,7 +429,9 @@ impl Material {
                 ExplainedClient { inner, explain }.verify_client_cert(own, above, now).map(|_| ())
             }
             _ => {
-                let name = self.facts.names.first().and_then(|name| ServerName::try_from(name.clone()).ok());
+                // A wildcard stands for a host below its domain.
+                let mut names = self.facts.names.iter().map(|name| name.replacen("*.", "gateway.", 1));
+                let name = names.find_map(|name| ServerName::try_from(name).ok());
                 let name = name.ok_or_else(|| format!("the certificate names no host; {RENEW} with --host"))?;
                 let built = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
                 let inner = built.map_err(|error| error.to_string())?;

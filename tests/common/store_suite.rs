@@ -71,6 +71,7 @@ fn batch(vault: &Vault, lane: Id128, n: u64, filler_bytes: usize) -> BatchObject
         chain_last: Chain([n as u8; 32]),
         received_first: Micros(1_800_000_000_000_000),
         received_last: Micros(1_800_000_000_000_000),
+        origin: None,
         records: vec![record],
     };
     let mut builder = BatchBuilder::new(BatchHeader { vault: vault.id(), lane, n });

@@ -101,8 +101,7 @@ fn a_real_prometheus_has_data_for_every_query_fires_for_a_store_that_is_gone_and
     firing.iter_mut().for_each(|names| names.retain(|name| !name.contains("Processors")));
     assert_eq!(firing, Some(Vec::new()), "all is well");
 
-    sink.set(Weather { away: true, ..Weather::default() });
-    prometheus.wait_firing(&mut scene, &["TidegateBehind"]);
+    prometheus.cause(&mut scene, &["TidegateBehind"], |_| sink.set(Weather { away: true, ..Weather::default() }));
     sink.set(Weather::default());
     drop(load);
     prometheus.wait_clear(&mut scene, &["TidegateBehind"]);

@@ -44,6 +44,36 @@ impl People {
     }
 }
 
+#[test]
+fn a_gateway_wraps_nothing_to_recipients_that_are_not_pinned_and_goes_on_when_they_are() {
+    let _turn = turn();
+    let pins = |pin: &str| format!("recipients_pin = [\"{pin}\"]");
+    let wrong = "5".repeat(64);
+    let setting = Setting { gateway: vec![("vault", pins(&wrong))], ..Setting::default() };
+    let mut scene = Scene::new(setting, &["disk1"], empty(16 << 20));
+    let findings = |scene: &Scene| scene.site.admin("/v1/status").unwrap_or_default();
+    scene.wait("the gateway to say so", |scene| findings(scene).contains("TidegateRecipientsChanged"));
+    let said = findings(&scene);
+    assert_eq!(files(&scene.dir().join("vault/lanes")), 0, "no lane was opened");
+    let (vault, identity) = (scene.site.vault_url().to_owned(), scene.site.identity().display().to_string());
+    let list = ["vault", "recipients", "list", "--vault", &vault, "--identity", &identity, "--json"];
+    let list: serde_json::Value = serde_json::from_str(&succeed(crate::common::program(), &list)).unwrap();
+    let pin = list["pin"].as_str().unwrap();
+    assert!(said.contains(pin) && said.contains("recipients_pin"), "{said}");
+    let admin = scene.site.admin_address().to_string();
+    let (_, out, err) = tidegate(&["status", "--admin", &admin]);
+    assert!(out.contains("CRITICAL") && out.contains(pin), "{out}{err}");
+
+    let config = scene.site.path("gateway.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&wrong, pin)).unwrap();
+    crate::reload::hang_up(scene.gateway.as_ref());
+    scene.wait_copied("disk1");
+    scene.keep("disk1", "pinned", None);
+    scene.wait_vaulted();
+    assert!(!findings(&scene).contains("TidegateRecipientsChanged"));
+}
+
 fn files(folder: &Path) -> usize {
     std::fs::read_dir(folder).map_or(0, |entries| entries.count())
 }

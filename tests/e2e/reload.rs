@@ -43,11 +43,13 @@ fn the_admin_port_answers_by_its_addresses_and_its_own_names_and_by_no_other_nam
     for host in ["127.0.0.1", "10.1.2.3:9444", "[::1]:9444", "localhost:1", "LOCALHOST", machine.trim(), ""] {
         assert_eq!(asked_as(&scene, host), 200, "{host}");
     }
-    for host in ["rebound.example:9444", "127.0.0.1.rebound.example", "localhost.rebound.example"] {
-        assert_eq!(asked_as(&scene, host), 403, "{host}");
+    for _ in 0..2 {
+        for host in ["rebound.example:9444", "127.0.0.1.rebound.example", "localhost.rebound.example"] {
+            assert_eq!(asked_as(&scene, host), 403, "{host}");
+        }
     }
     let said = log(&scene, "gateway");
-    assert_eq!(said.matches("rebound.example").count(), 1, "told once: {said}");
+    assert_eq!(said.matches("rebound.example").count(), 3, "each is told once: {said}");
 }
 
 fn certificate_ends(scene: &Scene) -> f64 {

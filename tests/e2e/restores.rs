@@ -144,6 +144,79 @@ fn a_block_device_takes_a_restore_and_is_brought_to_another_point() {
     assert!(told["same_bytes"].as_u64().unwrap() > DISK_BYTES / 2, "{told}");
     let note = PathBuf::from(format!("{}.tidegate-resume", device.0));
     assert!(!note.exists(), "a device that is done is an image");
+    half_way_to_a_device(&scene, first, &device.0);
+}
+
+/// What says that a device is no image stands where a reboot leaves it, and the next run goes on by it.
+fn half_way_to_a_device(scene: &Scene, kept: &crate::common::Kept, device: &str) {
+    let state = scene.dir().join("notes");
+    let note = state.join(format!("{}.tidegate-resume", device.trim_start_matches('/').replace('/', "+")));
+    let onto = ["--disk", "disk1", "--point", &kept.made.id, "--onto", device, "--state", state.to_str().unwrap()];
+    let identity = scene.site.identity();
+    let from = ["restore", "--vault", scene.site.vault_url(), "--identity", identity.to_str().unwrap()];
+    let mut command = Command::new(crate::common::program());
+    command.args(from).args(onto).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = command.spawn().unwrap();
+    wait_until(PATIENCE, || note.exists() || run.try_wait().unwrap().is_some());
+    let _ = run.kill();
+    let was_killed = !run.wait().unwrap().success();
+    assert_eq!(note.exists(), was_killed, "{}", note.display());
+    assert_restored(scene, &onto);
+    assert!(!note.exists());
+    assert_same(&kept.copy, Path::new(device), "the first point again");
+}
+
+/// A program that holds an image as QEMU holds the disks of a guest. Ended when dropped.
+struct Guest(std::process::Child);
+
+impl Guest {
+    fn with(image: &Path, socket: &Path) -> Self {
+        let arguments = ["--format=raw", "--persistent", "--socket", socket.to_str().unwrap(), image.to_str().unwrap()];
+        let child = Command::new("qemu-nbd").args(arguments).spawn().unwrap();
+        let guest = Self(child);
+        assert!(wait_until(PATIENCE, || socket.exists()), "qemu-nbd serves");
+        guest
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_image_that_a_guest_uses_is_not_written_and_no_guest_gets_one_that_is_being_written() {
+    let _turn = turn();
+    let scene = two_points();
+    let (image, socket) = (scene.dir().join("guest.img"), scene.dir().join("guest.sock"));
+    let path = image.to_str().unwrap();
+    let [first, second] = [&scene.kept[0], &scene.kept[1]];
+    let to_first = ["--disk", "disk1", "--point", &first.made.id];
+    let to_second = ["--disk", "disk1", "--point", &second.made.id];
+    assert_restored(&scene, &[&to_first[..], &["--to", path]].concat());
+    let guest = Guest::with(&image, &socket);
+    for how in [&["--onto", path][..], &["--onto", path, "--force"], &["--to", path, "--force"]] {
+        let (code, _, err) = restore(&scene, &[&to_second[..], how].concat());
+        assert!(
+            code == 1 && err.contains(path) && err.contains("QEMU") && err.contains("--to"),
+            "{how:?}: {code}: {err}"
+        );
+        assert_same(&first.copy, &image, "the image of a guest that runs");
+    }
+    drop(guest);
+    assert_restored(&scene, &[&to_second[..], &["--onto", path]].concat());
+    assert_same(&second.copy, &image, "the second point");
+
+    // The other way round: what is being written opens for nobody.
+    let target = tidegate::restore::target::Target::standing_onto(&image, DISK_BYTES, false).unwrap();
+    let look = |image: &str| crate::common::output("qemu-io", &["-f", "raw", "-r", "-c", "read 0 512", image]);
+    let refused = look(path);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("lock"), "{refused:?}");
+    drop(target);
+    let opened = look(path);
+    assert!(opened.status.success(), "{opened:?}");
 }
 
 #[test]

@@ -156,10 +156,11 @@ async fn sample(opened: &Opened) -> Result<Sample, Failed> {
         for message in &read.messages {
             let meta = &history.rows[message.row].message;
             let start = (meta.offset_bytes - read.offset_bytes) as usize;
+            let sealed_as = source.sealed(read.object, meta);
             let place = MessagePlace {
                 vault: source.vault.id(),
-                object: source.path(read.object).as_ref(),
-                key: source.key(read.object).ok_or("a lane has no key")?,
+                object: &sealed_as.object,
+                key: sealed_as.key.ok_or("a lane has no key")?,
                 disk,
                 disk_bytes: plan.disk_bytes,
             };

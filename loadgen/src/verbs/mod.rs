@@ -8,6 +8,7 @@ pub mod report;
 pub mod run;
 pub mod sink;
 pub mod table;
+pub mod vault;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -37,6 +37,9 @@ pub struct Args {
     long: bool,
     #[command(flatten)]
     payload: PayloadArgs,
+    /// Write everything that was measured to this file too, as JSON: what the constants of `tidegate plan` are made from.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// The tidegate program [default: the one beside this program].
     #[arg(long, value_name = "PATH")]
     tidegate: Option<PathBuf>,
@@ -69,6 +72,7 @@ pub fn run(args: &Args) -> Outcome {
     std::fs::create_dir(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     let pool = args.payload.pool()?;
     let runtime = runtime(None)?;
+    let mut told = Told::default();
     println!("{}\n", machine());
     println!("| load | figure | median (least to most) | target |\n|---|---|---|---|");
     let mut failures: Vec<String> = Vec::new();
@@ -78,6 +82,7 @@ pub fn run(args: &Args) -> Outcome {
         let load =
             format!("{} over {}", of(profile), if transport == Transport::Quic { "QUIC" } else { "TLS over TCP" });
         bench_rows(&load, &report);
+        told.add(&report)?;
         failures.extend(report.failures);
     }
     let mut scenarios = vec![Scenario::Fleet, Scenario::Fairness, Scenario::Restore];
@@ -92,11 +97,31 @@ pub fn run(args: &Args) -> Outcome {
     for scenario in scenarios {
         let report = measure(args, scenario, &runtime, &pool)?;
         scenario_rows(&report);
+        told.add(&report)?;
         failures.extend(report.failures().cloned());
     }
     runtime.shutdown_timeout(Duration::from_secs(2));
+    if let Some(path) = &args.json {
+        told.write(path)?;
+    }
     failures.iter().take(20).for_each(|failure| eprintln!("loadgen: {failure}"));
     Ok(ExitCode::from(if failures.is_empty() { exit::OK } else { exit::ERROR }))
+}
+
+/// All reports, for a program.
+#[derive(Default)]
+struct Told(Vec<serde_json::Value>);
+
+impl Told {
+    fn add(&mut self, report: &impl serde::Serialize) -> serde_json::Result<()> {
+        self.0.push(serde_json::to_value(report)?);
+        Ok(())
+    }
+
+    fn write(&self, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        let all = serde_json::json!({ "machine": machine(), "reports": self.0 });
+        std::fs::write(path, serde_json::to_vec(&all)?).map_err(|error| format!("{}: {error}", path.display()).into())
+    }
 }
 
 fn say(text: &str) {

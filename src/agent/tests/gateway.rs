@@ -17,13 +17,13 @@ use crate::restore::touched::{self, Runs};
 use crate::types::{
     BarrierKind, Chain, DiskId, Epoch, Extent, Id128, Micros, PointId, RecordHead, RecordKind, RecordView, Seq,
 };
-use crate::wire::Net;
 use crate::wire::endpoint::{Listener, Tuning};
 use crate::wire::pki::{self, IssueOptions, Issued};
 use crate::wire::{
     AgentIdentity, Code, DiskRefusal, ForkReason, HelloInfo, Host, OpenDisk, OpenedDisk, RecordSink, ServerLimits,
     TlsFiles, Want, serve,
 };
+use crate::wire::{Net, PROTOCOL_MAX};
 
 pub const VAULT: Id128 = Id128([0xa1; 16]);
 
@@ -105,6 +105,14 @@ impl FakeDisk {
     /// Epochs and the reasons they were begun for.
     pub fn epochs(&self) -> Vec<(u64, ForkReason)> {
         self.epochs.lock().iter().map(|epoch| (epoch.epoch.0, epoch.reason)).collect()
+    }
+
+    /// Every barrier so far, as bytes.
+    pub fn barriers(&self) -> Vec<Vec<u8>> {
+        let epochs = self.epochs.lock();
+        let records = epochs.iter().flat_map(|epoch| &epoch.records);
+        let barrier = |record: &&Vec<u8>| matches!(view(record).head.kind, RecordKind::Barrier(_));
+        records.filter(barrier).cloned().collect()
     }
 
     pub fn newest_records(&self) -> u64 {
@@ -195,6 +203,10 @@ fn touched(epochs: &[FakeEpoch], floor: Option<(PointId, Chain)>, size_bytes: u6
     let records = &before.records[floor.seq.0 as usize..newest.forked_after as usize];
     let extents: Vec<Extent> = records.iter().flat_map(|record| extents_of(record, size_bytes)).collect();
     touched::chunks(extents.iter())
+}
+
+fn view(record: &[u8]) -> RecordView<'_> {
+    RecordView::split(record).expect("record").0
 }
 
 fn extents_of(record: &[u8], size_bytes: u64) -> Vec<Extent> {
@@ -325,6 +337,16 @@ pub struct Serving {
 
 impl Serving {
     pub async fn start(host: &Arc<FakeGateway>, tls: &TlsFiles, address: SocketAddr) -> Self {
+        Self::start_speaking(host, tls, address, PROTOCOL_MAX).await
+    }
+
+    /// One of a release that speaks the protocol up to a version.
+    pub async fn start_speaking(
+        host: &Arc<FakeGateway>,
+        tls: &TlsFiles,
+        address: SocketAddr,
+        protocol_max: u16,
+    ) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
         let mut listener = None;
@@ -338,7 +360,8 @@ impl Serving {
         let listener = listener.expect("listening");
         let address = listener.local_addr();
         let (drain, signal): (_, Drain) = DrainTrigger::new();
-        runtime.spawn(serve(listener, Arc::clone(host), ServerLimits::default(), clock, signal));
+        let limits = ServerLimits { protocol_max, ..ServerLimits::default() };
+        runtime.spawn(serve(listener, Arc::clone(host), limits, clock, signal));
         Self { address, runtime: Some(runtime), _drain: ManuallyDrop::new(drain) }
     }
 }

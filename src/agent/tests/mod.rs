@@ -3,6 +3,7 @@
 mod gateway;
 mod lives;
 mod operator;
+mod signed;
 pub mod support;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use super::splitter::Splitter;
 use super::{Agent, AgentError};
 use crate::flow::SystemClock;
 use crate::nbd::{Export, Listen, ZeroFlags};
+use crate::telemetry::traces::settings::Settings;
 use crate::types::DiskId;
 use crate::wire::{TlsFiles, Transport};
 
@@ -60,6 +62,7 @@ impl World {
             copy_parallel: 2,
             copy_rate_bytes: 0,
             metrics_listen: None,
+            traces: Settings::default(),
             disks: disks
                 .iter()
                 .map(|name| DiskConfig {
@@ -103,6 +106,12 @@ impl World {
     async fn start_gateway(&mut self) {
         let address = self.config.gateways[0].address.parse().expect("address");
         self.serving = Some(Serving::start(&self.host, &self.gateway_tls, address).await);
+    }
+
+    /// One of the release before signed barriers.
+    async fn start_older_gateway(&mut self) {
+        let address = self.config.gateways[0].address.parse().expect("address");
+        self.serving = Some(Serving::start_speaking(&self.host, &self.gateway_tls, address, 1).await);
     }
 
     /// Waits until all disks are wholly vaulted, and compares them with what their records make.

@@ -11,6 +11,7 @@ use crate::cli::{Failure, Outcome};
 use crate::fault::exit;
 use crate::restore::points::Point;
 use crate::types::{DiskId, Id128, Micros};
+use crate::vault::reader::Want;
 
 /// Disks whose indexes are in memory at the same time is one: only their group points are kept.
 type Members = BTreeMap<DiskId, Point>;
@@ -116,7 +117,7 @@ async fn load(args: &VaultArgs) -> Result<(Vec<GroupPoint>, Vec<String>), Failur
     let mut found: BTreeMap<Id128, Members> = BTreeMap::new();
     let mut warnings = Vec::new();
     for disk in vault.disks().await.map_err(|error| Failure::of(&error))? {
-        let view: DiskView = super::load(&vault, &disk).await?;
+        let view: DiskView = super::load(&vault, &disk, &Want::folded(&disk)).await?;
         warnings.extend(view.warnings(&disk));
         for point in view.points {
             if let Some(group) = point.group {

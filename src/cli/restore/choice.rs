@@ -11,6 +11,7 @@ use crate::cli::Failure;
 use crate::restore::points::{Ask, Point};
 use crate::restore::target::Target;
 use crate::types::{DiskId, Id128, Micros};
+use crate::vault::reader::Want;
 use crate::vault::{Vault, VaultError};
 
 /// What stands for a disk's name in a path.
@@ -69,7 +70,7 @@ struct Candidate {
 
 /// Chooses disks, points and targets.
 pub(super) async fn all(args: &Args, vault: &Vault, asked: &Ask) -> Result<Choice, Failure> {
-    if args.group.is_some_and(|group| matches!(group, Group::Id(_))) && args.at.is_some() {
+    if args.group.is_some_and(|group| matches!(group, Group::Id(_))) && args.point.names_time() {
         return Err(Failure::usage("--group ID is one moment: leave out --at, or ask for --group last"));
     }
     let named = named(args, vault).await?;
@@ -81,7 +82,8 @@ pub(super) async fn all(args: &Args, vault: &Vault, asked: &Ask) -> Result<Choic
     let mut loaded = None;
     for disk in disks {
         drop(loaded.take());
-        let view = view::load(vault, &disk).await?;
+        let want = Want { folded: !args.unfolded, ..Want::disk(&disk) };
+        let view = view::load(vault, &disk, &want).await?;
         candidates.push(candidate(args, asked, &disk, &view)?);
         loaded = Some(view);
     }

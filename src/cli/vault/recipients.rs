@@ -10,7 +10,7 @@ use crate::fault::{Classify, Fault, chain_text, exit};
 use crate::flow::{Clock, SystemClock};
 use crate::keys::{Identity, Recipient};
 use crate::types::Id128;
-use crate::vault::recipients::{LaneOpenToOthers, Lists, Wraps};
+use crate::vault::recipients::{LaneOpenToOthers, Lists, Wraps, pin_of};
 use crate::vault::{Vault, VaultError};
 
 /// Looks for lanes that are left: the second finds what came while the first worked.
@@ -132,12 +132,14 @@ async fn list(args: ListArgs) -> Outcome {
             present.recipients.iter().map(|one| json!({"recipient": one, "lanes_closed": closed(one)})).collect();
         let out = json!({
             "vault": args.vault.vault, "list": present.n, "made": present.made.to_string(), "recipients": recipients,
+            "pin": pin_of(&present.recipients),
             "lanes": wraps.lanes, "lanes_open_to_others": open_json(&wraps), "lists": earlier, "findings": refused,
         });
         println!("{out}");
     } else {
         println!("vault      {}", args.vault.vault);
         println!("list       {} of {}", present.n, present.made);
+        println!("pin        {}", pin_of(&present.recipients));
         for one in &present.recipients {
             match closed(one) {
                 0 => println!("recipient  {one}  is named by the keys of all {} lanes", wraps.lanes),
@@ -197,7 +199,9 @@ async fn add(args: AddArgs) -> Outcome {
     let recipients = [lists.present().recipients.as_slice(), &added].concat();
     if args.how.dry_run {
         let wraps = vault.wraps(&lists).await.map_err(|error| Failure::of(&error))?;
-        let told = Change { verb: "add", changed: added, lists, rewrapped: wraps.lanes, left: Vec::new() };
+        // Of a key that is still to be made nobody knows what will stand there.
+        let pin = to_be_made.is_none().then(|| pin_of(&recipients));
+        let told = Change { verb: "add", changed: added, lists, pin, rewrapped: wraps.lanes, left: Vec::new() };
         return Ok(told.print(&args.vault.vault, &args.how));
     }
     // Safe on disk before anything is wrapped to it.
@@ -210,7 +214,8 @@ async fn add(args: AddArgs) -> Outcome {
         Err(error) => return Err(not_added(&error, new.as_ref())),
     };
     let (rewrapped, left) = rewrap_all(&vault, &identity, &lists, &added).await?;
-    let told = Change { verb: "add", changed: added, lists, rewrapped, left };
+    let pin = Some(pin_of(&lists.present().recipients));
+    let told = Change { verb: "add", changed: added, lists, pin, rewrapped, left };
     Ok(told.print(&args.vault.vault, &args.how))
 }
 
@@ -257,7 +262,8 @@ async fn remove(args: RemoveArgs) -> Outcome {
             .await
             .map_err(|error| Failure::of(&error))?
     };
-    let told = Change { verb: "remove", changed: removed, lists, rewrapped: 0, left: Vec::new() };
+    let told =
+        Change { verb: "remove", changed: removed, lists, pin: Some(pin_of(&left)), rewrapped: 0, left: Vec::new() };
     Ok(told.print(&args.vault.vault, &args.how))
 }
 
@@ -270,7 +276,8 @@ pub(super) async fn rewrap(args: RewrapArgs) -> Outcome {
     } else {
         rewrap_all(&vault, &identity, &lists, &[]).await?
     };
-    let told = Change { verb: "rewrap", changed: Vec::new(), lists, rewrapped, left };
+    let pin = Some(pin_of(&lists.present().recipients));
+    let told = Change { verb: "rewrap", changed: Vec::new(), lists, pin, rewrapped, left };
     Ok(told.print(&args.vault.vault, &args.how))
 }
 
@@ -325,6 +332,8 @@ struct Change {
     changed: Vec<Recipient>,
     /// As they are now.
     lists: Lists,
+    /// What a gateway's configuration pins the recipients by, when it is done.
+    pin: Option<String>,
     rewrapped: u64,
     /// Lanes whose key this identity could not wrap anew, and why.
     left: Vec<(Id128, String)>,
@@ -345,7 +354,7 @@ impl Change {
         let present = self.lists.present();
         let out = json!({
             "vault": url, "verb": self.verb, "dry_run": dry_run, "changed": texts(&self.changed), "list": present.n,
-            "recipients": texts(&present.recipients), "rewrapped_lanes": self.rewrapped, "lanes_left": left,
+            "recipients": texts(&present.recipients), "pin": self.pin, "rewrapped_lanes": self.rewrapped, "lanes_left": left,
         });
         println!("{out}");
     }
@@ -358,6 +367,12 @@ impl Change {
         let present = self.lists.present();
         println!("list       {} of {}{}", present.n, present.made, if dry_run { ", as it is" } else { "" });
         present.recipients.iter().for_each(|one| println!("recipient  {one}"));
+        if let Some(pin) = &self.pin {
+            println!(
+                "pin        {pin}{}",
+                if dry_run { ", as it would be: `recipients_pin` of the gateways" } else { "" }
+            );
+        }
         if self.verb != "remove" {
             println!("lanes      {} {would}wrapped anew", self.rewrapped);
         }

@@ -1,6 +1,6 @@
 //! The vault, gateways, ports, and the daemon itself.
 
-use super::super::facts::{Daemon, Facts, Port, PortState, Reached, Role, Store, Trouble};
+use super::super::facts::{Daemon, Facts, Port, PortState, Reached, Receiver, Role, Store, Trouble};
 use super::{Finding, percentile, time};
 
 /// The vaulted ack waits for one upload at least; a read that takes so long says that it will be late.
@@ -14,7 +14,21 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     out.extend(facts.gateways.iter().map(|reached| gateway(reached, any)));
     out.extend(facts.ports.iter().map(|port| self::port(facts, port)));
     out.extend(daemon(facts));
+    out.extend(facts.traces.as_ref().map(traces));
     out
+}
+
+/// Nothing depends on traces, so nothing about them is a failure.
+fn traces(receiver: &Receiver) -> Finding {
+    let endpoint = &receiver.endpoint;
+    match &receiver.answer {
+        Ok(()) => Finding::ok("traces", format!("{endpoint} takes them")),
+        Err(why) => {
+            let advice =
+                "correct otlp_endpoint or otlp_headers_file, or start the receiver; until then traces are dropped";
+            Finding::warn("traces", format!("{endpoint}: {why}"), advice)
+        }
+    }
 }
 
 fn store(store: &Store) -> Vec<Finding> {

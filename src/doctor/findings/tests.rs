@@ -67,6 +67,7 @@ fn healthy() -> Facts {
         disks: Vec::new(),
         ports: vec![Port { what: "listen (UDP)".into(), address: "[::]:9443".into(), state: PortState::Free }],
         daemon: Daemon::Away,
+        traces: None,
     }
 }
 
@@ -299,4 +300,16 @@ fn percentiles_and_times_are_what_they_say() {
         (50, 99, 7, 0)
     );
     assert_eq!([time(999), time(1_500), time(2_000_000)], ["999 µs", "1.5 ms", "2.0 s"]);
+}
+
+#[test]
+fn a_receiver_of_traces_that_takes_none_is_told_and_fails_nothing() {
+    let with = |answer: Result<(), String>| {
+        let mut facts = healthy();
+        facts.traces = Some(Receiver { endpoint: "http://c:4318/v1/traces".into(), answer });
+        examine(&facts).into_iter().find(|finding| finding.check == "traces").expect("looked at")
+    };
+    assert_eq!(with(Ok(())).grade, Grade::Ok);
+    let away = with(Err("it answered 401 Unauthorized".into()));
+    assert!(away.grade == Grade::Warn && away.measured.contains("c:4318") && away.advice.contains("otlp_headers_file"));
 }

@@ -5,6 +5,7 @@ mod disk;
 mod host;
 mod ports;
 mod store;
+mod traces;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::flow::{Clock, SystemClock, blocking};
 use crate::gateway::config::GatewayConfig;
 use crate::gateway::{MEMORY_BESIDES_BYTES, files};
 use crate::journal::BackendChoice;
+use crate::telemetry::traces::settings::Settings;
 use crate::wire::{Client, Net, Transport, Tuning};
 
 const MIB: u64 = 1 << 20;
@@ -37,6 +39,11 @@ fn secret(what: &'static str, path: &Path) -> SecretFile {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::File::open(path).and_then(|file| file.metadata()).map(|meta| meta.permissions().mode());
     SecretFile { what, path: path.display().to_string(), mode: mode.map_err(|error| error.to_string()) }
+}
+
+fn with_headers(mut secrets: Vec<SecretFile>, traces: &Settings) -> Vec<SecretFile> {
+    secrets.extend(traces.headers_file.as_deref().map(|path| secret("headers of traces", path)));
+    secrets
 }
 
 /// Looks at a gateway's host.
@@ -61,12 +68,16 @@ pub async fn gateway(config: &GatewayConfig) -> Facts {
         host: host::look(socket_buffer_bytes),
         place,
         tls: certificates::look(&config.tls, &[], &clock),
-        secrets: vec![secret("TLS key", &config.tls.key), secret("catalog key", &config.catalog_key)],
+        secrets: with_headers(
+            vec![secret("TLS key", &config.tls.key), secret("catalog key", &config.catalog_key)],
+            &config.traces,
+        ),
         store: Some(store::look(config, &*clock).await),
         gateways: Vec::new(),
         disks: Vec::new(),
         ports: ports::gateway(config),
         daemon: ports::daemon(config).await,
+        traces: traces::look(&config.traces).await,
     }
 }
 
@@ -92,12 +103,13 @@ pub async fn agent(config: &AgentConfig) -> Facts {
         host: host::look(socket_buffer_bytes),
         place: place.unwrap_or_else(|error| disk::unseen(&state, &error.to_string())),
         tls: certificates::look(&config.tls, &disks, &clock),
-        secrets: vec![secret("TLS key", &config.tls.key)],
+        secrets: with_headers(vec![secret("TLS key", &config.tls.key)], &config.traces),
         store: None,
         gateways: reach(config, &clock).await,
         disks: config.disks.iter().map(|disk| disk_file(disk.id.as_str(), &disk.path)).collect(),
         ports: ports::agent(config),
         daemon: if disk::is_locked(&config.state_dir.join("lock")) { Daemon::Runs } else { Daemon::Away },
+        traces: traces::look(&config.traces).await,
     }
 }
 

@@ -1,9 +1,14 @@
-//! Who keeps to limits: all the buckets of one stream, its waiting for them, and what it pays.
+//! Who keeps to limits: all the buckets of a disk, the waiting of its streams for them, and what they pay.
+//!
+//! Turns are a disk's ([`Pace`]), whatever streams it comes on and whatever agent it belongs to: each disk has a recovery point of
+//! its own to keep up, and a machine is whole only with all of its disks. A disk's stream ([`Hold`], [`Toll`]) may end and
+//! come again at any time, and that must be worth nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{BURST, Limiter, Place, Turn};
@@ -12,48 +17,55 @@ use crate::flow::watch;
 /// Longest sleep: another look costs nothing.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// All limits that somebody keeps to; by default none. A clone keeps to the same ones.
+/// One limit that somebody keeps to.
+#[derive(Debug)]
+struct Member {
+    limiter: Arc<Limiter>,
+    /// Where it was done the last time: see [`super::Line`]. Changed with the limiter's lock held.
+    done: AtomicU64,
+}
+
+/// All limits that somebody keeps to; by default none. A clone is the same somebody: what its streams took before counts when
+/// they want more, so nobody gets more turns by more streams, or by coming again.
 #[derive(Debug, Clone, Default)]
-pub struct Pace(Vec<Arc<Limiter>>);
+pub struct Pace(Arc<[Member]>);
 
 impl Pace {
     /// Keeps to all of `limiters`. They are waited for one after the other: first those of one's own, because who waits
     /// for one that is shared must be able to go when its turn comes.
     #[must_use]
     pub fn new(limiters: Vec<Arc<Limiter>>) -> Self {
-        Self(limiters)
+        Self(limiters.into_iter().map(|limiter| Member { limiter, done: AtomicU64::new(0) }).collect())
+    }
+
+    fn limiters(&self) -> impl Iterator<Item = &Limiter> {
+        self.0.iter().map(|member| &*member.limiter)
     }
 
     /// Counts `bytes` that go through.
     pub fn charge(&self, bytes: u64) {
-        self.0.iter().for_each(|limiter| limiter.charge(bytes));
+        for limiter in self.limiters() {
+            limiter.charge(bytes);
+        }
     }
 
-    fn refund(&self, bytes: u64) {
-        self.0.iter().for_each(|limiter| limiter.refund(bytes));
-    }
-
-    fn is_limited(&self) -> bool {
-        self.0.iter().any(|limiter| limiter.is_limited())
+    /// Whether there is any limit now.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.limiters().any(Limiter::is_limited)
     }
 
     /// How long until more may go through; `None` if it may now.
     #[must_use]
     pub fn opens_in(&self) -> Option<Duration> {
-        self.0.iter().filter_map(|limiter| limiter.opens_in()).max()
-    }
-
-    /// Whether more may go through, and nobody waits to.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.0.iter().all(|limiter| limiter.is_idle())
+        self.limiters().filter_map(Limiter::opens_in).max()
     }
 
     /// Of `window_bytes` as many as are to be let in at once, so that what comes stays even: what the smallest of the limits
     /// lets through in [`BURST`], shared by those who wait for it. Beside a window each has what its next record needs.
     #[must_use]
     pub fn window(&self, window_bytes: u64) -> u64 {
-        let shares = self.0.iter().filter_map(|limiter| {
+        let shares = self.limiters().filter_map(|limiter| {
             let burst_bytes = (u128::from(limiter.rate.get()?) * BURST.as_millis() / 1000) as u64;
             Some(burst_bytes / limiter.waiting.load(Ordering::Relaxed).max(1) as u64)
         });
@@ -64,57 +76,95 @@ impl Pace {
     /// Who may come to wait.
     #[must_use]
     pub fn hold(&self) -> Hold {
-        Hold { pace: self.clone(), stands: Vec::new(), waits: None, passed: false, news: Arc::default() }
+        Hold { pace: self.clone(), stands: Vec::new(), waits: None, news: Arc::default() }
     }
 }
 
 /// What one stream pays for the records that come on it, each byte once.
 ///
-/// Credit is paid for when it is granted: what is on its way is then counted already when the next one asks for its turn. What
-/// is granted and not used is paid back. A stream's first credit is paid for only as it is used, because most streams are idle.
+/// Credit is paid for when it is granted, the first too: what is on its way is then counted already when the next one asks for
+/// its turn. What is granted and not used is paid back, to those limits that were charged with it. Credit of a time without a
+/// limit is paid for as it is used.
 #[derive(Debug)]
 pub struct Toll {
     pace: Pace,
-    /// Credit was granted before.
-    begun: AtomicBool,
-    /// Up to where what comes is paid for.
-    paid_bytes: AtomicU64,
     /// What has come.
     used_bytes: AtomicU64,
+    paid: Mutex<Paid>,
+}
+
+/// How far a stream has paid.
+#[derive(Debug, Default)]
+struct Paid {
+    /// Up to where what comes is paid for.
+    until_bytes: u64,
+    /// For each limit, from the first payment on.
+    charges: Vec<Charge>,
+}
+
+/// From where to the end of what is paid one limit was charged.
+#[derive(Debug, Default, Clone, Copy)]
+struct Charge {
+    /// The era of the limit in which it was; none if it never was. What was charged in an era before is no debt any more.
+    era: Option<u64>,
+    from_bytes: u64,
 }
 
 impl Toll {
     /// Nothing has come.
     #[must_use]
-    pub const fn new(pace: Pace) -> Self {
-        let (paid_bytes, used_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { pace, begun: AtomicBool::new(false), paid_bytes, used_bytes }
+    pub fn new(pace: Pace) -> Self {
+        Self { pace, used_bytes: AtomicU64::new(0), paid: Mutex::default() }
     }
 
     /// `bytes` in all may come from now on. What was paid for that.
     pub fn ahead(&self, bytes: u64) -> u64 {
-        let first = !self.begun.swap(true, Ordering::Relaxed);
-        // What is in hand when a limit begins is paid for as it comes.
-        if first || !self.pace.is_limited() { 0 } else { self.pay(bytes) }
+        self.pay(bytes, self.used_bytes.load(Ordering::Relaxed))
     }
 
     /// `bytes` in all have come.
     pub fn used(&self, bytes: u64) {
-        self.used_bytes.store(bytes, Ordering::Relaxed);
-        self.pay(bytes);
+        let before_bytes = self.used_bytes.swap(bytes, Ordering::Relaxed);
+        self.pay(bytes, before_bytes);
     }
 
     /// Beyond `bytes` in all nothing is expected any more. What comes all the same is paid for as it comes.
     pub fn back(&self, bytes: u64) {
         let bytes = bytes.max(self.used_bytes.load(Ordering::Relaxed));
-        let paid_bytes = self.paid_bytes.fetch_min(bytes, Ordering::Relaxed);
-        self.pace.refund(paid_bytes.saturating_sub(bytes));
+        let mut paid = self.paid.lock();
+        let was_bytes = paid.until_bytes;
+        if was_bytes <= bytes {
+            return;
+        }
+        paid.until_bytes = bytes;
+        for (charge, Member { limiter, done }) in paid.charges.iter_mut().zip(&*self.pace.0) {
+            let unused_bytes = was_bytes.saturating_sub(charge.from_bytes.max(bytes));
+            charge.from_bytes = charge.from_bytes.min(bytes);
+            if charge.era.is_some_and(|era| limiter.refund(unused_bytes, era)) {
+                limiter.undo(done, unused_bytes);
+            }
+        }
     }
 
-    fn pay(&self, bytes: u64) -> u64 {
-        let due_bytes = bytes.saturating_sub(self.paid_bytes.fetch_max(bytes, Ordering::Relaxed));
-        if due_bytes > 0 {
-            self.pace.charge(due_bytes);
+    /// Pays up to `bytes`, of which `free_bytes` are not to be paid for.
+    fn pay(&self, bytes: u64, free_bytes: u64) -> u64 {
+        // Nothing is written down without a limit: what has come is known, and what is in hand then is paid for as it comes.
+        if !self.pace.is_limited() {
+            return 0;
+        }
+        let mut paid = self.paid.lock();
+        let from_bytes = paid.until_bytes.max(free_bytes);
+        let due_bytes = bytes.saturating_sub(from_bytes);
+        if due_bytes == 0 {
+            return 0;
+        }
+        paid.until_bytes = bytes;
+        paid.charges.resize_with(self.pace.0.len(), Charge::default);
+        for (charge, limiter) in paid.charges.iter_mut().zip(self.pace.limiters()) {
+            let era = limiter.charge(due_bytes);
+            if era.is_some() && charge.era != era {
+                *charge = Charge { era, from_bytes };
+            }
         }
         due_bytes
     }
@@ -124,14 +174,6 @@ impl Drop for Toll {
     fn drop(&mut self) {
         self.back(0);
     }
-}
-
-/// Where one stands with one limiter.
-#[derive(Debug, Default)]
-struct Stand {
-    place: Option<Place>,
-    /// Where it was done the last time: see [`super::Line`].
-    done: u64,
 }
 
 /// What one waits for, and shows as waiting there.
@@ -145,15 +187,14 @@ struct Waits {
 /// One that waits now and then, in line with others, and shows how much with it.
 ///
 /// Who is let through by [`Hold::look`] keeps the others back until it says that it [went](Hold::went), [steps
-/// aside](Hold::step_aside) or [waits no longer](Hold::release). So between these nothing may be waited for.
+/// aside](Hold::step_aside) or [waits no longer](Hold::release). So between these nothing may be waited for; and who steps
+/// aside must look again, because what let it through is for others then.
 #[derive(Debug)]
 pub struct Hold {
     pace: Pace,
-    /// One for each limiter, from the first time on that it waits.
-    stands: Vec<Stand>,
+    /// Its place with each limiter, from the first time on that it waits. Who stepped aside has one and does not stand there.
+    stands: Vec<Option<Place>>,
     waits: Option<Waits>,
-    /// It was let through and has not gone.
-    passed: bool,
     news: Arc<Notify>,
 }
 
@@ -162,45 +203,42 @@ impl Hold {
     /// for another look.
     pub fn look(&mut self, held_bytes: u64, takes_bytes: u64) -> Option<Duration> {
         self.hide();
-        if self.passed {
-            return None;
-        }
         if !self.pace.is_limited() {
-            self.leave(0, 0);
+            self.release();
             return None;
         }
-        self.stands.resize_with(self.pace.0.len(), Stand::default);
-        for at in 0..self.stands.len() {
-            let limiter = Arc::clone(&self.pace.0[at]);
+        self.stands.resize(self.pace.0.len(), None);
+        let pace = self.pace.clone();
+        for (at, member) in pace.0.iter().enumerate() {
+            let limiter = &member.limiter;
             // A change before the changes were watched is seen now.
             let changes = limiter.rate.changes.subscribe();
-            let wait = match self.turn(at, &limiter, takes_bytes) {
+            let wait = match self.turn(at, member, takes_bytes) {
                 Turn::Now => continue,
                 Turn::In(wait) => wait,
                 Turn::Later => LONG,
             };
             // Who cannot go on here holds nobody up there.
-            self.leave(at + 1, 0);
+            self.leave(at + 1);
             limiter.rate.held_bytes.fetch_add(held_bytes, Ordering::Relaxed);
             if held_bytes > 0 {
                 limiter.rate.held_at.store(limiter.rate.now_ms(), Ordering::Relaxed);
             }
-            self.waits = Some(Waits { limiter, changes, held_bytes });
+            self.waits = Some(Waits { limiter: Arc::clone(limiter), changes, held_bytes });
             return Some(wait);
         }
-        self.passed = true;
         None
     }
 
-    fn turn(&mut self, at: usize, limiter: &Limiter, takes_bytes: u64) -> Turn {
-        let stand = &mut self.stands[at];
+    fn turn(&mut self, at: usize, member: &Member, takes_bytes: u64) -> Turn {
+        let (place, limiter) = (&mut self.stands[at], &member.limiter);
         if limiter.rate.get().is_none() {
-            if let Some(place) = stand.place.take() {
-                limiter.leave(Some(place), stand.done, 0);
+            if let Some(place) = place.take() {
+                limiter.leave(place);
             }
             return Turn::Now;
         }
-        limiter.turn(&mut stand.place, stand.done, takes_bytes, &self.news)
+        limiter.turn(place, member.done.load(Ordering::Relaxed), takes_bytes, &self.news)
     }
 
     /// See [`Pace::window`].
@@ -209,31 +247,34 @@ impl Hold {
         self.pace.window(window_bytes)
     }
 
-    /// See [`Pace::is_idle`].
+    /// See [`Pace::is_limited`].
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.pace.is_idle()
+    pub fn is_limited(&self) -> bool {
+        self.pace.is_limited()
     }
 
     /// It went, with `bytes` that were charged: the next one may.
     pub fn went(&mut self, bytes: u64) {
-        self.release_with(bytes);
+        if bytes == 0 {
+            return self.release();
+        }
+        self.hide();
+        self.stands.resize(self.pace.0.len(), None);
+        for (place, Member { limiter, done }) in self.stands.iter_mut().zip(&*self.pace.0) {
+            limiter.go(place.take(), done, bytes);
+        }
     }
 
-    /// It was let through, and something else keeps it: others may go, and it need not wait again.
+    /// Something else keeps it: others may go. It takes its place again when it looks again.
     pub fn step_aside(&mut self) {
-        self.leave(0, 0);
+        self.hide();
+        self.leave(0);
     }
 
     /// Waits no longer.
     pub fn release(&mut self) {
-        self.release_with(0);
-    }
-
-    fn release_with(&mut self, bytes: u64) {
-        self.hide();
-        self.leave(0, bytes);
-        self.passed = false;
+        self.step_aside();
+        self.stands.fill(None);
     }
 
     fn hide(&mut self) {
@@ -242,12 +283,11 @@ impl Hold {
         }
     }
 
-    /// Leaves the lines from `first` on with `bytes`.
-    fn leave(&mut self, first: usize, bytes: u64) {
-        for (stand, limiter) in self.stands.iter_mut().zip(&self.pace.0).skip(first) {
-            let place = stand.place.take();
-            if place.is_some() || bytes > 0 {
-                stand.done = limiter.leave(place, stand.done, bytes);
+    /// Stands in no line from `first` on, and keeps its places.
+    fn leave(&self, first: usize) {
+        for (place, limiter) in self.stands.iter().zip(self.pace.limiters()).skip(first) {
+            if let Some(place) = place {
+                limiter.leave(*place);
             }
         }
     }

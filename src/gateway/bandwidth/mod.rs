@@ -10,7 +10,8 @@
 //!   up the feeder, so the journal fills and credit shrinks; a disk without credit is like one whose gateway has no room. No
 //!   buffer grows, nothing is dropped, and no guest waits.
 //! - Under the limit of all, disks take turns, and who sends little goes first: those that send much do not keep the others
-//!   from their recovery points.
+//!   from their recovery points. Turns are the disks', not the agents': a recovery point is a disk's, and a machine with many
+//!   disks is whole only with all of them. A disk has its turns and its limit on whatever streams it comes.
 //! - What is in force counts at once, also for those who wait already.
 //! - What was set by hand outlives a reload of the configuration and ends by itself, so nobody has to remember it.
 //! - The calendar is looked at each second by the wall clock, so a clock that is set right is followed; what was set by hand
@@ -136,7 +137,7 @@ impl Bandwidth {
         Pace::new(vec![Arc::clone(&self.upload)])
     }
 
-    /// What one more disk's stream keeps to: a limit of its own, and that of all.
+    /// What one more disk keeps to: a limit of its own, and that of all.
     #[must_use]
     pub fn disk(&self) -> Pace {
         Pace::new(vec![Limiter::new(&self.rates[What::Disk as usize]), Arc::clone(&self.receive)])

@@ -55,6 +55,21 @@ fn the_disk_whose_writes_pack_no_more_has_lines_and_one_that_never_packed_anythi
 }
 
 #[test]
+fn an_event_that_goes_on_has_a_line_with_its_point_and_comes_before_those_that_are_over() {
+    let mut views = views();
+    let (habit, point) = crate::gateway::habit::tests::encrypted();
+    let event = |disk: &str| habit.events().next().expect("an event").view(&DiskId::new(disk).expect("a name"));
+    views[0].events = vec![EventView { over: Some("later".into()), ..event("a") }];
+    views[1].events = vec![event("b")];
+    let text = lines(&views, 0);
+    let line = format!("tidegate_disk_anomaly_begin_timestamp_seconds{{disk=\"b\",point=\"{point}\"}} ");
+    assert!(text.contains(&line), "{line} is missing in\n{text}");
+    assert_eq!(text.matches("tidegate_disk_anomaly_begin_timestamp_seconds{").count(), 1, "{text}");
+    let order: Vec<_> = newest_events(&views).iter().map(|event| event.over.is_some()).collect();
+    assert_eq!(order, [false, true]);
+}
+
+#[test]
 fn an_agent_that_has_left_tells_nothing_any_more() {
     let roll = Roll::default();
     let agent = AgentIdentity { vault: Id128([1; 16]), agent: "x".into(), disks: vec![] };

@@ -136,9 +136,7 @@ async fn a_disk_whose_routes_are_lost_loses_nothing() {
     }
     let left = site.batches().await;
     assert!(holds_other.is_subset(&left), "{:?} are gone", holds_other.difference(&left).collect::<Vec<_>>());
-    for point in &kept[0] {
-        assert!(site.image(&site.disks[0], *point).await == Some(site.disks[0].image_at(*point)));
-    }
+    site.check_images(&kept[..1]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -650,9 +648,5 @@ async fn a_manifest_that_cannot_be_read_is_told_and_other_lanes_go_on() {
     let after = site.batches().await;
     let of_bad = |batches: &BTreeSet<(Id128, u64)>| batches.iter().filter(|(lane, _)| *lane == bad).count();
     assert_eq!(of_bad(&after), of_bad(&before));
-    for (disk, kept) in site.disks.iter().zip(&kept) {
-        for point in kept {
-            assert!(site.image(disk, *point).await == Some(disk.image_at(*point)));
-        }
-    }
+    site.check_images(&kept).await;
 }

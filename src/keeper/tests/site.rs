@@ -14,7 +14,7 @@ use crate::keeper::needs::{self, Appeared};
 use crate::keeper::policy::{self, Policy, Term};
 use crate::keeper::report::{Progress, Report};
 use crate::keeper::run::{self, Keeper};
-use crate::restore::history::History;
+use crate::restore::history::{History, Row};
 use crate::restore::open::{MessagePlace, Scratch};
 use crate::restore::plan::Plan;
 use crate::restore::tests::{ModelDisk, TestVault};
@@ -52,6 +52,7 @@ pub(super) fn work() -> Work {
         claim_stale: none,
         fork_window: none,
         disks_at_once: 1,
+        fold: false,
         ..Work::default()
     }
 }
@@ -236,10 +237,11 @@ impl Site {
             for message in &read.messages {
                 let meta = &history.rows[message.row].message;
                 let start = (meta.offset_bytes - read.offset_bytes) as usize;
+                let sealed = source.sealed(read.object, meta);
                 let place = MessagePlace {
                     vault: self.vault.vault.id(),
-                    object: path.as_ref(),
-                    key: source.key(read.object).unwrap(),
+                    object: &sealed.object,
+                    key: sealed.key.unwrap(),
                     disk: &disk.id,
                     disk_bytes: plan.disk_bytes,
                 };
@@ -271,6 +273,16 @@ impl Site {
         }
     }
 
+    /// Images at these points are there and right, whatever else is.
+    pub(super) async fn check_images(&self, points: &[BTreeSet<PointId>]) {
+        for (disk, points) in self.disks.iter().zip(points) {
+            for point in points {
+                let image = self.image(disk, *point).await;
+                assert!(image == Some(disk.image_at(*point)), "{point} of {} is wrong or cannot be read", disk.id);
+            }
+        }
+    }
+
     pub(super) async fn batches(&self) -> BTreeSet<(Id128, u64)> {
         let listed = self.vault.vault.store().list(Some(&names::all_batches())).await.unwrap();
         listed.iter().filter_map(|one| Some((names::lane_of_batch(&one.path)?, names::number(&one.path)?))).collect()
@@ -291,7 +303,7 @@ impl Site {
     }
 
     fn needed_rows(&self, history: &History, disk: &ModelDisk, kept: &BTreeSet<PointId>) -> Vec<bool> {
-        let old = |_| Appeared { young: false, put_by: Micros(0) };
+        let old = |_: &Row| Appeared { young: false, put_by: Micros(0) };
         needs::needed(history, kept, &self.policies.of(&disk.id).holds, old)
     }
 
@@ -306,7 +318,7 @@ impl Site {
             self.wait(between);
             let report = self.once().await.unwrap();
             let done = [report.lanes_sealed, report.newly_marked.batches, report.deleted.batches, report.taken_back];
-            if done == [0; 4] && report.marked.batches == 0 && !report.budget_spent {
+            if done == [0; 4] && report.moved.batches == 0 && report.marked.batches == 0 && !report.budget_spent {
                 return;
             }
         }

@@ -1,6 +1,6 @@
 //! Level list: every name, and every control object by itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::stream::{self, StreamExt};
 use object_store::ObjectStoreExt;
@@ -11,10 +11,12 @@ use crate::fault;
 use crate::keys::{self, Identity};
 use crate::limits;
 use crate::restore::damage::Damage;
-use crate::types::{DiskId, Epoch, Id128};
+use crate::signed::AgentCertificate;
+use crate::types::{Digest, DiskId, Epoch, Id128, parse_hex};
 use crate::vault::epochs::Lineage;
 use crate::vault::objects::{
-    self, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject, RouteObject,
+    self, CertificateObject, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject,
+    RouteObject,
 };
 use crate::vault::store::Listed;
 use crate::vault::{Vault, VaultError, batch, names};
@@ -52,6 +54,10 @@ pub(super) struct DiskNames {
     pub(super) epochs: Vec<EpochObject>,
     epoch_numbers: BTreeSet<u64>,
     routes: BTreeSet<Id128>,
+    /// Parts of its folded indexes, by lane.
+    pub(super) folded: BTreeMap<Id128, BTreeSet<u32>>,
+    /// Those with which its barriers were signed.
+    pub(super) certificates: HashMap<Digest, AgentCertificate>,
 }
 
 /// Everything that was listed.
@@ -76,6 +82,8 @@ enum Named {
     Disk(DiskId),
     Epoch(DiskId, u64),
     Route(DiskId, Id128),
+    Folded(DiskId, Id128, u32),
+    Certificate(DiskId, Digest),
     /// Hints and the keeper's manifests: their loss costs time, never data.
     Hint,
 }
@@ -127,6 +135,14 @@ fn disk_file(disk: &DiskId, path: &Path, rest: &[&str]) -> Option<(Named, Path)>
             let lane = lane.parse().ok()?;
             (Named::Route(disk.clone(), lane), names::route(disk, lane))
         }
+        ["f", _, _] => {
+            let (lane, part) = names::folded_part(disk, path)?;
+            (Named::Folded(disk.clone(), lane, part), names::folded(disk, lane, part))
+        }
+        ["c", digest] => {
+            let digest = Digest(parse_hex(digest)?);
+            (Named::Certificate(disk.clone(), digest), names::certificate(disk, digest))
+        }
         _ => return None,
     })
 }
@@ -136,6 +152,7 @@ enum Told {
     Nothing,
     End(Id128, u64),
     Epoch(EpochObject),
+    Certificate(DiskId, Box<AgentCertificate>),
     Wrong(String),
 }
 
@@ -167,6 +184,10 @@ pub(super) async fn check(
             Told::Nothing => {}
             Told::End(lane, last) => listing.lanes.entry(lane).or_default().end = Some(last),
             Told::Epoch(epoch) => listing.disks.entry(epoch.disk.clone()).or_default().epochs.push(epoch),
+            Told::Certificate(disk, certificate) => {
+                let certificates = &mut listing.disks.entry(disk).or_default().certificates;
+                certificates.insert(certificate.digest, *certificate);
+            }
             Told::Wrong(what) => report.damaged(Damage::object(path, what)),
         }
     }
@@ -206,6 +227,10 @@ impl Listing {
                 self.lanes.entry(*lane).or_default().indexes.insert(*k);
                 return false;
             }
+            Named::Folded(disk, lane, part) => {
+                self.disks.entry(disk.clone()).or_default().folded.entry(*lane).or_default().insert(*part);
+                return false;
+            }
             Named::Lane(lane) => self.lanes.entry(*lane).or_default().registered = true,
             Named::LaneEnd(lane) => {
                 self.lanes.entry(*lane).or_default();
@@ -221,7 +246,7 @@ impl Listing {
             Named::Route(disk, lane) => {
                 self.disks.entry(disk.clone()).or_default().routes.insert(*lane);
             }
-            Named::Vault | Named::Hint | Named::Recipients | Named::Rewrap => {}
+            Named::Vault | Named::Hint | Named::Recipients | Named::Rewrap | Named::Certificate(..) => {}
         }
         true
     }
@@ -245,16 +270,34 @@ async fn read(vault: &Vault, identity: Option<&Identity>, path: &Path, found: Na
         Named::Route(disk, lane) => object::<RouteObject>(vault, path)
             .await
             .map(|object| (object.disk == disk && object.lane == lane, Told::Nothing)),
+        Named::Certificate(disk, digest) => return read_certificate(vault, path, disk, digest).await,
         // Opening the vault checked its own description; lists and wraps are checked together, as each list signs what follows.
-        Named::Vault | Named::Recipients | Named::Rewrap | Named::Batch(..) | Named::LaneIndex(..) | Named::Hint => {
-            return Ok(Told::Nothing);
-        }
+        Named::Vault
+        | Named::Recipients
+        | Named::Rewrap
+        | Named::Batch(..)
+        | Named::LaneIndex(..)
+        | Named::Folded(..)
+        | Named::Hint => return Ok(Told::Nothing),
     };
     match told {
         Ok((true, told)) => Ok(told),
         Ok((false, _)) => Ok(Told::Wrong("it describes something else than its name says".to_owned())),
         Err(error) => damage_words(error).map(Told::Wrong),
     }
+}
+
+/// A certificate that was kept; whether anybody vouches for it is another question.
+async fn read_certificate(vault: &Vault, path: &Path, disk: DiskId, digest: Digest) -> Result<Told, VaultError> {
+    let object = match object::<CertificateObject>(vault, path).await {
+        Ok(object) if object.disk == disk => object,
+        Ok(_) => return Ok(Told::Wrong("it describes something else than its name says".to_owned())),
+        Err(error) => return damage_words(error).map(Told::Wrong),
+    };
+    Ok(match object.certificate(digest) {
+        Ok(certificate) => Told::Certificate(disk, Box::new(certificate)),
+        Err(what) => Told::Wrong(what),
+    })
 }
 
 /// Reads one object, authenticated if the key is at hand.

@@ -1,6 +1,8 @@
 //! Level index beyond the catalog: a batch's own index is checked also where a lane index stands for it. A recovery may
 //! need either.
 
+use std::collections::BTreeSet;
+
 use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
 
@@ -19,11 +21,13 @@ use crate::vault::{Vault, VaultError, names};
 /// Tails in flight.
 const READS: usize = 16;
 
-/// Reads the own index of every batch that a lane index may stand for, and compares it with what the catalog has.
+/// Reads the own index of every batch that a lane index may stand for, or of those of them that are in `only`, and compares it with
+/// what the catalog has.
 pub(super) async fn check(
     vault: &Vault,
     listing: &Listing,
     catalog: &Catalog,
+    only: Option<&BTreeSet<(Id128, u64)>>,
     report: &mut Report,
 ) -> Result<(), VaultError> {
     let mut wanted = Vec::new();
@@ -35,6 +39,7 @@ pub(super) async fn check(
         let least_bytes = (batch::HEADER_BYTES + batch::TRAILER_BYTES) as u64;
         let batches = names_of.batches.iter().take_while(|(n, _)| **n <= covered);
         let batches = batches.filter(|(_, size_bytes)| **size_bytes >= least_bytes);
+        let batches = batches.filter(|(n, _)| only.is_none_or(|only| only.contains(&(lane.lane, **n))));
         wanted.extend(batches.map(|(&n, &size_bytes)| (lane.lane, n, size_bytes)));
     }
     let read = |(lane, n, size_bytes)| async move { (lane, n, tail(vault, lane, n, size_bytes).await) };

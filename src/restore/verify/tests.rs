@@ -37,7 +37,7 @@ async fn filled() -> TestVault {
 
 fn options(level: Level) -> VerifyOptions {
     let limits = FetchLimits { memory_bytes: 1 << 20, jobs: 4, workers: 2 };
-    VerifyOptions { level, sample: 1.0, disk: None, limits }
+    VerifyOptions { level, sample: Quota::All, draw: None, disk: None, limits }
 }
 
 async fn check(vault: &TestVault, level: Level) -> Result<Report, VerifyError> {
@@ -77,9 +77,76 @@ async fn a_sound_vault_is_sound_at_every_level() {
     assert_eq!(report.messages_checked, report.messages);
     assert_eq!(report.disks.len(), 2);
     assert_eq!(report.disks[0].points, 4);
-    let sample = VerifyOptions { sample: 0.3, ..options(Level::Data) };
+    let sample = VerifyOptions { sample: Quota::Share(0.3), ..options(Level::Data) };
     let report = verify(&vault.vault, Some(&vault.identity), &sample, Arc::default()).await.unwrap();
     assert!(report.messages_checked < report.messages);
+}
+
+#[tokio::test]
+async fn damage_outside_a_sample_is_found_within_the_round_and_by_every_run_until_it_is_mended() {
+    let vault = filled().await;
+    let path = names::batch(vault.lane.id(), 3);
+    // The first message of the batch.
+    let flip = |mut bytes: Vec<u8>| {
+        bytes[100] ^= 1;
+        Some(bytes)
+    };
+    for seed in 0..8 {
+        let mut state =
+            state::State { draw: Draw::new([seed; 32]), ..state::State::new(vault.vault.id(), Micros(1)).unwrap() };
+        let options = |state: &state::State| VerifyOptions {
+            sample: Quota::Messages(2),
+            draw: Some(state.draw.clone()),
+            ..options(Level::Data)
+        };
+        let run = async |state: &mut state::State| {
+            let report = verify(&vault.vault, Some(&vault.identity), &options(state), Arc::default()).await.unwrap();
+            let sampled = report.sampled.clone().unwrap();
+            state.advance(&sampled, Micros(2));
+            (report, sampled)
+        };
+        vault.tamper(&path, flip).await;
+        let (mut report, mut sampled) = run(&mut state).await;
+        let runs_at_most = 1 + sampled.runs_left;
+        let mut runs = 1;
+        while report.damage.is_empty() {
+            assert!(runs < runs_at_most, "seed {seed}: not found within the round");
+            (report, _) = run(&mut state).await;
+            runs += 1;
+        }
+        let disk = report.disks.iter().find(|disk| disk.damage > 0).unwrap();
+        assert!(report.damage.iter().any(|damage| damage.is_of(&disk.disk)));
+        // Whatever the samples are after that, it stays known.
+        for _ in 0..4 {
+            (report, sampled) = run(&mut state).await;
+            assert_eq!((report.outcome, sampled.damaged.len()), ("damaged", 1), "seed {seed}");
+        }
+        vault.tamper(&path, flip).await;
+        (report, _) = run(&mut state).await;
+        assert_eq!((report.outcome, state.draw.again.len()), ("ok", 0));
+    }
+}
+
+#[tokio::test]
+async fn a_round_opens_each_message_once() {
+    let vault = filled().await;
+    let all = check(&vault, Level::Data).await.unwrap().messages;
+    for quota in [Quota::Share(0.1), Quota::Bytes(1), Quota::Messages(3)] {
+        let (mut draw, mut opened, mut runs) = (Draw::new([3; 32]), 0, 0);
+        let options = |draw: &Draw| VerifyOptions { sample: quota, draw: Some(draw.clone()), ..options(Level::Data) };
+        loop {
+            let report = verify(&vault.vault, Some(&vault.identity), &options(&draw), Arc::default()).await.unwrap();
+            opened += report.messages_checked;
+            let of_disks: u64 = report.disks.iter().map(|disk| disk.messages_checked).sum();
+            assert_eq!(of_disks, report.messages_checked);
+            runs += 1;
+            match report.sampled.unwrap().next {
+                Some(next) => draw.from = next,
+                None => break,
+            }
+        }
+        assert!(runs > 1 && opened == all, "{quota:?}: {opened} of {all} in {runs} runs");
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use object_store::path::Path as ObjectPath;
+
 use super::*;
 use crate::keys::Identity;
 use crate::restore::source;

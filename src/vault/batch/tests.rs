@@ -200,6 +200,7 @@ fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
             chain_last: writer.chain,
             received_first: Micros(5),
             received_last: Micros(6),
+            origin: None,
             records: rows,
         };
         builder.push(&writer.disk, meta, sealed.freeze());

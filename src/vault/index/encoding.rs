@@ -1,22 +1,27 @@
 //! The plaintext of an index: variable-length integers and differences.
 //!
 //! ```text
-//!  version 1 u8 · lane 16 · n · confirmed_through · disks
+//!  version u8 · lane 16 · n · confirmed_through · [origins · origin …] · disks
+//!    origin:  lane 16 · n · put by                                          version 2 alone: at least one
 //!    disk:    name length u8 · name · messages
 //!    message: epoch · first · records · offset · stored bytes · plain bytes · codec u8
 //!             chain before: u8 0 unknown | 1 given, 32 bytes follow | 2 the last chain of the message before
 //!             chain last 32 · received first ± · received last - first ±
+//!             [origin: 0 this very batch, else the number of one from 1]       version 2 alone
 //!    record:  kind u8 · label ± · uncertainty ± · [group 16] · [name length u8 · name] · extents
 //!             kind: bits 0 to 4: 0 write, 1 copy, 2 + barrier kind; bit 6 a group follows; bit 7 a name follows
 //!    extent:  offset - end of the extent before ± · length × 2 + (1 if zero)
 //! ```
 //!
 //! Integers without a width are LEB128, shortest form only; ± marks a difference to the row before in the same disk, by
-//! zigzag. Shortest forms and the fixed order make the encoding canonical: equal indexes, equal bytes.
+//! zigzag. Shortest forms and the fixed order make the encoding canonical: equal indexes, equal bytes. So an index has version 2
+//! exactly if a message of it was sealed elsewhere, and origins stand in the order in which messages first name them.
+
+use std::collections::{HashMap, HashSet};
 
 use super::{
     BATCH_RECORDS_MAX, BatchIndex, DiskPart, INDEX_PLAIN_BYTES_MAX, IndexError, MESSAGE_STORED_BYTES_MIN, MessageMeta,
-    RecordMeta,
+    Origin, RecordMeta,
 };
 use crate::limits;
 use crate::pipeline::codec::Codec;
@@ -25,6 +30,7 @@ use crate::types::{
 };
 
 const VERSION: u8 = 1;
+const VERSION_WITH_ORIGINS: u8 = 2;
 const KIND_BITS: u8 = 0x1f;
 const GROUP_FOLLOWS: u8 = 0x40;
 const NAME_FOLLOWS: u8 = 0x80;
@@ -38,6 +44,7 @@ const RECORD_ROW_BYTES_MIN: usize = 4;
 const EXTENT_ROW_BYTES_MIN: usize = 2;
 const MESSAGE_ROW_BYTES_MIN: usize = 46;
 const DISK_ROW_BYTES_MIN: usize = 3;
+const ORIGIN_ROW_BYTES_MIN: usize = 18;
 
 /// What the next row is a difference to.
 #[derive(Default)]
@@ -70,25 +77,94 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
+/// The batches in which messages were sealed, by the numbers that messages give them.
+#[derive(Default)]
+struct Origins {
+    all: Vec<Origin>,
+    numbers: HashMap<Origin, u64>,
+    /// How many the messages so far have named.
+    named: usize,
+}
+
+impl Origins {
+    fn of(index: &BatchIndex) -> Self {
+        let mut origins = Self::default();
+        for origin in index.disks.iter().flat_map(|part| &part.messages).filter_map(|message| message.origin) {
+            let next = origins.all.len() as u64 + 1;
+            if *origins.numbers.entry(origin).or_insert(next) == next {
+                origins.all.push(origin);
+            }
+        }
+        origins
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        if self.all.is_empty() {
+            return;
+        }
+        put_varint(out, self.all.len() as u64);
+        for origin in &self.all {
+            out.extend_from_slice(&origin.lane.0);
+            put_varint(out, origin.n);
+            put_varint(out, origin.put_by.0);
+        }
+    }
+
+    fn encode_one(&self, out: &mut Vec<u8>, message: &MessageMeta) {
+        if !self.all.is_empty() {
+            put_varint(out, message.origin.and_then(|origin| self.numbers.get(&origin)).copied().unwrap_or(0));
+        }
+    }
+
+    /// The origins of the batch `here`.
+    fn decode(input: &mut Input<'_>, here: (Id128, u64)) -> Result<Self, IndexError> {
+        let count = input.count(BATCH_RECORDS_MAX, ORIGIN_ROW_BYTES_MIN, "origin count")?;
+        if count == 0 {
+            return input.wrong("origin count");
+        }
+        let (mut all, mut known) = (Vec::with_capacity(count), HashSet::from([here]));
+        for _ in 0..count {
+            let lane = Id128(input.array("origin")?);
+            let (n, put_by) = (input.varint("origin")?, Micros(input.varint("origin")?));
+            if n == 0 || !known.insert((lane, n)) {
+                return input.wrong("origin");
+            }
+            all.push(Origin { lane, n, put_by });
+        }
+        Ok(Self { all, ..Self::default() })
+    }
+
+    fn decode_one(&mut self, input: &mut Input<'_>) -> Result<Option<Origin>, IndexError> {
+        if self.all.is_empty() {
+            return Ok(None);
+        }
+        let number = input.varint_within(self.all.len().min(self.named + 1) as u64, "origin of a message")? as usize;
+        self.named = self.named.max(number);
+        Ok(number.checked_sub(1).map(|at| self.all[at]))
+    }
+}
+
 pub(super) fn encode(index: &BatchIndex) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
-    out.push(VERSION);
+    let origins = Origins::of(index);
+    out.push(if origins.all.is_empty() { VERSION } else { VERSION_WITH_ORIGINS });
     out.extend_from_slice(&index.lane.0);
     put_varint(&mut out, index.n);
     put_varint(&mut out, index.confirmed_through);
+    origins.encode(&mut out);
     put_varint(&mut out, index.disks.len() as u64);
     for part in &index.disks {
         put_text(&mut out, part.disk.as_str());
         put_varint(&mut out, part.messages.len() as u64);
         let mut before = Before::default();
         for message in &part.messages {
-            encode_message(&mut out, message, &mut before);
+            encode_message(&mut out, message, &mut before, &origins);
         }
     }
     out
 }
 
-fn encode_message(out: &mut Vec<u8>, message: &MessageMeta, before: &mut Before) {
+fn encode_message(out: &mut Vec<u8>, message: &MessageMeta, before: &mut Before, origins: &Origins) {
     put_varint(out, message.epoch.0);
     put_varint(out, message.first.0);
     put_varint(out, message.records.len() as u64);
@@ -108,6 +184,7 @@ fn encode_message(out: &mut Vec<u8>, message: &MessageMeta, before: &mut Before)
     before.chain = Some(message.chain_last);
     put_difference(out, message.received_first.0, &mut before.received);
     put_difference(out, message.received_last.0, &mut before.received);
+    origins.encode_one(out, message);
     for record in &message.records {
         encode_record(out, record, before);
     }
@@ -221,8 +298,12 @@ pub(super) fn decode(plain: &[u8]) -> Result<BatchIndex, IndexError> {
         return Err(IndexError::TooLarge { plain_bytes: plain.len() as u64 });
     }
     let mut input = Input { bytes: plain, at: 0 };
-    if input.byte("version")? != VERSION {
+    let version = input.byte("version")?;
+    if version == 0 {
         return input.wrong("version");
+    }
+    if version > VERSION_WITH_ORIGINS {
+        return Err(IndexError::Version { found: version, newest: VERSION_WITH_ORIGINS });
     }
     let lane = Id128(input.array("lane")?);
     let n = input.varint("batch number")?;
@@ -230,11 +311,15 @@ pub(super) fn decode(plain: &[u8]) -> Result<BatchIndex, IndexError> {
         return input.wrong("batch number");
     }
     let confirmed_through = input.varint_within(n - 1, "confirmed through")?;
+    let mut origins = match version {
+        VERSION => Origins::default(),
+        _ => Origins::decode(&mut input, (lane, n))?,
+    };
     let disk_count = input.count(BATCH_RECORDS_MAX, DISK_ROW_BYTES_MIN, "disk count")?;
     let mut records_left = BATCH_RECORDS_MAX;
     let mut disks: Vec<DiskPart> = Vec::with_capacity(disk_count);
     for _ in 0..disk_count {
-        let part = decode_part(&mut input, &mut records_left)?;
+        let part = decode_part(&mut input, &mut records_left, &mut origins)?;
         if disks.last().is_some_and(|before| before.disk >= part.disk) {
             return input.wrong("disk order");
         }
@@ -243,10 +328,13 @@ pub(super) fn decode(plain: &[u8]) -> Result<BatchIndex, IndexError> {
     if input.left() > 0 {
         return input.wrong("end");
     }
+    if origins.named < origins.all.len() {
+        return input.wrong("origin that no message has");
+    }
     Ok(BatchIndex { lane, n, confirmed_through, disks })
 }
 
-fn decode_part(input: &mut Input<'_>, records_left: &mut usize) -> Result<DiskPart, IndexError> {
+fn decode_part(input: &mut Input<'_>, records_left: &mut usize, origins: &mut Origins) -> Result<DiskPart, IndexError> {
     let name = input.text(limits::NAME_BYTES_MAX, "disk name")?;
     let disk = DiskId::new(name).or_else(|_| input.wrong("disk name"))?;
     let message_count = input.count(BATCH_RECORDS_MAX, MESSAGE_ROW_BYTES_MIN, "message count")?;
@@ -256,7 +344,7 @@ fn decode_part(input: &mut Input<'_>, records_left: &mut usize) -> Result<DiskPa
     let mut before = Before::default();
     let mut messages: Vec<MessageMeta> = Vec::with_capacity(message_count);
     for _ in 0..message_count {
-        let message = decode_message(input, &mut before, records_left)?;
+        let message = decode_message(input, &mut before, records_left, origins)?;
         if messages.last().is_some_and(|last| last.offset_bytes >= message.offset_bytes) {
             return input.wrong("message order");
         }
@@ -269,6 +357,7 @@ fn decode_message(
     input: &mut Input<'_>,
     before: &mut Before,
     records_left: &mut usize,
+    origins: &mut Origins,
 ) -> Result<MessageMeta, IndexError> {
     let epoch = Epoch(input.varint("epoch")?);
     let first = Seq(input.varint("first seq")?);
@@ -305,6 +394,7 @@ fn decode_message(
     before.chain = Some(chain_last);
     let received_first = Micros(input.difference(&mut before.received, "received")?);
     let received_last = Micros(input.difference(&mut before.received, "received")?);
+    let origin = origins.decode_one(input)?;
     let mut records = Vec::with_capacity(record_count);
     for number in 0..record_count as u64 {
         records.push(decode_record(input, before, Seq(first.0 + number))?);
@@ -321,6 +411,7 @@ fn decode_message(
         chain_last,
         received_first,
         received_last,
+        origin,
         records,
     })
 }

@@ -14,6 +14,7 @@
 //! What it does not own: the frame of the object (`batch`), merging epochs into histories (restore).
 
 mod encoding;
+pub mod folded;
 pub mod lane;
 
 use zeroize::Zeroizing;
@@ -65,6 +66,17 @@ impl RecordMeta {
     }
 }
 
+/// The batch in which a message was sealed that stands elsewhere: a keeper moved it as it was, and it opens only as if it stood there still.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Origin {
+    /// The lane, with whose key it was sealed.
+    pub lane: Id128,
+    /// Number of the batch, to whose name it is bound.
+    pub n: u64,
+    /// When that batch appeared, by the store's clock as the keeper saw it: what is moved grows no younger.
+    pub put_by: Micros,
+}
+
 /// One sealed message: consecutive records of one disk and epoch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MessageMeta {
@@ -90,6 +102,8 @@ pub struct MessageMeta {
     pub received_first: Micros,
     /// When the gateway received the last record.
     pub received_last: Micros,
+    /// Where it was sealed, if that is not where it stands.
+    pub origin: Option<Origin>,
     /// Its records, dense from `first` to `last`.
     pub records: Vec<RecordMeta>,
 }
@@ -190,6 +204,14 @@ pub enum IndexError {
         /// The stated size.
         plain_bytes: u64,
     },
+    /// A newer release wrote it.
+    #[error("the index is of version {found}, and this build reads up to {newest}: use a newer tidegate")]
+    Version {
+        /// Its version.
+        found: u8,
+        /// The newest that is understood.
+        newest: u8,
+    },
     /// A row breaks the format.
     #[error("the index breaks its format at byte {at}: {what}")]
     Encoding {
@@ -218,7 +240,10 @@ pub enum IndexError {
 
 impl Classify for IndexError {
     fn fault(&self) -> Fault {
-        Fault::Corrupt
+        match self {
+            Self::Version { .. } => Fault::Reject,
+            _ => Fault::Corrupt,
+        }
     }
 }
 

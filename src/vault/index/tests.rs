@@ -1,5 +1,8 @@
 use proptest::prelude::*;
 
+use super::folded::{
+    FOLDED_BYTES_MAX, FOLDED_BYTES_TARGET, FoldedBounds, FoldedBuilder, FoldedIndex, FoldedPlace, SealedFolded,
+};
 use super::lane::{Entry, LANE_INDEX_BYTES_TARGET, LaneIndex, LaneIndexBuilder};
 use super::*;
 use crate::limits;
@@ -44,6 +47,7 @@ pub(crate) fn sample() -> BatchIndex {
         chain_last: Chain([first as u8; 32]),
         received_first: Micros(1_800_000_000_100_000),
         received_last: Micros(1_800_000_000_000_000),
+        origin: None,
         records,
     };
     let mut second = message(2, 1, 464, vec![early]);
@@ -57,6 +61,16 @@ pub(crate) fn sample() -> BatchIndex {
         DiskPart { disk: disk("web-1"), messages: vec![first, second, third] },
     ];
     BatchIndex { lane: LANE, n: 7, confirmed_through: 5, disks }
+}
+
+/// The same as a keeper would have moved it, from three batches, one of them named twice; and a message of its own.
+pub(crate) fn moved_sample() -> BatchIndex {
+    let mut index = sample();
+    let origin = |lane, n, put_by| Some(Origin { lane: Id128([lane; 16]), n, put_by: Micros(put_by) });
+    index.disks[0].messages[0].origin = origin(5, 9, 1_800_000_000_000_000);
+    index.disks[1].messages[0].origin = origin(5, 8, 1_800_000_001_000_000);
+    index.disks[1].messages[2].origin = origin(5, 9, 1_800_000_000_000_000);
+    index
 }
 
 pub(in crate::vault) fn place(object: &str) -> IndexPlace<'_> {
@@ -81,22 +95,41 @@ fn the_stored_index_of_version_1_is_still_read_and_written() {
 }
 
 #[test]
+fn the_stored_index_of_version_2_is_still_read_and_written() {
+    let made = moved_sample().encode();
+    let stored = fixture("../v2/index.bin", &made);
+    assert_eq!((stored[0], BatchIndex::decode(&stored).unwrap()), (2, moved_sample()));
+    assert_eq!(stored, made);
+}
+
+#[test]
+fn an_index_of_a_later_version_is_told_as_such() {
+    let mut bytes = sample().encode();
+    bytes[0] = 3;
+    let error = BatchIndex::decode(&bytes).unwrap_err();
+    assert_eq!(error, IndexError::Version { found: 3, newest: 2 });
+    assert_eq!(error.fault(), Fault::Reject, "it is whole, and not for this build");
+}
+
+#[test]
 fn a_cut_index_is_refused_at_every_length() {
-    let plain = sample().encode();
-    for length in 0..plain.len() {
-        assert!(BatchIndex::decode(&plain[..length]).is_err(), "{length}");
+    for plain in [sample().encode(), moved_sample().encode()] {
+        for length in 0..plain.len() {
+            assert!(BatchIndex::decode(&plain[..length]).is_err(), "{length}");
+        }
+        assert!(BatchIndex::decode(&[plain.as_slice(), &[0]].concat()).is_err());
     }
-    assert!(BatchIndex::decode(&[plain.as_slice(), &[0]].concat()).is_err());
 }
 
 #[test]
 fn an_altered_plaintext_is_refused_or_decodes_to_another_index_which_encodes_to_those_bytes() {
-    let plain = sample().encode();
-    for bit in 0..plain.len() * 8 {
-        let mut bytes = plain.clone();
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        if let Ok(index) = BatchIndex::decode(&bytes) {
-            assert_eq!(index.encode(), bytes, "bit {bit}: two encodings of one index");
+    for plain in [sample().encode(), moved_sample().encode()] {
+        for bit in 0..plain.len() * 8 {
+            let mut bytes = plain.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(index) = BatchIndex::decode(&bytes) {
+                assert_eq!(index.encode(), bytes, "bit {bit}: two encodings of one index");
+            }
         }
     }
 }
@@ -135,6 +168,47 @@ fn rows_that_break_a_limit_are_refused() {
     refused(|index| index.disks[0].messages[0].records.clear(), "record count");
     refused(|index| index.disks[1].messages[0].records[0].extents[0].length_bytes = 0, "extent range");
     refused(|index| index.disks[1].messages[0].records[1].extents[0].offset_bytes += 512, "extent range");
+}
+
+#[test]
+fn origins_stand_once_each_in_the_order_in_which_messages_name_them_and_are_other_batches() {
+    let decoded = |alter: fn(&mut BatchIndex)| {
+        let mut index = moved_sample();
+        alter(&mut index);
+        BatchIndex::decode(&index.encode())
+    };
+    let origin = |index: &mut BatchIndex, alter: fn(&mut Origin)| {
+        index.disks[1].messages[0].origin.iter_mut().for_each(alter);
+    };
+    let refused = |found, what: &str| match found {
+        Err(IndexError::Encoding { what: found, .. }) => assert_eq!(found, what),
+        other => panic!("{what}: {other:?}"),
+    };
+    assert!(decoded(|_| ()).is_ok());
+    refused(
+        decoded(|index| index.disks[1].messages[0].origin = Some(Origin { lane: LANE, n: 7, put_by: Micros(1) })),
+        "origin",
+    );
+    let mut zero = moved_sample();
+    origin(&mut zero, |origin| origin.n = 0);
+    refused(BatchIndex::decode(&zero.encode()), "origin");
+    // The same batch with two times.
+    let mut twice = moved_sample();
+    origin(&mut twice, |origin| origin.n = 9);
+    refused(BatchIndex::decode(&twice.encode()), "origin");
+    // Version 2, and no origin at all: that is version 1.
+    let mut bytes = sample().encode();
+    bytes[0] = 2;
+    bytes.insert(19, 0);
+    refused(BatchIndex::decode(&bytes), "origin count");
+    // An origin that no message names.
+    let mut bytes = moved_sample().encode();
+    assert_eq!(bytes[19], 2, "a count of origins");
+    bytes[19] = 3;
+    let third = [&[6; 16][..], &[1, 1]].concat();
+    let end = 20 + 2 * (16 + 1 + 8);
+    bytes.splice(end..end, third);
+    refused(BatchIndex::decode(&bytes), "origin that no message has");
 }
 
 #[test]
@@ -325,22 +399,34 @@ fn any_message() -> impl Strategy<Value = MessageMeta> {
                 chain_last: Chain(chains.1),
                 received_first: Micros(received.0),
                 received_last: Micros(received.1),
+                origin: None,
                 records,
             }
         },
     )
 }
 
+/// None, or one of a few batches, so that several messages come from one.
+fn any_origin() -> impl Strategy<Value = Option<Origin>> {
+    let origin = (1..3_u8, 1..4_u64);
+    proptest::option::of(origin.prop_map(|(lane, n)| {
+        // One time for each: it is the batch's own.
+        Origin { lane: Id128([lane; 16]), n, put_by: Micros(u64::from(lane) << 40 | n) }
+    }))
+}
+
 fn any_index() -> impl Strategy<Value = BatchIndex> {
     let parts = proptest::collection::btree_map(
         "[a-z0-9][a-z0-9._-]{0,20}",
-        proptest::collection::vec(any_message(), 1..4),
+        proptest::collection::vec((any_message(), any_origin()), 1..4),
         0..4,
     );
     (any::<[u8; 16]>(), 1..u64::MAX, any::<u64>(), parts).prop_map(|(lane, n, confirmed, parts)| {
         let mut offset_bytes = 64;
         let mut disks = Vec::new();
-        for (name, mut messages) in parts {
+        for (name, messages) in parts {
+            let moved = messages.into_iter().map(|(message, origin)| MessageMeta { origin, ..message });
+            let mut messages: Vec<MessageMeta> = moved.collect();
             for message in &mut messages {
                 message.offset_bytes = offset_bytes;
                 offset_bytes += u64::from(message.stored_bytes);
@@ -380,5 +466,134 @@ proptest! {
     #[test]
     fn any_bytes_given_as_a_lane_index_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(LaneIndex::parse(&bytes.into()).is_err());
+    }
+}
+
+fn folded_place(object: &str) -> FoldedPlace<'_> {
+    FoldedPlace { vault: VAULT, object, lane: LANE, part: 1 }
+}
+
+fn folded_object() -> (String, BatchIndex, FoldedBuilder) {
+    let disk = disk("web-1");
+    let mut index = sample();
+    index.disks.retain(|part| part.disk == disk);
+    let mut builder = FoldedBuilder::default();
+    for n in [7, 9] {
+        builder.push(1000 + n, &BatchIndex { n, ..index.clone() }.encode());
+    }
+    (crate::vault::names::folded(&disk, LANE, 1).to_string(), index, builder)
+}
+
+/// The plaintext of rows, for the fuzzer: of the disk `d` in lane 0.
+pub(crate) fn folded_rows() -> Vec<u8> {
+    let mut rows = Vec::new();
+    for n in [7, 9] {
+        let mut index = BatchIndex { lane: Id128::NONE, n, ..sample() };
+        index.disks.truncate(1);
+        index.disks[0].disk = disk("d");
+        let encoded = index.encode();
+        rows.extend_from_slice(&(1000 + n).to_le_bytes());
+        rows.extend_from_slice(&(encoded.len() as u32).to_le_bytes());
+        rows.extend_from_slice(&encoded);
+    }
+    rows
+}
+
+const FOLDED_BOUNDS: FoldedBounds = FoldedBounds { first: 1, last: 12, confirmed_through: 11, is_last: true };
+
+fn check_folded(object: &bytes::Bytes) {
+    let (name, index, _) = folded_object();
+    let sealed = SealedFolded::parse(&folded_place(&name), object).unwrap();
+    let folded = sealed.open(&key(), &folded_place(&name), &disk("web-1")).unwrap();
+    assert_eq!(folded.bounds, FOLDED_BOUNDS);
+    let rows: Vec<_> = folded.batches.iter().map(|batch| (batch.total_bytes, batch.index.clone())).collect();
+    assert_eq!(rows, [7, 9].map(|n| (1000 + n, BatchIndex { n, ..index.clone() })));
+    assert!(FoldedIndex::are_whole(&[folded]));
+    assert_eq!(sealed.encode(&folded_place(&name)), object);
+}
+
+/// The stored folded index of version 1 must be readable for ever.
+#[test]
+fn the_stored_folded_index_of_version_1_still_opens() {
+    let (name, _, builder) = folded_object();
+    let made = builder.finish(&key(), &folded_place(&name), FOLDED_BOUNDS).unwrap();
+    check_folded(&made);
+    check_folded(&fixture("index-folded.bin", &made).into());
+}
+
+#[test]
+fn every_flipped_bit_every_cut_and_every_other_place_of_a_folded_index_is_noticed() {
+    let (name, _, builder) = folded_object();
+    let good = builder.finish(&key(), &folded_place(&name), FOLDED_BOUNDS).unwrap();
+    let web = disk("web-1");
+    let open = |object: &bytes::Bytes, place: &FoldedPlace<'_>, key: &CatalogKey, disk: &DiskId| {
+        SealedFolded::parse(place, object)?.open(key, place, disk)
+    };
+    assert!(open(&good, &folded_place(&name), &key(), &web).is_ok());
+    for bit in 0..good.len() * 8 {
+        let mut bytes = good.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        assert!(open(&bytes.into(), &folded_place(&name), &key(), &web).is_err(), "bit {bit}");
+    }
+    for length in 0..good.len() {
+        assert!(open(&good.slice(..length), &folded_place(&name), &key(), &web).is_err(), "{length}");
+    }
+    let more = [good.as_ref(), &[0]].concat();
+    assert!(open(&more.into(), &folded_place(&name), &key(), &web).is_err());
+    let renamed = name.replace("web-1", "web-2");
+    let other_key = CatalogKey::from_secret([0x23; 32]);
+    assert!(open(&good, &folded_place(&renamed), &key(), &web).is_err(), "renamed");
+    assert!(open(&good, &folded_place(&name), &other_key, &web).is_err(), "of another vault's key");
+    assert!(open(&good, &folded_place(&name), &key(), &disk("web-2")).is_err(), "asked for another disk");
+    assert!(open(&good, &FoldedPlace { part: 2, ..folded_place(&name) }, &key(), &web).is_err(), "another part");
+}
+
+#[test]
+fn a_part_that_is_closed_at_its_target_stays_within_the_bound_of_what_is_read() {
+    let (name, _, _) = folded_object();
+    // What no codec makes smaller.
+    let mut state = 1_u64;
+    let mut noise = |bytes: usize| -> Vec<u8> {
+        let words = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        });
+        words.take(bytes / 4).flat_map(u32::to_le_bytes).collect()
+    };
+    let mut builder = FoldedBuilder::default();
+    while builder.stored_bytes() + 1024 < FOLDED_BYTES_TARGET {
+        builder.push(1, &noise(1000));
+    }
+    builder.push(1, &noise(INDEX_PLAIN_BYTES_MAX));
+    assert!(builder.stored_bytes() >= FOLDED_BYTES_TARGET, "it is closed here");
+    let object = builder.finish(&key(), &folded_place(&name), FOLDED_BOUNDS).unwrap();
+    assert!(object.len() as u64 <= FOLDED_BYTES_MAX);
+    assert!(SealedFolded::parse(&folded_place(&name), &object).is_ok());
+}
+
+#[test]
+fn parts_are_whole_only_from_the_first_batch_to_the_last_without_a_gap() {
+    let part = |first, last, is_last| FoldedIndex {
+        bounds: FoldedBounds { first, last, confirmed_through: 0, is_last },
+        batches: Vec::new(),
+    };
+    assert!(FoldedIndex::are_whole(&[part(1, 0, true)]), "a lane without a batch");
+    assert!(FoldedIndex::are_whole(&[part(1, 9, false), part(10, 12, true)]));
+    for wrong in [
+        vec![],
+        vec![part(2, 9, true)],
+        vec![part(1, 9, false)],
+        vec![part(1, 9, false), part(11, 12, true)],
+        vec![part(1, 9, false), part(9, 12, true)],
+        vec![part(1, 9, true), part(10, 12, true)],
+    ] {
+        assert!(!FoldedIndex::are_whole(&wrong), "{wrong:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_given_as_a_folded_index_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(SealedFolded::parse(&folded_place("d/a/f/b/0001"), &bytes.into()).is_err());
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::keys::{Identity, Passphrase, SigningKey, wrap};
+use crate::types::Digest;
 use crate::vault::names;
 
 fn key() -> CatalogKey {
@@ -111,6 +112,7 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         catalog_kid: key.kid(),
         wrapped_key,
         list: None,
+        moved: false,
     };
     let epoch = EpochObject {
         disk: disk.clone(),
@@ -138,11 +140,18 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         one(key, names::disk(&disk), &described),
         one(key, names::epoch(&disk, Epoch(2)), &epoch),
         one(key, names::route(&disk, lane), &RouteObject { disk: disk.clone(), lane }),
+        one(key, names::fold(lane, 2), &FoldObject { lane, through: Some(disk.clone()) }),
+        one(key, names::certificate(&disk, Digest([0xcd; 32])), &kept(&disk)),
         one(key, names::pin(Id128([5; 16])), &pin(disk)),
         one(key, names::claim(lane), &ClaimObject { claim: lane, run: Id128([6; 16]) }),
         one(key, names::recipients_list(1), &list),
         one(key, names::rewrap(lane, 1), &wrap),
     ]
+}
+
+/// Two certificates that are none: what stands in them is not this module's.
+fn kept(disk: &DiskId) -> CertificateObject {
+    CertificateObject::new(disk, "web-1", &[vec![0x30, 1, 2], vec![0x30, 3]])
 }
 
 fn signing(seed: [u8; 32]) -> SigningKey {
@@ -233,6 +242,25 @@ fn a_manifest_of_version_1_is_read_and_one_of_version_2_is_written_as_recorded()
     let stored = std::fs::read(&recorded).expect("a fixture of version 2");
     assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes));
     assert_eq!(decode::<ManifestObject>(&key(), &path, &stored).expect("authentic"), now);
+}
+
+#[test]
+fn a_lane_of_moved_messages_is_of_version_2_and_a_gateways_of_version_1() {
+    let path = names::lane(Id128([0xab; 16]));
+    let stored = std::fs::read(fixture(&path)).expect("a fixture of version 1");
+    let gateways: LaneObject = decode(&key(), &path, &stored).expect("still read");
+    assert!(!gateways.moved);
+    assert_eq!(encode(&key(), &path, &gateways).expect("encodes"), stored, "older builds read what gateways write");
+    let moved = LaneObject { gateway: "keeper".into(), moved: true, ..gateways };
+    let bytes = encode(&key(), &path, &moved).expect("encodes");
+    let recorded = fixture_of(2, &path);
+    if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !recorded.exists() {
+        std::fs::write(&recorded, &bytes).expect("written");
+    }
+    let stored = std::fs::read(&recorded).expect("a fixture of version 2");
+    assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes));
+    assert!(stored.starts_with(b"{\"format\":\"tidegate-lane\",\"version\":2,"));
+    assert_eq!(decode::<LaneObject>(&key(), &path, &stored).expect("authentic"), moved);
 }
 
 /// Wrapping is random, so the wrapped lane key and the recipient of the fixtures are read from the fixtures.

@@ -24,14 +24,10 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let mut out = Catalog::default();
     let object = registration(&shared, lane, &mut out.findings).await?;
     let end = if listed.ended { end(&shared, lane, &mut out.findings).await? } else { None };
-    let store = shared.vault.store();
-    let mut batches = store.list(Some(&names::batches(lane))).await?;
-    batches.retain(|batch| !listed.is_late(batch.modified_micros));
+    let appeared = present(&shared, &listed, &mut out.findings).await?;
     // A lane is sealed before anything of it is let go.
     let manifest = if listed.sealed.is_some() { manifest(&shared, lane, &mut out.findings).await? } else { None };
-    let appeared: BTreeMap<u64, i64> =
-        batches.iter().filter_map(|batch| Some((names::number(&batch.path)?, batch.modified_micros))).collect();
-    let mut present = numbered(batches, &mut out.findings, |n| names::batch(lane, n));
+    let mut present: BTreeMap<u64, u64> = appeared.iter().map(|(&n, &(size_bytes, _))| (n, size_bytes)).collect();
     let mut rows = BTreeMap::new();
     let mut cut = false;
     match shared.want.newest {
@@ -56,12 +52,27 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     }
     let (batches, bytes) = (present.len() as u64, present.values().sum());
     for row in rows.into_values() {
-        let listed = present.get(&row.index.n).copied().zip(appeared.get(&row.index.n).copied());
+        let listed = present.get(&row.index.n).and_then(|_| appeared.get(&row.index.n)).copied();
         out.batches.extend(batch_of(lane, row, listed, manifest.as_ref(), &mut out.findings));
     }
     let sealed = listed.sealed.is_some();
     out.lanes.push(CatalogLane { lane, object, end, sealed, batches, bytes, confirmed_through, cut });
     Ok(out)
+}
+
+/// The batches of a lane that are there and count: size, and when each appeared, by number.
+pub(super) async fn present(
+    shared: &Shared,
+    listed: &ListedLane,
+    findings: &mut Vec<Finding>,
+) -> Result<BTreeMap<u64, (u64, i64)>, VaultError> {
+    let mut batches = shared.vault.store().list(Some(&names::batches(listed.lane))).await?;
+    batches.retain(|batch| !listed.is_late(batch.modified_micros));
+    let appeared: BTreeMap<u64, i64> =
+        batches.iter().filter_map(|batch| Some((names::number(&batch.path)?, batch.modified_micros))).collect();
+    let sizes = numbered(batches, findings, |n| names::batch(listed.lane, n));
+    let both = |(n, size_bytes)| Some((n, (size_bytes, *appeared.get(&n)?)));
+    Ok(sizes.into_iter().filter_map(both).collect())
 }
 
 /// A batch as the catalog has it; `listed` is size and time, if the batch is there. None if it holds no wanted disk.
@@ -120,7 +131,7 @@ struct Row {
     index: BatchIndex,
 }
 
-async fn registration(
+pub(super) async fn registration(
     shared: &Shared,
     lane: Id128,
     findings: &mut Vec<Finding>,
@@ -149,7 +160,25 @@ async fn manifest(
     lane: Id128,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<ManifestObject>, VaultError> {
-    match shared.vault.manifest(lane).await {
+    take_manifest(lane, shared.vault.manifest(lane).await, findings)
+}
+
+/// The same, if a listing has shown its number.
+pub(super) async fn manifest_numbered(
+    shared: &Shared,
+    lane: Id128,
+    n: Option<u64>,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<ManifestObject>, VaultError> {
+    take_manifest(lane, shared.vault.newest_manifest(lane, n).await, findings)
+}
+
+fn take_manifest(
+    lane: Id128,
+    found: Result<Option<ManifestObject>, VaultError>,
+    findings: &mut Vec<Finding>,
+) -> Result<Option<ManifestObject>, VaultError> {
+    match found {
         Ok(found) => Ok(found),
         Err(error) => {
             findings.push(Finding::of(&names::manifests(lane), error)?);

@@ -34,9 +34,10 @@ use super::stream::{FrameReader, ReadFrameError, write_message};
 use super::tls::{Explanation, HandshakeFailure, Material, TlsFiles};
 use super::transport::tcp::Dialer;
 use super::transport::{PathFigures, SendHalf, Session, SessionEnd, StreamEnd, Transport, congestion};
-use super::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
+use super::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_SIGNED, SOFTWARE};
 use crate::flow::{Clock, watch};
 use crate::keys;
+use crate::signed::Signer;
 use crate::types::{DiskId, Id128};
 
 /// For the handshake and for the hello, each; a gateway that is alive needs a few round trips.
@@ -61,6 +62,7 @@ pub struct Client {
     identity: AgentIdentity,
     gateway: HelloOk,
     gateway_id: String,
+    signer: Option<Arc<Signer>>,
     clock: Arc<dyn Clock>,
     sync: Arc<Mutex<ClockSync>>,
     redirect: watch::Receiver<Option<Vec<String>>>,
@@ -141,7 +143,22 @@ impl Client {
         };
         let control = tokio::spawn(keeper.run(session.clone())).abort_handle();
         let (addr, stopping) = (addr.into(), watch::Sender::new(false));
-        Ok(Self { session, addr, identity, gateway, gateway_id, clock, sync, redirect, reports, stopping, control })
+        // With the certificate that this gateway has seen, which it keeps in the vault.
+        let signer = (gateway.protocol >= PROTOCOL_SIGNED).then(|| material.signer()).flatten().map(Arc::new);
+        Ok(Self {
+            session,
+            addr,
+            identity,
+            gateway,
+            gateway_id,
+            signer,
+            clock,
+            sync,
+            redirect,
+            reports,
+            stopping,
+            control,
+        })
     }
 
     /// The identity of this agent's certificate.
@@ -154,6 +171,18 @@ impl Client {
     #[must_use]
     pub const fn gateway(&self) -> &HelloOk {
         &self.gateway
+    }
+
+    /// Signs barriers with this agent's key; none if the gateway takes no signed ones, or the key is of a kind that does not do.
+    #[must_use]
+    pub fn signer(&self) -> Option<Arc<Signer>> {
+        self.signer.clone()
+    }
+
+    /// Whether the gateway takes barriers that are signed.
+    #[must_use]
+    pub const fn takes_signed(&self) -> bool {
+        self.gateway.protocol >= PROTOCOL_SIGNED
     }
 
     /// The gateway's id by its certificate.

@@ -4,8 +4,12 @@
 //! does not read its acks does not hold up its records for longer than the window of the other direction.
 //!
 //! Limits of bandwidth are kept to by credit: one disk after the other is granted some, little at once, and it counts when it
-//! is granted. A record that has begun is let through whatever the limits say. What an agent has in hand comes as fast as it
-//! comes.
+//! is granted. So under a limit a stream has no credit before it has asked for some: thousands of streams that open at once
+//! would else bring their first records at once, or keep credit of which nothing comes. A record that has begun is let through
+//! whatever the limits say. What an agent has in hand comes as fast as it comes.
+//!
+//! A record that needs memory waits for the limits first, because memory that waits for a limit is of use to nobody; and for the
+//! limits once more if it then had to wait for memory, because what let it through the first time was for others meanwhile.
 
 use std::ops::Range;
 use std::pin::pin;
@@ -424,8 +428,7 @@ impl Outlet {
     /// The watermarks and the credit with which the stream opens.
     fn first(&mut self, flow: &Flow) -> (Ack, u64) {
         self.sent = self.ack();
-        // Who writes its first frame cannot stand in a line: where others wait, the turn comes later.
-        if *self.window.borrow_and_update() > 0 && self.hold.is_idle() {
+        if *self.window.borrow_and_update() > 0 && !self.hold.is_limited() {
             self.grant(0, flow);
         }
         (self.sent, self.grants.granted_bytes())
@@ -454,7 +457,7 @@ impl Outlet {
     fn due(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
         let granted = self.decide(taken_bytes, flow);
         if granted.is_none() && self.opens_in.is_none() {
-            // It was let through and does not go: nobody is to wait for it.
+            // It does not go: nobody is to wait for it.
             match self.lease.waits() {
                 true => self.hold.step_aside(),
                 false => self.hold.release(),
@@ -467,26 +470,27 @@ impl Outlet {
     fn decide(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
         let window_bytes = self.hold.window(*self.window.borrow_and_update());
         let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
-        // A record that has begun and whose credit has lapsed since holds memory, and is let through. One that has begun on
-        // credit that still counts needs nothing: over a network there is nearly always one.
         let ungranted_bytes = wanted_bytes.saturating_sub(self.grants.granted_bytes());
-        let let_through = flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0;
-        let something_due = wanted_bytes > 0 || self.grants.is_due(taken_bytes, self.lease.bytes());
-        self.opens_in = if let_through || !something_due || window_bytes == 0 {
+        self.opens_in = None;
+        if window_bytes == 0 {
             self.hold.release();
-            None
-        } else {
-            let (grants, lease_bytes) = (self.grants, self.lease.bytes());
-            self.hold.look(ungranted_bytes, ungranted_bytes.max(grants.more_bytes(taken_bytes, lease_bytes)))
-        };
-        if window_bytes == 0 || self.opens_in.is_some() {
             self.lease.withdraw();
             return None;
         }
+        self.lease.look();
+        if ungranted_bytes > 0 && self.lease.waits() {
+            return None;
+        }
+        self.opens_in = self.look(taken_bytes, wanted_bytes, flow);
+        if self.opens_in.is_some() {
+            self.lease.withdraw();
+            // What was granted before is paid for, and the agent's credit may have lapsed: it is told again out of turn.
+            let answered = wanted_bytes > 0 && ungranted_bytes == 0;
+            return answered.then(|| self.tell_again(flow));
+        }
         if ungranted_bytes > 0 {
             let need_bytes = wanted_bytes.saturating_sub(taken_bytes + CREDIT_BASE_BYTES);
-            self.lease.look();
-            if self.lease.bytes() < need_bytes && !self.lease.waits() {
+            if self.lease.bytes() < need_bytes {
                 // It waits with nothing in hand, so what is granted and was not enough counts no more.
                 self.lapse(taken_bytes, flow);
                 self.lease.ask(need_bytes, window_bytes, self.clock.monotonic());
@@ -501,8 +505,8 @@ impl Outlet {
         if self.lease.bytes() >= kept_bytes + GIVE_BACK_BYTES_MIN {
             self.lease.shrink_to(kept_bytes);
         }
-        if !asked && !self.grants.is_due(taken_bytes, self.lease.bytes()) {
-            return None;
+        if !self.is_due(taken_bytes) && (!asked || self.hold.is_limited()) {
+            return asked.then(|| self.tell_again(flow));
         }
         if self.lease.bytes() < window_bytes && !self.lease.is_tight() {
             let now = self.clock.monotonic();
@@ -511,6 +515,34 @@ impl Outlet {
             }
         }
         Some(self.grant(taken_bytes, flow))
+    }
+
+    /// How long the limits of bandwidth hold back a grant that is due, if one is.
+    fn look(&mut self, taken_bytes: u64, wanted_bytes: u64, flow: &Flow) -> Option<Duration> {
+        let (granted_bytes, lease_bytes) = (self.grants.granted_bytes(), self.lease.bytes());
+        let ungranted_bytes = wanted_bytes.saturating_sub(granted_bytes);
+        // A record that has begun and whose credit has lapsed since holds memory, and is let through. One that has begun on
+        // credit that still counts needs nothing: over a network there is nearly always one.
+        let let_through = flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0;
+        if let_through || ungranted_bytes == 0 && !self.is_due(taken_bytes) {
+            self.hold.release();
+            return None;
+        }
+        let takes_bytes = ungranted_bytes.max(self.grants.more_bytes(taken_bytes, lease_bytes));
+        self.hold.look(ungranted_bytes, takes_bytes)
+    }
+
+    /// Whether a grant is due that nobody asked for. Under a limit a stream's first credit is what it asks for.
+    fn is_due(&self, taken_bytes: u64) -> bool {
+        let has_begun = self.grants.granted_bytes() > 0 || !self.hold.is_limited();
+        has_begun && self.grants.is_due(taken_bytes, self.lease.bytes())
+    }
+
+    /// Grants what is granted once more, which costs nothing.
+    fn tell_again(&self, flow: &Flow) -> u64 {
+        flow.wanted_bytes.store(0, Ordering::Release);
+        flow.signs.grants.fetch_add(1, Ordering::Relaxed);
+        self.grants.granted_bytes()
     }
 
     /// What keeps the agent's next record waiting, if something here does.
@@ -557,9 +589,9 @@ impl Outlet {
                 () = self.lease.told() => if let Some(end) = self.give_way(flow) {
                     return Err(end);
                 },
-                // Its turn comes while it cannot go: it takes a place again when it can.
+                // Its turn comes while it cannot go: it takes its place again when it can.
                 () = self.hold.opens(self.opens_in), if self.opens_in.is_some() => {
-                    self.hold.release();
+                    self.hold.step_aside();
                     self.opens_in = None;
                 }
             }

@@ -430,6 +430,9 @@ impl Lease {
 
     /// Takes note of what it was given, if it was.
     pub(super) fn look(&mut self) {
+        if !self.waits {
+            return;
+        }
         let state = self.memory.state.lock();
         if let Some(entry) = state.leases.get(&self.id).filter(|entry| entry.need_bytes == 0) {
             self.bytes = entry.bytes;

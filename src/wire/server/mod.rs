@@ -38,6 +38,7 @@ use super::transport::tcp::Sessions;
 use crate::flow::{Clock, Drain, watch};
 use crate::limits;
 use crate::telemetry::names;
+use crate::wire::PROTOCOL_MAX;
 
 /// Connections over TCP between their handshake and their join frame: after an outage all disks come at once.
 const JOINS_MAX: usize = 4096;
@@ -70,6 +71,8 @@ pub struct ServerLimits {
     pub agent_memory_bytes: u64,
     /// How long a drain goes on acknowledging what was received before connections are closed.
     pub drain_grace: Duration,
+    /// The highest version of the protocol that it speaks.
+    pub protocol_max: u16,
 }
 
 impl Default for ServerLimits {
@@ -85,6 +88,7 @@ impl Default for ServerLimits {
             memory_bytes: 128 << 20,
             agent_memory_bytes: 32 << 20,
             drain_grace: Duration::from_secs(10),
+            protocol_max: PROTOCOL_MAX,
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::wire::messages::{Hello, HelloOk, Message, Ping, Pong, Redirect, Refus
 use crate::wire::stream::{FrameReader, ReadFrameError, write_message};
 use crate::wire::tls::{Explanation, HandshakeFailure};
 use crate::wire::transport::{SendHalf, Session, Transport, congestion};
-use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, SOFTWARE};
+use crate::wire::{PROTOCOL_MIN, PROTOCOL_SIGNED, SOFTWARE};
 
 /// How long the other side has to read a refusal before the connection is closed over it.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -123,6 +123,10 @@ async fn serve_session<H: Host>(
     let gauge = Gauged::new(names::AGENT_SESSIONS);
     let over_tcp = (session.transport() == Transport::Tcp).then(|| Gauged::new(names::AGENT_SESSIONS_TCP));
     let agent = Arc::new(agent);
+    if control.protocol >= PROTOCOL_SIGNED {
+        let certificates = session.peer_certificates();
+        server.host.shown(&agent, certificates.iter().map(|certificate| certificate.to_vec()).collect());
+    }
     server.host.arrived(&agent, address, session.transport());
     let Close(code, text) = serve_agent(server, session, Arc::clone(&agent), control).await;
     server.host.left(&agent);
@@ -210,6 +214,8 @@ fn log_handshake_failure(address: SocketAddr, failure: HandshakeFailure) {
 struct Control {
     send: SendHalf,
     reader: FrameReader,
+    /// The version that both sides use.
+    protocol: u16,
 }
 
 /// Identity and hello: everything before the agent counts as connected. From the identity on, the connection holds a
@@ -230,7 +236,7 @@ async fn open<H>(
         .await
         .map_err(late)?
         .map_err(|error| Close::new(Code::Done, error.to_string()))?;
-    let mut control = Control { send, reader: FrameReader::new(recv) };
+    let mut control = Control { send, reader: FrameReader::new(recv), protocol: PROTOCOL_MIN };
     control.send.set_urgent();
     let message = timeout(server.limits.step_timeout, control.reader.next_message()).await.map_err(late)?;
     let hello = match message.map_err(|error| close_of(&error))? {
@@ -243,6 +249,7 @@ async fn open<H>(
         Ok(answer) => {
             let sent = timeout(server.limits.step_timeout, write_message(&mut control.send, &answer)).await;
             sent.map_err(late)?.map_err(|error| Close::new(Code::Done, error.to_string()))?;
+            control.protocol = server.limits.protocol_max.min(hello.protocol_max);
             tracing::debug!(agent = agent.agent, software = hello.software, "hello");
             Ok((agent, control))
         }
@@ -287,11 +294,12 @@ fn check_identity<H>(server: &Server<H>, identity: Result<Identity, IdentityErro
 }
 
 fn answer_hello<H>(server: &Server<H>, agent: &AgentIdentity, hello: &Hello) -> Result<Message, Close> {
-    if hello.protocol_min > PROTOCOL_MAX || hello.protocol_max < PROTOCOL_MIN {
+    let protocol_max = server.limits.protocol_max;
+    if hello.protocol_min > protocol_max || hello.protocol_max < PROTOCOL_MIN {
         return Err(Close::new(
             Code::Protocol,
             format!(
-                "agent {} speaks protocol versions {} to {}, this gateway {PROTOCOL_MIN} to {PROTOCOL_MAX}; update the \
+                "agent {} speaks protocol versions {} to {}, this gateway {PROTOCOL_MIN} to {protocol_max}; update the \
                  older side",
                 agent.agent, hello.protocol_min, hello.protocol_max
             ),
@@ -309,7 +317,7 @@ fn answer_hello<H>(server: &Server<H>, agent: &AgentIdentity, hello: &Hello) -> 
         return Err(Close::new(Code::Identity, text));
     }
     Ok(Message::HelloOk(HelloOk {
-        protocol: PROTOCOL_MAX.min(hello.protocol_max),
+        protocol: protocol_max.min(hello.protocol_max),
         vault: server.hello.vault,
         gateway: server.hello.gateway.clone(),
         software: SOFTWARE.to_owned(),

@@ -243,3 +243,11 @@ async fn files_that_do_not_fit_are_named() {
         assert!(chain_text(&error).contains(word), "{}", chain_text(&error));
     }
 }
+
+#[test]
+fn a_certificate_for_all_hosts_of_a_domain_is_judged_as_one_of_them() {
+    let pki = Pki::new();
+    let files = pki.any("all", &[format!("spiffe://{VAULT}/gateway/g1"), "*.example.org".into()]);
+    let examined = tls::examine(&files, &clock(0)).expect("read");
+    assert_eq!((examined.chain, examined.names), (Ok(()), vec!["*.example.org".into(), "127.0.0.1".into()]));
+}

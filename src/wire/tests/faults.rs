@@ -32,7 +32,7 @@ async fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
     let agent = pki.agent("a1", &["d1"]);
     let other_vault = Id128([0xb2; 16]);
     for (hello, code, word) in [
-        (Hello { protocol_min: 2, protocol_max: 9, ..hello() }, Code::Protocol, "versions 2 to 9"),
+        (Hello { protocol_min: 3, protocol_max: 9, ..hello() }, Code::Protocol, "versions 3 to 9"),
         (Hello { protocol_min: 0, protocol_max: 0, ..hello() }, Code::Protocol, "update the older side"),
         (Hello { vault: other_vault, ..hello() }, Code::Vault, "b2b2"),
         (Hello { agent: "a2".into(), ..hello() }, Code::Identity, "certificate of agent a1"),
@@ -50,7 +50,7 @@ async fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
     let (mut send, recv) = raw.open().await;
     write_message(&mut send, &Message::Hello(Hello { protocol_max: 9, ..hello() })).await.expect("sent");
     let answer = FrameReader::new(recv).next_message().await;
-    assert!(matches!(&answer, Ok(Message::HelloOk(ok)) if ok.protocol == 1), "{answer:?}");
+    assert!(matches!(&answer, Ok(Message::HelloOk(ok)) if ok.protocol == PROTOCOL_MAX), "{answer:?}");
 }
 
 /// A header with a right checksum and any fields.

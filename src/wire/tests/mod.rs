@@ -5,6 +5,7 @@ mod faults;
 mod hostile;
 mod memory;
 mod mute;
+mod paced;
 mod streams;
 pub(super) mod support;
 mod tcp;

@@ -117,9 +117,9 @@ impl Pki {
         files(&pki::issue_gateway(self.path(), "g1", &["127.0.0.1".into()], options()).expect("gateway certificate"))
     }
 
-    /// A certificate for both TLS usages with these URI names.
-    pub fn any(&self, file: &str, uris: &[String]) -> TlsFiles {
-        files(&pki::issue_any(self.path(), file, uris, options()).expect("certificate"))
+    /// A certificate for both TLS usages with these names, of URIs and hosts.
+    pub fn any(&self, file: &str, names: &[String]) -> TlsFiles {
+        files(&pki::issue_any(self.path(), file, names, options()).expect("certificate"))
     }
 }
 

@@ -188,11 +188,15 @@ impl Session {
 
     /// What the other side's verified certificate says.
     pub(super) fn peer_identity(&self) -> Result<Identity, IdentityError> {
-        let certificates = match self {
+        identity_of(&self.peer_certificates())
+    }
+
+    /// The other side's verified certificate, and those that lead from it to the authority.
+    pub(super) fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
+        match self {
             Self::Quic(connection, _) => quic::peer_certificates(connection),
             Self::Tcp(session) => session.peer_certificates(),
-        };
-        identity_of(&certificates)
+        }
     }
 
     /// The largest UDP payload that the path has proven to carry, where it matters; discovery goes on for a while.

@@ -22,10 +22,12 @@ const CERTIFICATE: [&str; 2] = ["TidegateCertificateEnds", "TidegateCertificateE
 const AGENTS_CLOCK: [&str; 1] = ["TidegateClockApart"];
 const ENCRYPTED: [&str; 1] = ["TidegateAnomaly"];
 const DAMAGED: [&str; 2] = ["TidegateDamage", "TidegateVerifyStale"];
+const RECIPIENTS: [&str; 1] = ["TidegateRecipientsChanged"];
+const DRILL: [&str; 2] = ["TidegateDrillFailed", "TidegateDrillStale"];
 const HELD_BACK: [&str; 2] = ["TidegateRetentionHeldBack", "TidegateRetentionStale"];
 
 /// All that scenarios make fire and clear; [`Prometheus::assert_seen`] holds each scenario to its lists.
-const CAUSED: [&[&str]; 16] = [
+const CAUSED: [&[&str]; 18] = [
     &copies::CUT_OFF,
     &copies::FENCED,
     &copies::CONFLICT,
@@ -40,7 +42,9 @@ const CAUSED: [&[&str]; 16] = [
     &machine::MEMORY,
     &CERTIFICATE,
     &ENCRYPTED,
+    &RECIPIENTS,
     &DAMAGED,
+    &DRILL,
     &HELD_BACK,
 ];
 
@@ -76,9 +80,10 @@ fn a_certificate_near_its_end_and_a_clock_that_is_off() {
         let host = ["gateway", "--id", "gw1", "--host", "127.0.0.1", "--host", "localhost"];
         succeed(program(), &[&["pki", "issue", "--dir", &pki, "--force", "--days", days], &host[..]].concat());
     };
-    issue(&scene, "2");
-    restart_gateway(&mut scene);
-    prometheus.wait_firing(&mut scene, &CERTIFICATE);
+    prometheus.cause(&mut scene, &CERTIFICATE, |scene| {
+        issue(scene, "2");
+        restart_gateway(scene);
+    });
     issue(&scene, "300");
     restart_gateway(&mut scene);
     prometheus.wait_clear(&mut scene, &CERTIFICATE);
@@ -88,8 +93,9 @@ fn a_certificate_near_its_end_and_a_clock_that_is_off() {
     let faked = faketime("+90s", &["agent", "--config", config.to_str().unwrap()]);
     let arguments: Vec<&str> = faked.iter().map(String::as_str).collect();
     let log = scene.site.path("logs/agent.log");
-    scene.agent = Some(Child::start("agent", &Family::default(), &log, Path::new("env"), &arguments).unwrap());
-    prometheus.wait_firing(&mut scene, &AGENTS_CLOCK);
+    prometheus.cause(&mut scene, &AGENTS_CLOCK, |scene| {
+        scene.agent = Some(Child::start("agent", &Family::default(), &log, Path::new("env"), &arguments).unwrap());
+    });
     scene.agent.take().unwrap().terminate(PATIENCE).unwrap();
     scene.agent = Some(scene.site.start_agent().unwrap());
     prometheus.wait_clear(&mut scene, &AGENTS_CLOCK);
@@ -114,11 +120,43 @@ fn a_disk_that_somebody_encrypts() {
     scene.wait("the text to be vaulted", |scene| shown(scene, "tidegate_disks_rpo_max_seconds") == 0.0);
     let usual = shown(&scene, "tidegate_disks_anomaly_max_ratio");
     assert!(usual < 0.3, "{usual}");
-    write(200, noise);
-    prometheus.wait_firing(&mut scene, &ENCRYPTED);
+    prometheus.cause(&mut scene, &ENCRYPTED, |_| write(200, noise));
     write(300, text);
     prometheus.wait_clear(&mut scene, &ENCRYPTED);
     prometheus.assert_seen(&[&ENCRYPTED]);
+}
+
+#[test]
+#[ignore = "long: tests/observe runs it"]
+fn recipients_that_nobody_pinned() {
+    let _turn = turn();
+    let (mut scene, prometheus) = watched(Setting::default(), None, &["disk1"], DISK_BYTES);
+    let (vault, identity) = (scene.site.vault_url().to_owned(), scene.site.identity().display().to_string());
+    let recipients = |verb: &str, rest: &[&str]| -> serde_json::Value {
+        let from = ["vault", "recipients", verb, "--vault", &vault, "--identity", &identity, "--json"];
+        serde_json::from_str(&succeed(program(), &[&from[..], rest].concat())).unwrap()
+    };
+    let pin = |scene: &Scene, pins: &[&str]| {
+        let file = scene.site.path("gateway.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with("recipients_pin"));
+        let line = format!("[vault]\nrecipients_pin = {pins:?}");
+        std::fs::write(&file, lines.collect::<Vec<_>>().join("\n").replace("[vault]", &line) + "\n").unwrap();
+        crate::reload::hang_up(scene.gateway.as_ref());
+    };
+    let before = recipients("list", &[])["pin"].as_str().unwrap().to_owned();
+    pin(&scene, &[&before]);
+    scene.wait("the reload", |scene| metric(&scene.site.admin("/metrics").unwrap(), "tidegate_reload_refused") == 0.0);
+    let new = scene.site.path("new.key").display().to_string();
+    prometheus.wait_quiet(&mut scene, &RECIPIENTS);
+    let after = recipients("add", &["--new-identity", &new])["pin"].as_str().unwrap().to_owned();
+    prometheus.wait_firing(&mut scene, &RECIPIENTS);
+    scene.wait("the list to be found unpinned", |scene| {
+        metric(&scene.site.admin("/metrics").unwrap(), "tidegate_recipients_unpinned") == 1.0
+    });
+    pin(&scene, &[&before, &after]);
+    prometheus.wait_clear(&mut scene, &RECIPIENTS);
+    prometheus.assert_seen(&[&RECIPIENTS]);
 }
 
 /// A quarter noise, the rest of which packs well.
@@ -139,7 +177,7 @@ fn noise(seed: u64, data: &mut [u8]) {
 }
 
 #[test]
-fn a_damaged_vault_and_one_that_nobody_found_whole() {
+fn a_damaged_vault_one_that_nobody_found_whole_and_a_drill_that_fails() {
     let _turn = turn();
     let (mut scene, prometheus) = watched(Setting::default(), None, &["disk1"], DISK_BYTES);
     let load = scene.load("disk1", 55, 8);
@@ -157,13 +195,22 @@ fn a_damaged_vault_and_one_that_nobody_found_whole() {
     let told = Prometheus::file(&scene, "nightly.prom");
     let (vault, identity) = (scene.site.vault_url().to_owned(), scene.site.identity().display().to_string());
     let verify = ["verify", "--vault", &vault, "--identity", &identity, "--metrics-file", &told];
-    let (code, out, err) = tidegate(&verify);
+    let (code, out, err) = prometheus.cause(&mut scene, &DAMAGED, |_| tidegate(&verify));
     assert_eq!(code, 3, "{out}{err}");
-    prometheus.wait_firing(&mut scene, &DAMAGED);
     file.write_all_at(&byte, at).unwrap();
     let (code, out, err) = tidegate(&verify);
     assert_eq!(code, 0, "{out}{err}");
     prometheus.wait_clear(&mut scene, &DAMAGED);
+
+    // A drill whose program finds something missing.
+    let (dir, rehearsal) = (scene.dir().display().to_string(), Prometheus::file(&scene, "rehearsal.prom"));
+    let from = ["drill", "--vault", &vault, "--identity", &identity, "--disk", "disk1", "--dir", &dir];
+    let drill = |check: &str| tidegate(&[&from[..], &["--metrics-file", &rehearsal, "--check", check]].concat());
+    let (code, out, err) = prometheus.cause(&mut scene, &DRILL, |_| drill("false"));
+    assert_eq!(code, 1, "{out}{err}");
+    let (code, out, err) = drill("true");
+    assert_eq!(code, 0, "{out}{err}");
+    prometheus.wait_clear(&mut scene, &DRILL);
 
     // A batch that is not there holds retention back.
     let (config, retention) = (scene.dir().join("keeper.toml"), Prometheus::file(&scene, "retention.prom"));
@@ -173,14 +220,13 @@ fn a_damaged_vault_and_one_that_nobody_found_whole() {
     let keeper = ["keeper", "once", "--config", &config, "--metrics-file", &retention];
     let away = scene.dir().join("away");
     std::fs::rename(&batch, &away).unwrap();
-    let (code, out, err) = tidegate(&keeper);
+    let (code, out, err) = prometheus.cause(&mut scene, &HELD_BACK, |_| tidegate(&keeper));
     assert_eq!(code, 3, "{out}{err}");
-    prometheus.wait_firing(&mut scene, &HELD_BACK);
     std::fs::rename(&away, &batch).unwrap();
     let (code, out, err) = tidegate(&keeper);
     assert_eq!(code, 0, "{out}{err}");
     prometheus.wait_clear(&mut scene, &HELD_BACK);
-    prometheus.assert_seen(&[&DAMAGED, &HELD_BACK]);
+    prometheus.assert_seen(&[&DAMAGED, &DRILL, &HELD_BACK]);
 }
 
 #[test]

@@ -22,12 +22,12 @@ fn an_agent_without_a_gateway_and_a_copy_of_its_machine() {
     let _turn = turn();
     let (setting, page) = agent_page();
     let (mut scene, prometheus) = watched(setting, Some(page), &["disk1"], DISK_BYTES);
-    scene.gateway.take().unwrap().kill().unwrap();
-    prometheus.wait_firing(&mut scene, &CUT_OFF);
+    prometheus.cause(&mut scene, &CUT_OFF, |scene| scene.gateway.take().unwrap().kill().unwrap());
     scene.gateway = Some(scene.site.start_gateway().unwrap());
     prometheus.wait_clear(&mut scene, &CUT_OFF);
 
     scene.wait_copied("disk1");
+    prometheus.wait_quiet(&mut scene, &FENCED);
     let mut copy = copy_of_machine(&scene, &scene.site.gateway_address());
     // The copy takes the disk over, then is found out and switched off: the machine itself stays fenced.
     let taken_over = |scene: &Scene| scene.site.status("disk1").is_some_and(|disk| disk.state == "fenced");
@@ -72,8 +72,7 @@ fn two_copies_of_a_machine_that_write_at_two_gateways() {
 
     // The copy is found out and switched off. The difference is met when the machine connects again.
     copy.kill().unwrap();
-    scene.kill_agent();
-    prometheus.wait_firing(&mut scene, &CONFLICT);
+    prometheus.cause(&mut scene, &CONFLICT, Scene::kill_agent);
     scene.wait_copied("disk1");
     let load = scene.load("disk1", 58, 4);
     scene.write_more(&load, 4 << 20);

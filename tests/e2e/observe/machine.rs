@@ -30,22 +30,20 @@ fn files_that_are_refused_more_disks_than_a_gateway_wants_and_an_agent_that_is_g
         std::fs::write(file, text).unwrap();
         hang_up(daemon.as_ref());
     };
-    reload(&scene.gateway, &config, &format!("{before}\n[jurnal]\n"));
-    prometheus.wait_firing(&mut scene, &RELOAD);
+    let mistake = format!("{before}\n[jurnal]\n");
+    prometheus.cause(&mut scene, &RELOAD, |scene| reload(&scene.gateway, &config, &mistake));
     // Mended, and with a limit: of its agent's two disks one is too many, and there is no other gateway.
-    reload(&scene.gateway, &config, &format!("{before}\n[session]\nstreams_target = 1\n"));
+    let limit = format!("{before}\n[session]\nstreams_target = 1\n");
+    prometheus.cause(&mut scene, &OVERLOADED, |scene| reload(&scene.gateway, &config, &limit));
     prometheus.wait_clear(&mut scene, &RELOAD);
-    prometheus.wait_firing(&mut scene, &OVERLOADED);
     reload(&scene.gateway, &config, &before);
     prometheus.wait_clear(&mut scene, &OVERLOADED);
 
-    reload(&scene.agent, &certificate, "no certificate");
-    prometheus.wait_firing(&mut scene, &RELOAD);
+    prometheus.cause(&mut scene, &RELOAD, |scene| reload(&scene.agent, &certificate, "no certificate"));
     reload(&scene.agent, &certificate, &valid);
     prometheus.wait_clear(&mut scene, &RELOAD);
 
-    scene.agent.take().unwrap().terminate(PATIENCE).unwrap();
-    prometheus.wait_firing(&mut scene, &MISSING);
+    prometheus.cause(&mut scene, &MISSING, |scene| scene.agent.take().unwrap().terminate(PATIENCE).unwrap());
     scene.agent = Some(scene.site.start_agent().unwrap());
     prometheus.wait_clear(&mut scene, &MISSING);
     prometheus.assert_seen(&[&RELOAD, &OVERLOADED, &MISSING]);
@@ -60,8 +58,8 @@ fn a_gateway_that_is_too_small_for_what_comes() {
     let gateway = gateway.map(|(section, line)| (section, line.to_owned())).to_vec();
     let setting = Setting { vault: Some(url), gateway, ..Setting::default() };
     let (mut scene, prometheus) = watched(setting, None, &["disk1"], 4 * DISK_BYTES);
-    let load = scene.load("disk1", 57, 32);
-    prometheus.wait_firing(&mut scene, &PROCESSORS);
+    prometheus.wait_quiet(&mut scene, &MEMORY);
+    let load = prometheus.cause(&mut scene, &PROCESSORS, |scene| scene.load("disk1", 57, 32));
     // What cannot go to the vault fills all that it may hold.
     store.set(Weather { away: true, ..Weather::default() });
     prometheus.wait_firing(&mut scene, &MEMORY);

@@ -36,15 +36,13 @@ fn a_store_whose_key_was_changed_and_one_whose_clock_is_off() {
     let setting = Setting { vault: Some(url), ..Setting::default() };
     let (mut scene, prometheus) = watched(setting, None, &["disk1"], DISK_BYTES);
     let load = scene.load("disk1", 56, 4);
-    store.set(Weather { refusing: true, ..Weather::default() });
-    prometheus.wait_firing(&mut scene, &REFUSED);
+    prometheus.cause(&mut scene, &REFUSED, |_| store.set(Weather { refusing: true, ..Weather::default() }));
     store.set(Weather::default());
     prometheus.wait_clear(&mut scene, &REFUSED);
     drop(load);
 
     // Without a load the looks for newer epochs bring its answers.
-    store.set(Weather { clock_ahead_seconds: 400.0, ..Weather::default() });
-    prometheus.wait_firing(&mut scene, &CLOCK);
+    prometheus.cause(&mut scene, &CLOCK, |_| store.set(Weather { clock_ahead_seconds: 400.0, ..Weather::default() }));
     store.set(Weather::default());
     prometheus.wait_clear(&mut scene, &CLOCK);
     prometheus.assert_seen(&[&REFUSED, &CLOCK]);
@@ -68,9 +66,10 @@ fn a_store_away_until_the_journal_is_full_and_a_slow_one_after() {
     let agent = vec![("", "memory = \"16 MiB\"".to_owned())];
     let setting = Setting { vault: Some(url), gateway, agent };
     let (mut scene, prometheus) = watched(setting, None, &["disk1"], DISK_BYTES);
-    store.set(Weather { away: true, ..Weather::default() });
-    let load = scene.load("disk1", 54, 24);
-    prometheus.wait_firing(&mut scene, &AWAY);
+    let load = prometheus.cause(&mut scene, &AWAY, |scene| {
+        store.set(Weather { away: true, ..Weather::default() });
+        scene.load("disk1", 54, 24)
+    });
     scene.wait("somebody to wait for credit", |_| {
         prometheus.has_data("tidegate_waiting{guard=~\"journal_full|record_memory|upload_pause\"} > 0")
     });
@@ -78,8 +77,8 @@ fn a_store_away_until_the_journal_is_full_and_a_slow_one_after() {
 
     // Where the journal is heading is known by its last two minutes, which begin with its filling: a line so slow that the
     // backlog lasts for longer.
-    store.set(Weather { bytes_per_second: 512 << 10, ..Weather::default() });
-    prometheus.wait_firing(&mut scene, &SLOW);
+    let slow = Weather { bytes_per_second: 512 << 10, ..Weather::default() };
+    prometheus.cause(&mut scene, &SLOW, |_| store.set(slow));
     store.set(Weather::default());
     prometheus.wait_clear(&mut scene, &SLOW);
     prometheus.wait_clear(&mut scene, &AWAY);

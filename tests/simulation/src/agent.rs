@@ -138,6 +138,7 @@ impl AgentMachine {
             copy_parallel: 2,
             copy_rate_bytes: 0,
             metrics_listen: None,
+            traces: Default::default(),
             disks: self.disks.iter().map(disk).collect(),
         }
     }

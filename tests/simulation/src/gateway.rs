@@ -108,6 +108,7 @@ impl GatewayMachine {
             vault_url: "sim".to_owned(),
             catalog_key: PathBuf::new(),
             batch_age: self.settings.batch_age,
+            recipients_pins: Vec::new(),
             upload_parallel_max: self.settings.upload_parallel,
             request_timeout: Duration::from_secs(10),
             journal,
@@ -118,6 +119,7 @@ impl GatewayMachine {
             peers: Vec::new(),
             window_bytes: 4 << 20,
             bandwidth: Default::default(),
+            traces: Default::default(),
         }
     }
 

@@ -21,6 +21,7 @@ use tidegate::restore::plan::Plan;
 use tidegate::restore::points::{self, Ask, ChooseError, Point};
 use tidegate::restore::progress::Progress;
 use tidegate::restore::source::{self, Source};
+use tidegate::restore::verify::sample::Quota;
 use tidegate::restore::verify::{Level, Report, VerifyOptions, verify};
 use tidegate::restore::write::{RestoreOptions, restore};
 use tidegate::types::{DiskId, Epoch, PointId, Seq};
@@ -74,7 +75,7 @@ fn store(blobs: &Blobs) -> VaultStore {
 }
 
 fn options() -> VerifyOptions {
-    VerifyOptions { level: Level::Data, sample: 1.0, disk: None, limits: LIMITS }
+    VerifyOptions { level: Level::Data, sample: Quota::All, draw: None, disk: None, limits: LIMITS }
 }
 
 impl<'a> Judge<'a> {

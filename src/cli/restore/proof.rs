@@ -1,0 +1,43 @@
+//! What a restore says of the signature that proves its point.
+
+use std::path::Path;
+
+use crate::cli::Failure;
+use crate::fault::exit;
+use crate::restore::history::History;
+use crate::restore::signature::{self, Standing};
+use crate::restore::source::Source;
+use crate::signed::Authority;
+use crate::types::{DiskId, PointId};
+
+/// Says who signed the point, or returns a warning. With an authority, a point that it does not stand behind is refused.
+pub(super) async fn told(
+    ca: Option<&Path>,
+    source: &Source,
+    history: &History,
+    disk: &DiskId,
+    point: PointId,
+) -> Result<Option<String>, Failure> {
+    let authority = ca.map(Authority::load).transpose().map_err(|error| Failure::of(&error))?;
+    let standing = signature::standing(source, history, disk, point, authority.as_ref()).await;
+    let what = match standing.map_err(|error| Failure::of(&error))? {
+        Standing::Signed { by, agent, vouched } => {
+            let whom = if vouched { "" } else { "; nobody vouched for its certificate: give --ca" };
+            eprintln!("proven by the signature of agent {agent} at {by}{whom}");
+            return Ok(None);
+        }
+        Standing::Older if authority.is_none() => return Ok(None),
+        Standing::Older => "no agent of the disk ever signed anything".to_owned(),
+        Standing::Unproven { what } => what,
+    };
+    let advice = "see what `tidegate verify` finds, and choose an older point";
+    if authority.is_some() {
+        let text = format!(
+            "disk {disk} is not restored to {point}: {what}; {advice}, or leave --ca away to restore it as it is"
+        );
+        return Err(Failure { text, code: exit::DAMAGE });
+    }
+    let warning = format!("disk {disk} at {point} is not proven: {what}; {advice}");
+    eprintln!("tidegate: warning: {warning}");
+    Ok(Some(warning))
+}
