@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::point::ask;
+use super::signals::asked_to_stop;
 use super::traces::Traced;
 use super::{Failure, Outcome};
 use crate::agent::config::{Config, DEFAULT_FILE};
@@ -16,7 +17,7 @@ use crate::agent::state::{self, StateError};
 use crate::agent::{reload, stepping_back};
 use crate::config::show_size;
 use crate::fault::exit;
-use crate::flow::{Clock, DrainTrigger, SystemClock};
+use crate::flow::{Clock, SystemClock};
 use crate::signed::heads::{DiskHead, Heads};
 use crate::types::DiskId;
 use crate::wire::tls::vault_of;
@@ -91,16 +92,7 @@ pub fn run(args: Args) -> Outcome {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.thread_name("tg-agent").on_thread_start(stepping_back()).enable_all().build()?;
     runtime.block_on(async {
-        let (trigger, drain) = DrainTrigger::new();
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            trigger.start();
-        });
+        let drain = asked_to_stop(None)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let reloads = reload::signals()?;
         tokio::spawn(reload::run(args.config.clone(), config.clone(), Arc::clone(&clock), reloads));

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
@@ -16,6 +15,7 @@ use super::keyring::{self, VaultArgs};
 use super::points as view;
 use super::restore::{self, ProgressMode, memory, show};
 use super::run_file::RunFile;
+use super::signals::asked_to_stop;
 use super::{Failure, Outcome};
 use crate::config::{parse_duration, parse_size, show_size};
 use crate::export::disk::PointDisk;
@@ -113,16 +113,7 @@ pub fn run(args: Args) -> Outcome {
     let tls = tls(&args)?;
     let runtime = keyring::runtime()?;
     runtime.block_on(async {
-        let (trigger, drain) = DrainTrigger::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::spawn(async move {
-            tokio::select! {
-                biased;
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            trigger.start();
-        });
+        let drain = asked_to_stop(None)?;
         Box::pin(export(&args, &asked, tls, drain)).await
     })
 }

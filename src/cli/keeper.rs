@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use super::run_file::{KeeperFigures, RunFile};
+use super::signals::asked_to_stop;
 use super::traces::Traced;
 use super::{Failure, Outcome, keyring};
 use crate::config::show_size;
 use crate::fault::exit;
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock};
+use crate::flow::{Clock, Drain, SystemClock};
 use crate::keeper::config::{DEFAULT_FILE, KeeperConfig};
 use crate::keeper::error::KeeperError;
 use crate::keeper::judge::DiskVerdict;
@@ -31,6 +31,8 @@ use crate::vault::url::open_store;
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// Points that go and are printed, of each disk; `--json` has more.
 const GOING_SHOWN: usize = 20;
+/// What the log says when a signal asks it to stop.
+const STOP_TOLD: &str = "asked to stop: the step that is under way is ended";
 
 /// Options of `tidegate keeper`.
 #[derive(clap::Args)]
@@ -146,7 +148,7 @@ async fn tell(progress: Arc<Progress>) {
 }
 
 async fn once(args: &RunArgs) -> Outcome {
-    let drain = stopped_by_signals()?;
+    let drain = asked_to_stop(Some(STOP_TOLD))?;
     one_run(args, &drain).await.1
 }
 
@@ -232,7 +234,7 @@ fn print(report: &Report, as_json: bool) -> u8 {
 
 /// Runs until a signal asks it to stop. The first run's failures end it, if they are those of a wrong call; later ones are told.
 async fn run_on(args: &RunArgs) -> Outcome {
-    let mut drain = stopped_by_signals()?;
+    let mut drain = asked_to_stop(Some(STOP_TOLD))?;
     let mut rng = Rng::from_entropy();
     let mut every = Duration::from_secs(60);
     let mut first = true;
@@ -261,21 +263,6 @@ async fn run_on(args: &RunArgs) -> Outcome {
 fn jittered(every: Duration, rng: &mut Rng) -> Duration {
     let millis = every.as_millis() as u64;
     Duration::from_millis(millis - millis / 10 + rng.below(millis / 5 + 1))
-}
-
-fn stopped_by_signals() -> Result<Drain, Failure> {
-    let (trigger, drain) = DrainTrigger::new();
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        tokio::select! {
-            biased;
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("asked to stop: the step that is under way is ended");
-        trigger.start();
-    });
-    Ok(drain)
 }
 
 fn show(count: Count) -> String {

@@ -26,6 +26,7 @@ pub mod quickstart;
 mod restore;
 mod run_file;
 mod seen;
+mod signals;
 mod status;
 mod top;
 mod traces;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -13,6 +12,7 @@ use super::super::restore::{self, MEMORY_BYTES_MIN};
 use super::super::{Failure, export::GUEST_PATIENCE};
 use super::{Args, Folder, Pinned, disk_report, duration};
 use crate::cli::asked::{self, AtPoint};
+use crate::cli::signals::asked_to_stop;
 use crate::config::parse_size;
 use crate::drill::machine::{self, Booted, Bus, End, Kernel, Machine, UNTIL_BYTES_MAX, Wish};
 use crate::drill::report::{BootReport, DiskReport, DrillReport};
@@ -169,7 +169,8 @@ pub(super) async fn drill(
         return Err(Failure::usage(format!("--bus sata has places for {SATA_DISKS_MAX} disks")));
     }
     let started = Instant::now();
-    let stop = stop_on_signals()?;
+    // A signal would otherwise leave the machine running.
+    let stop = asked_to_stop(None)?;
     let (vault, identity) = unless(&stop, restore::open(&args.vault)).await?;
     let folder = Folder::make(&args.dir, false)?;
     let moment = if let Ask::At(time) = asked { *time } else { began };
@@ -207,21 +208,6 @@ pub(super) async fn drill(
     report.boot = Some(boot_report(&machine, wish, booted, figures));
     report.judge((args.rpo, args.rto));
     Ok(report)
-}
-
-/// Begins at SIGTERM or Ctrl-C, which would otherwise leave the machine running.
-fn stop_on_signals() -> Result<Drain, Failure> {
-    let (trigger, drain) = DrainTrigger::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::spawn(async move {
-        tokio::select! {
-            biased;
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        trigger.start();
-    });
-    Ok(drain)
 }
 
 /// What comes of `work`, unless it was asked to stop. A pin that is left ends by itself.
