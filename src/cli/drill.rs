@@ -7,7 +7,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
@@ -21,9 +20,9 @@ use crate::config::parse_duration;
 use crate::drill::check;
 use crate::drill::report::{DiskReport, DrillReport, ProgramReport};
 use crate::fault::{chain_text, exit};
-use crate::flow::{Clock, DrainTrigger, SystemClock, blocking};
+use crate::flow::{Clock, SystemClock, blocking};
 use crate::keys::{self, Identity};
-use crate::restore::pin;
+use crate::restore::pin::Held;
 use crate::restore::points::{Ask, Point};
 use crate::restore::write::{self, RestoreOptions};
 use crate::telemetry::names;
@@ -178,30 +177,13 @@ async fn drill(args: &Args, asked: &Ask, began: Micros) -> Result<DrillReport, F
     Ok(report)
 }
 
-/// Keeps a point from the keeper until it is let go.
-struct Pinned {
-    let_go: DrainTrigger,
-    holding: JoinHandle<()>,
-}
-
-impl Pinned {
-    /// As far as the credential may; what it may not is a warning.
-    async fn pin(vault: &Vault, disk: &DiskId, point: PointId, warnings: &mut Vec<String>) -> Self {
-        let clock = SystemClock::new();
-        let pinned = pin::pin(vault, disk, point, clock.wall(), "drill").await.unwrap_or_else(|error| {
-            warnings.push(format!("disk {disk}: the point could not be pinned ({})", chain_text(&error)));
-            None
-        });
-        let (let_go, held) = DrainTrigger::new();
-        let holding = pin::hold_until(vault.clone(), disk.clone(), point, pinned, "drill", clock, held);
-        Self { let_go, holding: tokio::spawn(holding) }
+/// Keeps a point from the keeper, as far as the credential may; what it may not is a warning.
+async fn hold(vault: &Vault, disk: &DiskId, point: PointId, warnings: &mut Vec<String>) -> Held {
+    let (held, unpinned) = Held::pin(vault, disk, point, "drill", SystemClock::new()).await;
+    if let Some(error) = unpinned {
+        warnings.push(format!("disk {disk}: the point could not be pinned ({})", chain_text(&error)));
     }
-
-    async fn let_go(self) {
-        self.let_go.start();
-        // It ends by itself, and says in the log what it could not do.
-        let _ = self.holding.await;
-    }
+    held
 }
 
 /// Brings one disk back and looks at it; also what a person should know.
@@ -217,13 +199,13 @@ async fn one_disk(
     let want = Want::folded(disk);
     let AtPoint { point, source, history, plan, mut warnings } =
         asked::open(vault, identity, &want, disk, asked).await?;
-    let pinned = Pinned::pin(vault, disk, point.id, &mut warnings).await;
+    let held = hold(vault, disk, point.id, &mut warnings).await;
     let limits = restore::limits(args.memory, args.jobs);
     let options = RestoreOptions { limits, ..RestoreOptions::default() };
     let restored = write::restore(&source, disk, history, &plan, image, &options, Arc::default());
     let restored = within(info_span!("write image", point = %point.id), restored).await;
     // However it ended, the pin goes.
-    pinned.let_go().await;
+    held.let_go().await;
     let restored = restored.map_err(|error| Failure::of(&error))?;
     let restore_seconds = started.elapsed().as_secs_f64();
     let (path, limit) = (image.to_owned(), args.check_timeout);

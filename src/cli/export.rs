@@ -22,14 +22,14 @@ use crate::export::disk::PointDisk;
 use crate::export::origin::OriginLimits;
 use crate::export::{self, Event, Exported, Places};
 use crate::fault::{Classify, Fault, chain_text, exit};
-use crate::flow::{Clock, Drain, DrainTrigger, SystemClock, blocking};
+use crate::flow::{Clock, Drain, SystemClock, blocking};
 use crate::nbd::{Listen, Server, ServerTls};
 use crate::restore::fetch;
-use crate::restore::pin;
+use crate::restore::pin::Held;
 use crate::restore::points::{Ask, Point};
 use crate::telemetry::names;
 use crate::telemetry::traces::within;
-use crate::types::{DiskId, Id128};
+use crate::types::DiskId;
 use crate::vault::Vault;
 use crate::vault::reader::Want;
 use crate::wire::TlsFiles;
@@ -163,30 +163,16 @@ async fn export(args: &Args, asked: &Ask, tls: Option<ServerTls>, drain: Drain) 
         chosen = within(info_span!("open point", disk = %args.disk), choose(args, asked)) => chosen,
     };
     let (mut chosen, exported) = chosen?;
-    let pinned = pin(args, &mut chosen).await;
+    let (disk, point) = (&args.disk, chosen.point.id);
+    let (held, unpinned) = Held::pin(&chosen.vault, disk, point, "export", SystemClock::new()).await;
+    chosen.warnings.extend(unpinned.as_ref().map(restore::not_pinned));
     for warning in &chosen.warnings {
         eprintln!("tidegate: warning: {warning}");
     }
-    let (let_go, held) = DrainTrigger::new();
-    let (vault, disk, point) = (chosen.vault.clone(), args.disk.clone(), chosen.point.id);
-    let holding = tokio::spawn(pin::hold_until(vault, disk, point, pinned, "export", SystemClock::new(), held));
     let served = serve(args, &chosen, exported, tls, drain).await;
     // However it ended, the pin goes.
-    let_go.start();
-    let _ = holding.await;
+    held.let_go().await;
     served
-}
-
-/// Keeps the point from the keeper, as far as the credential may.
-async fn pin(args: &Args, chosen: &mut Chosen) -> Option<Id128> {
-    match pin::pin(&chosen.vault, &args.disk, chosen.point.id, SystemClock::new().wall(), "export").await {
-        Ok(pinned) => pinned,
-        Err(error) => {
-            let what = "the point could not be pinned: what the keeper lets go meanwhile stays for its `delete_after`";
-            chosen.warnings.push(format!("{what} ({})", chain_text(&error)));
-            None
-        }
-    }
 }
 
 async fn serve(args: &Args, chosen: &Chosen, exported: Exported, tls: Option<ServerTls>, drain: Drain) -> Outcome {

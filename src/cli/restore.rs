@@ -23,7 +23,7 @@ use super::points::{self as view, DiskView};
 use super::run_file::{Figures, RunFile};
 use super::{Failure, Outcome};
 use crate::config::{parse_size, show_size};
-use crate::fault::{Classify, Fault, exit};
+use crate::fault::{Classify, Fault, chain_text, exit};
 use crate::flow::{Clock, SystemClock};
 use crate::keys::Identity;
 use crate::restore::fetch::{self, FetchLimits};
@@ -37,8 +37,8 @@ use crate::restore::source::{self, Source};
 use crate::restore::write::{self, RestoreError, RestoreOptions, Restored, Whole};
 use crate::telemetry::traces::within;
 use crate::types::DiskId;
-use crate::vault::Vault;
 use crate::vault::reader::Want;
+use crate::vault::{Vault, VaultError};
 
 /// Smallest useful byte budget: one of the longest reads and a little.
 pub(super) const MEMORY_BYTES_MIN: u64 = 16 << 20;
@@ -242,11 +242,16 @@ async fn pin_point(vault: &Vault, member: &mut Member) {
         eprintln!("tidegate: warning: {warning}");
     }
     if let Err(error) = pin::pin(vault, &member.disk, member.point.id, SystemClock::new().wall(), "restore").await {
-        let what = "the point could not be pinned: what the keeper lets go meanwhile stays for its `delete_after`";
-        let warning = format!("{what} ({})", crate::fault::chain_text(&error));
+        let warning = not_pinned(&error);
         eprintln!("tidegate: warning: {warning}");
         member.warnings.push(warning);
     }
+}
+
+/// What is said of a point that could not be pinned.
+pub(super) fn not_pinned(error: &VaultError) -> String {
+    let what = "the point could not be pinned: what the keeper lets go meanwhile stays for its `delete_after`";
+    format!("{what} ({})", chain_text(error))
 }
 
 /// Writes one disk up to its name. The outer failure is one before anything was written.

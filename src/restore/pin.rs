@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use crate::flow::{Clock, Drain};
+use tokio::task::JoinHandle;
+
+use crate::flow::{Clock, Drain, DrainTrigger};
 use crate::keys;
 use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::objects::PinObject;
@@ -83,14 +85,48 @@ pub async fn hold(vault: Vault, disk: DiskId, point: PointId, clock: impl Clock)
     }
 }
 
+/// A point that is kept from the keeper until it is let go.
+#[derive(Debug)]
+pub struct Held {
+    let_go: DrainTrigger,
+    holding: JoinHandle<()>,
+}
+
+impl Held {
+    /// Pins a point, again and again, as far as the credential may; also why it could not be pinned at first. To be called within a
+    /// runtime.
+    pub async fn pin(
+        vault: &Vault,
+        disk: &DiskId,
+        point: PointId,
+        reason: &'static str,
+        clock: impl Clock,
+    ) -> (Self, Option<VaultError>) {
+        let (first, unpinned) = match pin(vault, disk, point, clock.wall(), reason).await {
+            Ok(first) => (first, None),
+            Err(error) => (None, Some(error)),
+        };
+        let (let_go, held) = DrainTrigger::new();
+        let holding = hold_until(vault.clone(), disk.clone(), point, first, reason, clock, held);
+        (Self { let_go, holding: tokio::spawn(holding) }, unpinned)
+    }
+
+    /// Takes the pin away, as far as the credential may; one that stays ends by itself.
+    pub async fn let_go(self) {
+        self.let_go.start();
+        // It says in the log what it could not do.
+        let _ = self.holding.await;
+    }
+}
+
 /// Pins a point again and again until `drain`, and takes its pins away then, `first` among them, as far as the credential may.
 /// A pin that stays ends by itself.
-pub async fn hold_until(
+async fn hold_until(
     vault: Vault,
     disk: DiskId,
     point: PointId,
     first: Option<Id128>,
-    reason: &str,
+    reason: &'static str,
     clock: impl Clock,
     mut drain: Drain,
 ) {
@@ -125,7 +161,7 @@ async fn release(vault: &Vault, pinned: Option<Id128>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::{DrainTrigger, SystemClock};
+    use crate::flow::SystemClock;
     use crate::restore::tests::TestVault;
     use crate::types::{Epoch, Seq};
     use crate::vault::objects::ClaimObject;
@@ -152,16 +188,15 @@ mod tests {
         let (disk, point) = (DiskId::new("sda").unwrap(), PointId { epoch: Epoch(2), seq: Seq(7) });
         let run = Id128([1; 16]);
         vault.put_object(&names::claim(run), &ClaimObject { claim: run, run }).await.unwrap();
-        let (trigger, drain) = DrainTrigger::new();
-        let first = pin(&vault, &disk, point, Micros(1_800_000_000_000_000), "export").await.unwrap();
-        let holding = hold_until(vault.clone(), disk, point, first, "export", SystemClock::new(), drain);
-        let holding = tokio::spawn(holding);
+        let (held, unpinned) = Held::pin(&vault, &disk, point, "export", SystemClock::new()).await;
+        assert!(unpinned.is_none(), "{unpinned:?}");
+        let first = vault.store().list(Some(&names::pins())).await.unwrap();
+        assert_eq!(first.len(), 1);
         tokio::time::sleep(PIN_EVERY * 3 + PIN_EVERY / 2).await;
         let pins = vault.store().list(Some(&names::pins())).await.unwrap();
         assert_eq!(pins.len(), 1, "the ones before are not needed");
-        assert_ne!(Some(pins[0].path.clone()), first.map(names::pin));
-        trigger.start();
-        holding.await.unwrap();
+        assert_ne!(pins[0].path, first[0].path);
+        held.let_go().await;
         assert!(vault.store().list(Some(&names::pins())).await.unwrap().is_empty());
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::restore::{self, MEMORY_BYTES_MIN};
 use super::super::{Failure, export::GUEST_PATIENCE};
-use super::{Args, Folder, Pinned, disk_report, duration};
+use super::{Args, Folder, disk_report, duration, hold};
 use crate::cli::asked::{self, AtPoint};
 use crate::cli::signals::asked_to_stop;
 use crate::config::parse_size;
@@ -24,6 +24,7 @@ use crate::flow::{Drain, DrainTrigger, blocking};
 use crate::keys::Identity;
 use crate::nbd::{Listen, Server};
 use crate::restore::fetch;
+use crate::restore::pin::Held;
 use crate::restore::points::Ask;
 use crate::types::{DiskId, Micros};
 use crate::vault::Vault;
@@ -137,7 +138,7 @@ struct Served {
     id: DiskId,
     disk: Arc<PointDisk>,
     report: DiskReport,
-    pinned: Pinned,
+    held: Held,
     stop: DrainTrigger,
     serving: JoinHandle<Result<(), ExportError>>,
 }
@@ -151,7 +152,7 @@ impl Served {
             Ok(Err(error)) => Some(chain_text(&error)),
             Err(error) => Some(error.to_string()),
         };
-        self.pinned.let_go().await;
+        self.held.let_go().await;
         let read_bytes = self.disk.origin().figures().vault_bytes.load(Ordering::Relaxed);
         let warning = ended.map(|error| format!("disk {}: {error}", self.id));
         (DiskReport { read_bytes, ..self.report }, warning)
@@ -250,13 +251,13 @@ async fn serve(
     eprintln!("serving disk {disk} from the vault");
     let mut chosen = asked::open(vault, identity, &Want::folded(disk), disk, asked).await?;
     let report = disk_report(disk, &chosen.point, chosen.plan.disk_bytes, moment);
-    let pinned = Pinned::pin(vault, disk, chosen.point.id, &mut chosen.warnings).await;
+    let held = hold(vault, disk, chosen.point.id, &mut chosen.warnings).await;
     warnings.append(&mut chosen.warnings);
     let (stop, drain) = DrainTrigger::new();
     let bound = match open(args, chosen, disk, place, drain.clone()).await {
         Ok(bound) => bound,
         Err(failure) => {
-            pinned.let_go().await;
+            held.let_go().await;
             return Err(failure);
         }
     };
@@ -267,7 +268,7 @@ async fn serve(
     let serving = tokio::task::spawn_blocking(move || {
         runtime.block_on(export::run(exported, server, limits, drain, |_event| {}))
     });
-    Ok(Served { id: disk.clone(), disk: point_disk, report, pinned, stop, serving })
+    Ok(Served { id: disk.clone(), disk: point_disk, report, held, stop, serving })
 }
 
 async fn open(
