@@ -35,6 +35,7 @@ use crate::restore::progress::Progress;
 use crate::restore::resume::Place;
 use crate::restore::source::{self, Source};
 use crate::restore::write::{self, RestoreError, RestoreOptions, Restored, Whole};
+use crate::signed::Authority;
 use crate::telemetry::traces::within;
 use crate::types::DiskId;
 use crate::vault::reader::Want;
@@ -187,6 +188,7 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) ->
         // Before anything is read: most mistakes are here.
         choice::place(args, &args.disk[0], false)?;
     }
+    let authority = args.ca.as_deref().map(Authority::load).transpose().map_err(|error| Failure::of(&error))?;
     let (vault, identity) = open(&args.vault).await?;
     let Choice { mut members, mut loaded } =
         within(info_span!("choose points"), choice::all(args, &vault, asked)).await?;
@@ -202,7 +204,8 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) ->
         let (begun, several) = (Instant::now(), members.len() > 1);
         let mut warnings = member.warnings.clone();
         let span = info_span!("restore disk", disk = %member.disk, point = %member.point.id);
-        let restored = one(args, &vault, &identity, member, loaded.take(), several, &mut warnings);
+        let restored =
+            one(args, (&vault, &identity), authority.as_ref(), member, loaded.take(), several, &mut warnings);
         let outcome = match within(span, restored).await? {
             Ok((whole, restored)) => {
                 wholes.push(whole);
@@ -257,8 +260,8 @@ pub(super) fn not_pinned(error: &VaultError) -> String {
 /// Writes one disk up to its name. The outer failure is one before anything was written.
 async fn one(
     args: &Args,
-    vault: &Vault,
-    identity: &Identity,
+    (vault, identity): (&Vault, &Identity),
+    authority: Option<&Authority>,
     member: &Member,
     loaded: Option<DiskView>,
     several: bool,
@@ -276,7 +279,7 @@ async fn one(
     }
     drop(catalog);
     eprintln!("restoring disk {disk} to {}", view::point_line(point));
-    warnings.extend(proof::told(args.ca.as_deref(), &source, &history, disk, point.id).await?);
+    warnings.extend(proof::told(authority, &source, &history, disk, point.id).await?);
     let plan = info_span!("plan")
         .in_scope(|| Plan::build(&history, point.id))
         .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;

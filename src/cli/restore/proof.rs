@@ -1,7 +1,5 @@
 //! What a restore says of the signature that proves its point.
 
-use std::path::Path;
-
 use crate::cli::Failure;
 use crate::fault::exit;
 use crate::restore::history::History;
@@ -12,14 +10,13 @@ use crate::types::{DiskId, PointId};
 
 /// Says who signed the point, or returns a warning. With an authority, a point that it does not stand behind is refused.
 pub(super) async fn told(
-    ca: Option<&Path>,
+    authority: Option<&Authority>,
     source: &Source,
     history: &History,
     disk: &DiskId,
     point: PointId,
 ) -> Result<Option<String>, Failure> {
-    let authority = ca.map(Authority::load).transpose().map_err(|error| Failure::of(&error))?;
-    let standing = signature::standing(source, history, disk, point, authority.as_ref()).await;
+    let standing = signature::standing(source, history, disk, point, authority).await;
     let what = match standing.map_err(|error| Failure::of(&error))? {
         Standing::Signed { by, agent, vouched } => {
             let whom = if vouched { "" } else { "; nobody vouched for its certificate: give --ca" };
