@@ -341,8 +341,7 @@ impl Pass<'_> {
 
 /// Whether moving what a batch holds may let it go: it is old, unmarked, and its lane gets no more.
 fn may_be_emptied(catalog: &Catalog, batch: &CatalogBatch, old_micros: i64) -> bool {
-    let lane = catalog.lanes.binary_search_by_key(&batch.index.lane, |lane| lane.lane);
-    let is_over = lane.is_ok_and(|at| catalog.lanes[at].end.is_some() || catalog.lanes[at].sealed);
+    let is_over = catalog.read_lane(batch.index.lane).is_some_and(|lane| lane.end.is_some() || lane.sealed);
     is_over && !batch.let_go && batch.modified_micros <= old_micros
 }
 
@@ -350,7 +349,7 @@ fn may_be_emptied(catalog: &Catalog, batch: &CatalogBatch, old_micros: i64) -> b
 fn standing(catalog: &Catalog, row: &Row, ripe_micros: i64) -> Standing {
     let batch = &catalog.batches[row.object as usize];
     let at = (batch.index.lane, batch.index.n);
-    let lane = catalog.lanes.binary_search_by_key(&at.0, |lane| lane.lane).ok().map(|at| &catalog.lanes[at]);
+    let lane = catalog.read_lane(at.0);
     let whole = lane.is_some_and(|lane| lane.is_moved() && lane.end.is_some_and(|end| at.1 <= end));
     let worth = match row.message.origin {
         None => Worth::First,

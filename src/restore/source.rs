@@ -14,7 +14,7 @@ use crate::keys::{Identity, LaneKey};
 use crate::types::{DiskId, Epoch, Id128, Seq};
 use crate::vault::index::MessageMeta;
 use crate::vault::objects::EpochObject;
-use crate::vault::reader::{Catalog, CatalogBatch, Problem, Want};
+use crate::vault::reader::{Catalog, CatalogBatch, CatalogLane, Problem, Want};
 use crate::vault::{Vault, VaultError, names};
 
 /// Loads of the catalog of a vault that is being written, before what still looks missing is believed to be.
@@ -46,11 +46,10 @@ pub async fn load(vault: &Vault, want: &Want) -> Result<Catalog, VaultError> {
 /// The history of one disk. The rows' objects are places in [`Catalog::batches`].
 #[must_use]
 pub fn history(catalog: &Catalog, disk: &DiskId, epochs: &[EpochObject]) -> History {
-    let confirmed: HashMap<Id128, u64> = catalog.lanes.iter().map(|lane| (lane.lane, lane.confirmed_through)).collect();
     let mut rows = Vec::new();
     for (object, batch) in catalog.batches.iter().enumerate() {
         let index = &batch.index;
-        let confirmed = confirmed.get(&index.lane).is_some_and(|through| index.n <= *through);
+        let confirmed = catalog.read_lane(index.lane).is_some_and(|lane| index.n <= lane.confirmed_through);
         for part in index.disks.iter().filter(|part| part.disk == *disk) {
             // What is there can be read, whatever a manifest says of it: a forged one hides nothing.
             let presence = match (batch.present, batch.let_go) {
@@ -83,7 +82,7 @@ pub fn lost_tail(catalog: &Catalog, history: &History) -> Option<String> {
         let index = &catalog.batches[row.object as usize].index;
         row.message.origin.map_or((index.lane, index.n), |origin| (origin.lane, origin.n))
     };
-    let moved = |lane| catalog.lane(lane).is_some_and(|object| object.moved);
+    let moved = |lane| catalog.read_lane(lane).is_some_and(CatalogLane::is_moved);
     let mut newest: HashMap<Id128, u64> = HashMap::new();
     for (lane, n) in history.rows.iter().map(place) {
         let newest = newest.entry(lane).or_default();

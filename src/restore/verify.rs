@@ -292,8 +292,7 @@ async fn check_routes(
     report: &mut Report,
 ) -> Result<(), VaultError> {
     let confirmed = |batch: &&CatalogBatch| {
-        let lane = catalog.lanes.binary_search_by_key(&batch.index.lane, |lane| lane.lane);
-        lane.is_ok_and(|at| batch.index.n <= catalog.lanes[at].confirmed_through)
+        catalog.read_lane(batch.index.lane).is_some_and(|lane| batch.index.n <= lane.confirmed_through)
     };
     let carried: BTreeSet<(&DiskId, Id128)> = catalog
         .batches

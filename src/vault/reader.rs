@@ -286,10 +286,16 @@ impl Catalog {
         Ok(())
     }
 
+    /// What is known of a lane, if it was read.
+    #[must_use]
+    pub fn read_lane(&self, lane: Id128) -> Option<&CatalogLane> {
+        self.lanes.binary_search_by_key(&lane, |one| one.lane).ok().map(|at| &self.lanes[at])
+    }
+
     /// A lane's registration, for its wrapped key.
     #[must_use]
     pub fn lane(&self, lane: Id128) -> Option<&LaneObject> {
-        self.lanes.iter().find(|one| one.lane == lane)?.object.as_ref()
+        self.read_lane(lane)?.object.as_ref()
     }
 }
 
