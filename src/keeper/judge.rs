@@ -373,7 +373,8 @@ fn put_by_micros(row: &Row, batch: &CatalogBatch) -> i64 {
     first.map_or(batch.put_by_micros, |first| first.min(batch.put_by_micros))
 }
 
-fn micros(of_store: i64) -> Micros {
+/// A time by the store's clock; zero for one before 1970.
+pub(super) fn micros(of_store: i64) -> Micros {
     Micros(u64::try_from(of_store).unwrap_or(0))
 }
 

@@ -21,7 +21,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use object_store::path::Path;
 
 use super::cover;
-use super::judge::Verdict;
+use super::judge::{self, Verdict};
 use super::marks::Present;
 use super::report::{Budget, Report};
 use super::sparse::Sparse;
@@ -156,7 +156,7 @@ impl Mover<'_> {
             return Ok(None);
         }
         let wanted: BTreeSet<u64> = one.needed_at.iter().map(|at| u64::from(*at)).collect();
-        let first = Origin { lane: one.lane, n: one.n, put_by: micros(one.appeared_micros) };
+        let first = Origin { lane: one.lane, n: one.n, put_by: judge::micros(one.appeared_micros) };
         let mut moving = Vec::with_capacity(wanted.len());
         for part in index.disks {
             for mut message in part.messages.into_iter().filter(|message| wanted.contains(&message.offset_bytes)) {
@@ -168,10 +168,6 @@ impl Mover<'_> {
         }
         Ok((moving.len() == wanted.len()).then_some(moving))
     }
-}
-
-fn micros(of_store: i64) -> Micros {
-    Micros(u64::try_from(of_store).unwrap_or(0))
 }
 
 /// The messages of the next batch.

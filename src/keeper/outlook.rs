@@ -11,7 +11,7 @@ use super::marks::{LaneSteps, Numbers, Present};
 use crate::restore::history::{History, Presence, Row};
 use crate::restore::points::{self, Point};
 use crate::restore::source;
-use crate::types::{Id128, Micros};
+use crate::types::Id128;
 use crate::vault::Vault;
 use crate::vault::objects::LetGoRun;
 use crate::vault::reader::{Catalog, Want};
@@ -140,7 +140,7 @@ impl Outlook<'_> {
 }
 
 fn note(going: &mut Going, offered: &[Point], left: &[Point], when: When, from_micros: i64) {
-    let not_before = Micros(u64::try_from(from_micros).unwrap_or(0)).to_string();
+    let not_before = judge::micros(from_micros).to_string();
     for point in offered.iter().filter(|point| left.binary_search_by(|one| one.id.cmp(&point.id)).is_err()) {
         going.count += 1;
         if going.points.len() < TOLD_MAX {

@@ -287,7 +287,7 @@ impl Run<'_> {
         if !self.budget.take(4, 0) || !self.claim(vault.id()).await? {
             return Ok(());
         }
-        let now = Micros(u64::try_from(self.now_micros()).unwrap_or(0));
+        let now = judge::micros(self.now_micros());
         let (verdict, budget, report) = (&self.verdict, &mut self.budget, &mut self.report);
         let mover = Mover { vault, verdict, budget, report, clock: clock.as_ref(), stop, now };
         mover.run(sparse).await?;
@@ -477,7 +477,7 @@ impl Run<'_> {
     }
 
     async fn put_seal(&mut self, lane: Id128, reason: &str) -> Result<(), KeeperError> {
-        let sealed_micros = Micros(u64::try_from(self.now_micros()).unwrap_or(0));
+        let sealed_micros = judge::micros(self.now_micros());
         let seal = LaneSealObject { lane, sealed_micros, reason: reason.into() };
         self.keeper.vault.put_object(&names::lane_seal(lane), &seal).await?;
         self.report.lanes_sealed += 1;
