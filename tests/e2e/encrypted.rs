@@ -8,13 +8,13 @@ use crate::common::{Scene, Setting, assert_same, empty, tidegate, turn};
 const MIB: u64 = 1 << 20;
 
 /// A quarter noise, the rest of which packs well.
-fn text(seed: u64, data: &mut [u8]) {
+pub fn text(seed: u64, data: &mut [u8]) {
     noise(seed, data);
     data.chunks_mut(4096).for_each(|block| block[1024..].fill(b't'));
 }
 
 /// Bytes that nothing packs.
-fn noise(seed: u64, data: &mut [u8]) {
+pub fn noise(seed: u64, data: &mut [u8]) {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     for piece in data.chunks_mut(8) {
         state ^= state << 13;

@@ -16,6 +16,7 @@ use super::prometheus::{Prometheus, RULES, agent_page};
 use super::{DISK_BYTES, copies, machine, store};
 use crate::common::{PATIENCE, Scene, Setting, empty, program, succeed, tidegate, turn};
 use crate::damage::batches;
+use crate::encrypted::{noise, text};
 use crate::surroundings::faketime;
 
 const CERTIFICATE: [&str; 2] = ["TidegateCertificateEnds", "TidegateCertificateEndsSoon"];
@@ -157,23 +158,6 @@ fn recipients_that_nobody_pinned() {
     pin(&scene, &[&before, &after]);
     prometheus.wait_clear(&mut scene, &RECIPIENTS);
     prometheus.assert_seen(&[&RECIPIENTS]);
-}
-
-/// A quarter noise, the rest of which packs well.
-fn text(seed: u64, data: &mut [u8]) {
-    noise(seed, data);
-    data.chunks_mut(4096).for_each(|block| block[1024..].fill(b't'));
-}
-
-/// Bytes that nothing packs.
-fn noise(seed: u64, data: &mut [u8]) {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    for piece in data.chunks_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        piece.copy_from_slice(&state.to_le_bytes()[..piece.len()]);
-    }
 }
 
 #[test]
