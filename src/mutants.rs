@@ -1,9 +1,9 @@
 //! The code broken on purpose, one promise at a time: what the tests must notice.
 //!
 //! A test harness that finds nothing proves something only if it would find what is there. Each [`Mutant`] is one line
-//! in the product, `if mutants::on(Mutant::…)`; `tests/mutants` builds with the feature `mutants`, turns them on one by
-//! one, and counts those that a test catches. Without the feature, which no daemon is ever built with, [`on`] is a
-//! constant `false` and the lines are gone.
+//! in the product, `if mutants::on(Mutant::…)`; `tests/mutants` turns them on one by one in the library's own tests, and
+//! counts those that a test catches. Elsewhere, without the feature `mutants`, which no daemon is ever built with, [`on`]
+//! is a constant `false` and the lines are gone.
 //!
 //! Chosen process-wide by `TIDEGATE_MUTANT=name`, or by [`set`] in a simulation.
 
@@ -102,9 +102,15 @@ mutants! {
     WaysNotKept = "ways-not-kept",
     /// A record that comes too slowly keeps its memory. Promise 9: agents that are slow on purpose stop all others.
     SlowNeverGivesWay = "slow-never-gives-way",
+    /// Whatever signature a barrier has counts as its agent's. Promise 6: a gateway can forge a history.
+    SignatureUnchecked = "signature-unchecked",
+    /// Every authority stands behind every agent's certificate. Promise 6: a thief signs with a key of their own.
+    AuthorityUnchecked = "authority-unchecked",
+    /// What agents were told to be vaulted is not looked for. Promise 6: the end of a history can be cut off unseen.
+    HeadsUnread = "heads-unread",
 }
 
-#[cfg(not(feature = "mutants"))]
+#[cfg(not(any(test, feature = "mutants")))]
 mod switch {
     use super::Mutant;
 
@@ -115,7 +121,7 @@ mod switch {
     }
 }
 
-#[cfg(feature = "mutants")]
+#[cfg(any(test, feature = "mutants"))]
 mod switch {
     use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -144,7 +150,7 @@ mod switch {
 }
 
 pub use switch::on;
-#[cfg(feature = "mutants")]
+#[cfg(any(test, feature = "mutants"))]
 pub use switch::set;
 
 #[cfg(test)]
@@ -156,11 +162,5 @@ mod tests {
         let names: std::collections::BTreeSet<_> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
         assert_eq!(names.len(), Mutant::ALL.len());
         assert!(names.len() >= 18);
-    }
-
-    #[cfg(not(feature = "mutants"))]
-    #[test]
-    fn without_the_feature_the_code_is_never_broken() {
-        const { assert!(!on(Mutant::AckBeforeSync)) };
     }
 }

@@ -11,4 +11,4 @@ product=(--locked --workspace --exclude simulation "${features[@]}")
 
 # The simulation beside it, which switches on seams that the product is built without.
 # shellcheck disable=SC2034
-simulation=(--locked --workspace "${features[@]}" --bin simulation --test determinism)
+simulation=(--locked --workspace "${features[@]}" --bin simulation --test determinism --test histories)

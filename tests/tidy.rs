@@ -289,3 +289,8 @@ fn every_test_and_event_that_the_durability_document_names_exists() {
     let missing: Vec<_> = missing_tests.chain(missing_events).map(|name| (*name).to_owned()).collect();
     assert_none(&missing, "named in docs/DURABILITY.md, but not there");
 }
+
+#[test]
+fn the_product_is_never_broken_on_purpose() {
+    const { assert!(!tidegate::mutants::on(tidegate::mutants::Mutant::AckBeforeSync)) };
+}

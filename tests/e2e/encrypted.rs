@@ -98,7 +98,7 @@ fn a_disk_that_somebody_encrypts_is_told_of_with_the_point_that_gives_it_back() 
     let held = json(&[&["vault", "hold"], &from[..], &hold].concat());
     assert_eq!(held["point"]["id"].as_str(), Some(point.as_str()), "{held}");
     let plan = json(&["keeper", "plan", "--json", "--config", config.to_str().unwrap()]);
-    assert!(plan.to_string().contains("\"pins\":3"), "the first, the gateway's and this one: {plan}");
+    assert!(plan.to_string().contains("\"pins\":4"), "the first, the gateway's, the restore's and this one: {plan}");
     let too_long = ["--disk", "disk1", "--point", &point, "--for", "8 d"];
     let (code, _, err) = tidegate(&[&["vault", "hold"], &from[..], &too_long].concat());
     assert!(code == 2 && err.contains("keeper.toml"), "{code}: {err}");

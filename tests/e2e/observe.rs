@@ -128,11 +128,11 @@ fn tell_runs(scene: &Scene) {
     let (config, retention) = (scene.dir().join("keeper.toml"), Prometheus::file(scene, "retention.prom"));
     let policy = format!("[vault]\nurl = {vault:?}\ncatalog_key = 'catalog.key'\n[policy]\nevery = '24 h'\n");
     std::fs::write(&config, policy).unwrap();
-    let config = config.display().to_string();
+    let (config, state) = (config.display().to_string(), scene.dir().join("verify.state").display().to_string());
     let runs = [
         [&["drill"], &from[..], &[&rehearsed, "--disk", "disk1", "--dir", &rehearsal]].concat(),
         [&["keeper", "once", "--config", &config, "--metrics-file"], &[retention.as_str()][..]].concat(),
-        [&["verify"], &from[..], &[&nightly]].concat(),
+        [&["verify"], &from[..], &[&nightly, "--state", &state]].concat(),
         [&["restore"], &from[..], &[&drill, "--disk", "disk1", "--to", &target]].concat(),
     ];
     for run in runs {

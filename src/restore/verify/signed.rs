@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use super::list::Listing;
 use super::{Level, Report, VerifyOptions, gap_range};
+use crate::mutants::{self, Mutant};
 use crate::restore::damage::{Damage, RecordRange};
 use crate::restore::history::{Gap, History, Presence};
 use crate::restore::open::Opened;
@@ -238,7 +239,8 @@ impl Book {
 
     /// Whether all that an agent was told, by what the operator brought, is there.
     fn judge_heads(&self, disk: &DiskId, line: &Line, seen: &Seen, report: &mut Report) {
-        for head in self.heads.iter().filter(|head| head.disk == *disk) {
+        let wanted = |head: &&DiskHead| head.disk == *disk && !mutants::on(Mutant::HeadsUnread);
+        for head in self.heads.iter().filter(wanted) {
             let at = head.at();
             let chain = seen.at_heads.get(&at).copied().or_else(|| line.chain_at(at));
             let what = match line.reaches(at) {

@@ -22,7 +22,7 @@ mod entropy;
 mod faults;
 mod gateway;
 mod judge;
-mod model;
+pub mod model;
 mod net;
 mod node;
 mod pki;
