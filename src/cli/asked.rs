@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Failure;
 use super::points::{self as view, DiskView};
-use super::restore;
+use super::{proof, restore};
 use crate::flow::{Clock, SystemClock};
 use crate::keys::Identity;
 use crate::restore::ask;
@@ -12,6 +12,7 @@ use crate::restore::history::History;
 use crate::restore::plan::Plan;
 use crate::restore::points::{Ask, Point};
 use crate::restore::source::Source;
+use crate::signed::Authority;
 use crate::types::DiskId;
 use crate::vault::Vault;
 use crate::vault::reader::Want;
@@ -58,6 +59,15 @@ pub(super) fn asked(at: Option<&str>, point: Option<&str>) -> Result<Ask, Failur
     }
 }
 
+/// What a disk is read with.
+#[derive(Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) vault: &'a Vault,
+    pub(super) identity: &'a Identity,
+    /// Whose signatures count, if any must.
+    pub(super) authority: Option<&'a Authority>,
+}
+
 /// A disk at a point, ready to be read.
 pub(super) struct AtPoint {
     pub(super) point: Point,
@@ -68,17 +78,18 @@ pub(super) struct AtPoint {
     pub(super) warnings: Vec<String>,
 }
 
-/// Finds the point of `disk` that is `asked` for, and everything that reading it takes, by the indexes that `want` names.
+/// Finds the point of `disk` that is `asked` for, and everything that reading it takes, by the indexes that `want` names. With an
+/// authority, only a point that it stands behind: that takes a read more or two.
 ///
 /// # Errors
-/// [`Failure`]: no such point, damage that hides it, or lanes that `identity` does not open.
+/// [`Failure`]: no such point, damage that hides it, lanes that the identity does not open, or no signature that counts.
 pub(super) async fn open(
-    vault: &Vault,
-    identity: &Identity,
+    access: Access<'_>,
     want: &Want,
     disk: &DiskId,
     asked: &Ask,
 ) -> Result<AtPoint, Failure> {
+    let Access { vault, identity, authority } = access;
     let loaded = view::load(vault, disk, want).await?;
     let point = restore::choose(disk, &loaded, asked)?;
     let (source, damaged_lanes) =
@@ -89,5 +100,8 @@ pub(super) async fn open(
     let plan = Plan::build(&history, point.id)
         .ok_or_else(|| Failure::error(format!("{} is not in the usable history of the disk", point.id)))?;
     source.can_open(&history, &plan).map_err(|error| Failure::of(&error))?;
+    if authority.is_some() {
+        warnings.extend(proof::told(authority, &source, &history, disk, point.id).await?);
+    }
     Ok(AtPoint { point, source, history: Arc::new(history), plan, warnings })
 }

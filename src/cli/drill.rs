@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
-use super::asked::{self, AtPoint, PointArgs};
+use super::asked::{self, Access, AtPoint, PointArgs};
 use super::keyring::{self, VaultArgs};
 use super::points as view;
+use super::proof::Signers;
 use super::restore::{self, memory};
 use super::run_file::RunFile;
 use super::{Failure, Outcome};
@@ -21,7 +22,7 @@ use crate::drill::check;
 use crate::drill::report::{DiskReport, DrillReport, ProgramReport};
 use crate::fault::{chain_text, exit};
 use crate::flow::{Clock, SystemClock, blocking};
-use crate::keys::{self, Identity};
+use crate::keys;
 use crate::restore::pin::Held;
 use crate::restore::points::{Ask, Point};
 use crate::restore::write::{self, RestoreOptions};
@@ -41,6 +42,8 @@ pub struct Args {
     disks: Vec<DiskId>,
     #[command(flatten)]
     point: PointArgs,
+    #[command(flatten)]
+    signers: Signers,
     /// Folder with room for the disks, or with --boot for what the machine writes. The drill works in a folder of its own in it, which is gone afterwards.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
@@ -152,7 +155,9 @@ impl Drop for Folder {
 
 async fn drill(args: &Args, asked: &Ask, began: Micros) -> Result<DrillReport, Failure> {
     let started = Instant::now();
+    let authority = args.signers.authority()?;
     let (vault, identity) = restore::open(&args.vault).await?;
+    let access = Access { vault: &vault, identity: &identity, authority: authority.as_ref() };
     let folder = Folder::make(&args.dir, args.keep)?;
     let moment = if let Ask::At(time) = asked { *time } else { began };
     let mut report = DrillReport::new(began.to_string(), vault.store().shown().to_owned());
@@ -160,7 +165,7 @@ async fn drill(args: &Args, asked: &Ask, began: Micros) -> Result<DrillReport, F
     for disk in &args.disks {
         eprintln!("restoring disk {disk}");
         let image = folder.path.join(format!("{disk}.img"));
-        let brought_back = one_disk(args, &vault, &identity, asked, (disk, &image), moment);
+        let brought_back = one_disk(args, access, asked, (disk, &image), moment);
         let told = within(info_span!("bring disk back", %disk), brought_back).await?;
         report.disks.push(told.0);
         report.warnings.extend(told.1);
@@ -189,8 +194,7 @@ async fn hold(vault: &Vault, disk: &DiskId, point: PointId, warnings: &mut Vec<S
 /// Brings one disk back and looks at it; also what a person should know.
 async fn one_disk(
     args: &Args,
-    vault: &Vault,
-    identity: &Identity,
+    access: Access<'_>,
     asked: &Ask,
     (disk, image): (&DiskId, &Path),
     moment: Micros,
@@ -198,8 +202,8 @@ async fn one_disk(
     let started = Instant::now();
     let want = Want::folded(disk);
     let AtPoint { point, source, history, plan, mut warnings } =
-        asked::open(vault, identity, &want, disk, asked).await?;
-    let held = hold(vault, disk, point.id, &mut warnings).await;
+        asked::open(access, &want, disk, asked).await?;
+    let held = hold(access.vault, disk, point.id, &mut warnings).await;
     let limits = restore::limits(args.memory, args.jobs);
     let options = RestoreOptions { limits, ..RestoreOptions::default() };
     let restored = write::restore(&source, disk, history, &plan, image, &options, Arc::default());

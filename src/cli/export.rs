@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
-use super::asked::{self, AtPoint, PointArgs};
+use super::asked::{self, Access, AtPoint, PointArgs};
 use super::keyring::{self, VaultArgs};
 use super::points as view;
+use super::proof::Signers;
 use super::restore::{self, ProgressMode, memory, show};
 use super::run_file::RunFile;
 use super::signals::asked_to_stop;
@@ -51,6 +52,8 @@ pub struct Args {
     disk: DiskId,
     #[command(flatten)]
     point: PointArgs,
+    #[command(flatten)]
+    signers: Signers,
     /// Where to serve: unix:/path/to/socket or tcp:ADDRESS:PORT. Beyond this machine only with --tls-cert.
     #[arg(long, value_name = "ADDRESS")]
     listen: Listen,
@@ -146,10 +149,12 @@ struct Chosen {
 
 async fn choose(args: &Args, asked: &Ask) -> Result<(Chosen, Exported), Failure> {
     let started = Instant::now();
+    let authority = args.signers.authority()?;
     let (vault, identity) = restore::open(&args.vault).await?;
+    let access = Access { vault: &vault, identity: &identity, authority: authority.as_ref() };
     let want = Want { folded: !args.unfolded, ..Want::disk(&args.disk) };
     let AtPoint { point, source, history, plan, warnings } =
-        asked::open(&vault, &identity, &want, &args.disk, asked).await?;
+        asked::open(access, &want, &args.disk, asked).await?;
     let exported = Exported { source, disk: args.disk.clone(), history, plan };
     let (requests, took) = (vault.store().requests(), started.elapsed());
     Ok((Chosen { vault, point, warnings, requests, took }, exported))

@@ -23,6 +23,7 @@ mod plan;
 mod point;
 mod points;
 pub mod quickstart;
+mod proof;
 mod restore;
 mod run_file;
 mod seen;

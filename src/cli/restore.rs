@@ -2,7 +2,6 @@
 
 mod choice;
 mod display;
-mod proof;
 mod told;
 
 use std::path::PathBuf;
@@ -20,6 +19,7 @@ use self::told::Told;
 use super::asked::PointArgs;
 use super::keyring::{self, Opened, VaultArgs};
 use super::points::{self as view, DiskView};
+use super::proof::{self, Signers};
 use super::run_file::{Figures, RunFile};
 use super::{Failure, Outcome};
 use crate::config::{parse_size, show_size};
@@ -78,10 +78,8 @@ pub struct Args {
     /// Read back from the target what was written, once it is durable. What comes from the vault is always verified.
     #[arg(long)]
     verify: bool,
-    /// The authority that issues the agents' certificates, as `tidegate pki init` made it (ca.crt): only a point is restored that
-    /// an agent signed whose certificate is of it.
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    #[command(flatten)]
+    signers: Signers,
     /// Overwrite what is there, and drop another half-done restore into the same target.
     #[arg(long)]
     force: bool,
@@ -188,7 +186,7 @@ async fn restore(args: &Args, asked: &Ask, figures: &mut [(DiskId, Figures)]) ->
         // Before anything is read: most mistakes are here.
         choice::place(args, &args.disk[0], false)?;
     }
-    let authority = args.ca.as_deref().map(Authority::load).transpose().map_err(|error| Failure::of(&error))?;
+    let authority = args.signers.authority()?;
     let (vault, identity) = open(&args.vault).await?;
     let Choice { mut members, mut loaded } =
         within(info_span!("choose points"), choice::all(args, &vault, asked)).await?;

@@ -81,8 +81,23 @@ fn a_history_that_was_shortened_is_found_by_what_its_agent_was_told_and_a_proven
     let vault_id = "ab".repeat(16);
     let (code, _, err) = tidegate(&["pki", "init", "--dir", other.to_str().unwrap(), "--vault-id", &vault_id]);
     assert_eq!(code, 0, "{err}");
-    let (code, said) = restore(&["--latest", "--ca", other.join("ca.crt").to_str().unwrap()]);
-    assert!(code == 3 && said.contains("did not issue it") && said.contains("is not restored"), "{said}");
+    let foreign = other.join("ca.crt").display().to_string();
+    let (dir, socket) = (scene.dir().display().to_string(), format!("unix:{}", scene.dir().join("x.sock").display()));
+    let (drill, export) = (["drill", "--disk", "a", "--dir", &dir], ["export", "--disk", "a", "--listen", &socket]);
+    let call = |verb: &[&str], more: &[&str]| {
+        let (code, out, err) = tidegate(&[verb, &from[..], more].concat());
+        (code, format!("{out}{err}"))
+    };
+    let refused = [
+        restore(&["--latest", "--ca", &foreign]),
+        call(&drill, &["--ca", &foreign]),
+        call(&export, &["--ca", &foreign]),
+    ];
+    for (code, said) in refused {
+        assert!(code == 3 && said.contains("did not issue it") && said.contains("is not given back"), "{said}");
+    }
+    let (code, said) = call(&drill, &["--point", &first, "--ca", ca]);
+    assert!(code == 0 && said.contains("proven by the signature of agent agent1"), "{said}");
 
     shorten(&vault, &before);
     let (code, said) = verify(&["--ca", ca]);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::super::restore::{self, MEMORY_BYTES_MIN};
 use super::super::{Failure, export::GUEST_PATIENCE};
 use super::{Args, Folder, disk_report, duration, hold};
-use crate::cli::asked::{self, AtPoint};
+use crate::cli::asked::{self, Access, AtPoint};
 use crate::cli::signals::asked_to_stop;
 use crate::config::parse_size;
 use crate::drill::machine::{self, Booted, Bus, End, Kernel, Machine, UNTIL_BYTES_MAX, Wish};
@@ -21,13 +21,11 @@ use crate::export::origin::{Figures, OriginLimits};
 use crate::export::{self, ExportError, Exported, Places};
 use crate::fault::chain_text;
 use crate::flow::{Drain, DrainTrigger, blocking};
-use crate::keys::Identity;
 use crate::nbd::{Listen, Server};
 use crate::restore::fetch;
 use crate::restore::pin::Held;
 use crate::restore::points::Ask;
 use crate::types::{DiskId, Micros};
-use crate::vault::Vault;
 use crate::vault::reader::Want;
 
 /// Less boots nothing of today.
@@ -172,14 +170,16 @@ pub(super) async fn drill(
     let started = Instant::now();
     // A signal would otherwise leave the machine running.
     let stop = asked_to_stop(None)?;
+    let authority = args.signers.authority()?;
     let (vault, identity) = unless(&stop, restore::open(&args.vault)).await?;
+    let access = Access { vault: &vault, identity: &identity, authority: authority.as_ref() };
     let folder = Folder::make(&args.dir, false)?;
     let moment = if let Ask::At(time) = asked { *time } else { began };
     let mut report = DrillReport::new(began.to_string(), vault.store().shown().to_owned());
     let mut served = Vec::new();
     for disk in &args.disks {
         let place = folder.path.join(served.len().to_string());
-        let serving = serve(args, (&vault, &identity), (disk, asked, moment), &place, &mut report.warnings);
+        let serving = serve(args, access, (disk, asked, moment), &place, &mut report.warnings);
         match Box::pin(unless(&stop, serving)).await {
             Ok(disk) => served.push(disk),
             Err(failure) => {
@@ -243,15 +243,15 @@ fn socket_of(place: &Path) -> PathBuf {
 /// Serves a disk's point, with what the machine writes beside it.
 async fn serve(
     args: &Args,
-    (vault, identity): (&Vault, &Identity),
+    access: Access<'_>,
     (disk, asked, moment): (&DiskId, &Ask, Micros),
     place: &Path,
     warnings: &mut Vec<String>,
 ) -> Result<Served, Failure> {
     eprintln!("serving disk {disk} from the vault");
-    let mut chosen = asked::open(vault, identity, &Want::folded(disk), disk, asked).await?;
+    let mut chosen = asked::open(access, &Want::folded(disk), disk, asked).await?;
     let report = disk_report(disk, &chosen.point, chosen.plan.disk_bytes, moment);
-    let held = hold(vault, disk, chosen.point.id, &mut chosen.warnings).await;
+    let held = hold(access.vault, disk, chosen.point.id, &mut chosen.warnings).await;
     warnings.append(&mut chosen.warnings);
     let (stop, drain) = DrainTrigger::new();
     let bound = match open(args, chosen, disk, place, drain.clone()).await {
