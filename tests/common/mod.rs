@@ -282,8 +282,12 @@ impl Scene {
 
     /// Waits until the vault offers every kept point.
     pub fn wait_vaulted(&mut self) {
-        let all: Vec<_> = self.kept.iter().map(|kept| (kept.disk.clone(), kept.made.id.clone())).collect();
-        self.wait("the upload of all points", |scene| all.iter().all(|(disk, id)| scene.site.listed(disk, id)));
+        let mut left: Vec<_> = self.kept.iter().map(|kept| (kept.disk.clone(), kept.made.id.clone())).collect();
+        // Looking may fail where the store is a bad one: what was seen once is not looked for again.
+        self.wait("the upload of all points", |scene| {
+            left.retain(|(disk, id)| !scene.site.listed(disk, id));
+            left.is_empty()
+        });
     }
 
     pub fn kill_gateway(&mut self) {
