@@ -83,12 +83,7 @@ pub(super) struct AtPoint {
 ///
 /// # Errors
 /// [`Failure`]: no such point, damage that hides it, lanes that the identity does not open, or no signature that counts.
-pub(super) async fn open(
-    access: Access<'_>,
-    want: &Want,
-    disk: &DiskId,
-    asked: &Ask,
-) -> Result<AtPoint, Failure> {
+pub(super) async fn open(access: Access<'_>, want: &Want, disk: &DiskId, asked: &Ask) -> Result<AtPoint, Failure> {
     let Access { vault, identity, authority } = access;
     let loaded = view::load(vault, disk, want).await?;
     let point = restore::choose(disk, &loaded, asked)?;

@@ -201,8 +201,7 @@ async fn one_disk(
 ) -> Result<(DiskReport, Vec<String>), Failure> {
     let started = Instant::now();
     let want = Want::folded(disk);
-    let AtPoint { point, source, history, plan, mut warnings } =
-        asked::open(access, &want, disk, asked).await?;
+    let AtPoint { point, source, history, plan, mut warnings } = asked::open(access, &want, disk, asked).await?;
     let held = hold(access.vault, disk, point.id, &mut warnings).await;
     let limits = restore::limits(args.memory, args.jobs);
     let options = RestoreOptions { limits, ..RestoreOptions::default() };

@@ -153,8 +153,7 @@ async fn choose(args: &Args, asked: &Ask) -> Result<(Chosen, Exported), Failure>
     let (vault, identity) = restore::open(&args.vault).await?;
     let access = Access { vault: &vault, identity: &identity, authority: authority.as_ref() };
     let want = Want { folded: !args.unfolded, ..Want::disk(&args.disk) };
-    let AtPoint { point, source, history, plan, warnings } =
-        asked::open(access, &want, &args.disk, asked).await?;
+    let AtPoint { point, source, history, plan, warnings } = asked::open(access, &want, &args.disk, asked).await?;
     let exported = Exported { source, disk: args.disk.clone(), history, plan };
     let (requests, took) = (vault.store().requests(), started.elapsed());
     Ok((Chosen { vault, point, warnings, requests, took }, exported))

@@ -50,7 +50,9 @@ pub(super) async fn told(
     };
     let advice = "see what `tidegate verify` finds, and choose an older point";
     if authority.is_some() {
-        let text = format!("disk {disk} is not given back at {point}: {what}; {advice}, or leave --ca away to have it as it is");
+        let text = format!(
+            "disk {disk} is not given back at {point}: {what}; {advice}, or leave --ca away to have it as it is"
+        );
         return Err(Failure { text, code: exit::DAMAGE });
     }
     let warning = format!("disk {disk} at {point} is not proven: {what}; {advice}");

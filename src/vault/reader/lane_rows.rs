@@ -39,10 +39,12 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
         }
         None => read_lane_indexes(&shared, lane, &mut rows, &mut out.findings).await?,
     }
+    // A batch is put into a lane index when it is confirmed.
+    let indexed = rows.keys().next_back().copied().unwrap_or(0);
     read_tails(&shared, lane, &present, &mut rows, &mut out.findings).await?;
 
     let stated = rows.values().map(|row| row.index.confirmed_through).max().unwrap_or(0);
-    let confirmed_through = stated.max(end.unwrap_or(0));
+    let confirmed_through = stated.max(end.unwrap_or(0)).max(indexed);
     let first_read = if shared.want.newest.is_some() { present.keys().next().copied().unwrap_or(u64::MAX) } else { 1 };
     let runs = manifest.iter().flat_map(|manifest| &manifest.let_go).map(|run| (run.first, run.last));
     let mut accounted: Vec<(u64, u64)> = present.keys().map(|&n| (n, n)).chain(runs).collect();

@@ -117,6 +117,17 @@ async fn a_deleted_batch_that_a_lane_index_covers_keeps_its_rows_and_is_reported
     assert_eq!(numbers(&catalog), [1, 2, 3, 4]);
 }
 
+/// No later batch says that it was confirmed; that it stands in a lane index does.
+#[tokio::test]
+async fn the_last_batch_of_a_lane_index_is_reported_when_it_is_gone() {
+    let setup = setup().await;
+    setup.store(1..=3, Some(1)).await;
+    setup.raw.delete(&setup.batch(3)).await.expect("deleted");
+    let catalog = setup.load(&Want::default()).await;
+    assert_eq!(catalog.findings, [Finding::new(&setup.batch(3), Problem::Missing)]);
+    assert_eq!(catalog.lanes[0].confirmed_through, 3);
+}
+
 #[tokio::test]
 async fn a_damaged_batch_is_named_and_the_others_are_still_found() {
     let setup = setup().await;
