@@ -197,7 +197,17 @@ impl VaultStore {
                 let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
                 collect(self.store.get_opts(path, options).await?, range.end - range.start).await
             };
-            let have_bytes = match self.run("get", path, read_timeout(range.end - range.start), request).await? {
+            let answer = match self.run("get", path, read_timeout(range.end - range.start), request).await {
+                // A range that begins behind the end is refused by each kind of store in its own words: the size tells.
+                Err(error) if matches!(error.cause, BlobCause::Status(416) | BlobCause::Other) => {
+                    match self.run("head", path, SMALL_REQUEST_TIMEOUT, self.store.head(path)).await {
+                        Ok(meta) if meta.size <= range.start => Err(0),
+                        _ => return Err(error.into()),
+                    }
+                }
+                answer => answer?,
+            };
+            let have_bytes = match answer {
                 Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
                 Ok(bytes) => bytes.len() as u64,
                 Err(have_bytes) => have_bytes,

@@ -93,6 +93,22 @@ async fn a_range_of_other_length_than_asked_for_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_range_behind_the_end_of_an_object_that_was_cut_is_damage_in_a_directory_and_in_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let local = object_store::local::LocalFileSystem::new_with_prefix(dir.path()).expect("a store");
+    let stores: [Arc<dyn ObjectStore>; 2] = [Arc::new(local), Arc::new(object_store::memory::InMemory::new())];
+    for raw in stores {
+        let (path, store) = (Path::from("b"), VaultStore::new(Arc::clone(&raw), "a store"));
+        raw.put(&path, PutPayload::from_static(b"0123456789")).await.expect("put");
+        let error = store.get_range(&path, 20..30).await.expect_err("cut");
+        assert!(matches!(error, GetError::Short { have_bytes: 0, .. }), "{error}");
+        assert_eq!(crate::fault::Classify::fault(&error), crate::fault::Fault::Corrupt);
+        let missing = store.get_range(&Path::from("c"), 20..30).await.expect_err("missing");
+        assert!(missing.is_not_found(), "{missing}");
+    }
+}
+
+#[tokio::test]
 async fn a_listing_without_end_is_an_error() {
     let (store, _) = liar(1);
     let error = store.list_up_to(None, 1000).await.expect_err("endless");
