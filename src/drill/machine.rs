@@ -153,9 +153,11 @@ impl Machine {
             let file = json!({ "driver": "nbd", "server": server, "export": disk.export });
             let node = json!({ "driver": "raw", "node-name": format!("disk{at}"), "file": file });
             add("-blockdev", node.to_string().into());
+            // 0 is QEMU's own, for a kernel from beside the disks.
+            let turn = at + 1;
             let device = match self.bus {
-                Bus::Virtio => format!("virtio-blk-pci,drive=disk{at},bootindex={at}"),
-                Bus::Sata => format!("ide-hd,drive=disk{at},bus=ide.{at},bootindex={at}"),
+                Bus::Virtio => format!("virtio-blk-pci,drive=disk{at},bootindex={turn}"),
+                Bus::Sata => format!("ide-hd,drive=disk{at},bus=ide.{at},bootindex={turn}"),
             };
             add("-device", device.into());
         }
@@ -442,13 +444,13 @@ mod tests {
         let first = nodes.iter().find(|node| node["node-name"] == "disk0").unwrap();
         assert_eq!(first["file"]["server"]["path"], "/run/a,b/web.sda.sock");
         assert_eq!(first["file"]["export"], "web.sda");
-        assert!(line.contains("virtio-blk-pci,drive=disk0,bootindex=0") && !line.contains("-kernel"), "{line}");
+        assert!(line.contains("virtio-blk-pci,drive=disk0,bootindex=1") && !line.contains("-kernel"), "{line}");
         assert_eq!(all.last().unwrap(), "-S");
         machine.bus = Bus::Sata;
         machine.kernel =
             Some(Kernel { kernel: "/k".into(), initrd: Some("/i".into()), append: "root=/dev/sda1".into() });
         let line = words(&machine).join(" ");
-        assert!(line.contains("ide-hd,drive=disk1,bus=ide.1,bootindex=1"), "{line}");
+        assert!(line.contains("ide-hd,drive=disk1,bus=ide.1,bootindex=2"), "{line}");
         assert!(line.contains("-kernel /k -initrd /i -append root=/dev/sda1"), "{line}");
     }
 
