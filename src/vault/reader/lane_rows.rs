@@ -44,12 +44,12 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     read_tails(&shared, lane, &present, &mut rows, &mut out.findings).await?;
 
     let stated = rows.values().map(|row| row.index.confirmed_through).max().unwrap_or(0);
-    let confirmed_through = stated.max(end.unwrap_or(0)).max(indexed);
+    let confirmed_through = stated.max(end.unwrap_or(0));
     let first_read = if shared.want.newest.is_some() { present.keys().next().copied().unwrap_or(u64::MAX) } else { 1 };
     let runs = manifest.iter().flat_map(|manifest| &manifest.let_go).map(|run| (run.first, run.last));
     let mut accounted: Vec<(u64, u64)> = present.keys().map(|&n| (n, n)).chain(runs).collect();
     accounted.sort_unstable();
-    for n in missing(&accounted, first_read, confirmed_through) {
+    for n in missing(&accounted, first_read, confirmed_through.max(indexed)) {
         out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
     }
     let (batches, bytes) = (present.len() as u64, present.values().sum());
