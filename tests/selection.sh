@@ -12,3 +12,6 @@ product=(--locked --workspace --exclude simulation "${features[@]}")
 # The simulation beside it, which switches on seams that the product is built without.
 # shellcheck disable=SC2034
 simulation=(--locked --workspace "${features[@]}" --bin simulation --test determinism --test histories)
+
+# The executable of this name, from what cargo tells as JSON.
+executable() { sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p'; }

@@ -59,10 +59,11 @@ fn a_history_that_was_shortened_is_found_by_what_its_agent_was_told_and_a_proven
     let (ca, identity) = (scene.site.path("pki/ca.crt"), scene.site.identity());
     let (ca, identity) = (ca.to_str().unwrap(), identity.to_str().unwrap());
     let from = ["--vault", scene.site.vault_url(), "--identity", identity];
-    let verify = |more: &[&str]| {
-        let (code, out, err) = tidegate(&[&["verify"], &from[..], more].concat());
+    let call = |verb: &[&str], more: &[&str]| {
+        let (code, out, err) = tidegate(&[verb, &from[..], more].concat());
         (code, format!("{out}{err}"))
     };
+    let verify = |more: &[&str]| call(&["verify"], more);
     let (code, said) = verify(&["--ca", ca, "--heads", &running, "--heads", &stopped]);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("signed through e1-s") && !said.contains("nobody vouched"), "{said}");
@@ -72,9 +73,7 @@ fn a_history_that_was_shortened_is_found_by_what_its_agent_was_told_and_a_proven
     let restore = |more: &[&str]| {
         let target = scene.dir().join("target.img");
         let _ = std::fs::remove_file(&target);
-        let call = ["restore", "--disk", "a", "--to", target.to_str().unwrap()];
-        let (code, out, err) = tidegate(&[&call[..], &from[..], more].concat());
-        (code, format!("{out}{err}"))
+        call(&["restore", "--disk", "a", "--to", target.to_str().unwrap()], more)
     };
     let (code, said) = restore(&["--point", &first, "--ca", ca]);
     assert!(code == 0 && said.contains(&format!("proven by the signature of agent agent1 at {first}")), "{said}");
@@ -85,10 +84,6 @@ fn a_history_that_was_shortened_is_found_by_what_its_agent_was_told_and_a_proven
     let foreign = other.join("ca.crt").display().to_string();
     let (dir, socket) = (scene.dir().display().to_string(), format!("unix:{}", scene.dir().join("x.sock").display()));
     let (drill, export) = (["drill", "--disk", "a", "--dir", &dir], ["export", "--disk", "a", "--listen", &socket]);
-    let call = |verb: &[&str], more: &[&str]| {
-        let (code, out, err) = tidegate(&[verb, &from[..], more].concat());
-        (code, format!("{out}{err}"))
-    };
     let refused = [
         restore(&["--latest", "--ca", &foreign]),
         call(&drill, &["--ca", &foreign]),
