@@ -4,8 +4,8 @@
 //! memory and no `unsafe`, and the vector itself is what an asynchronous write takes and gives back.
 //!
 //! A buffer for whole commits lies in huge pages where the kernel gives them: a write of O_DIRECT looks each page up and holds
-//! it, which for small ones is most of what the write costs the processor. What is set aside to align it so is never touched,
-//! so it is address space and no memory.
+//! it, which for small ones is most of what the write costs the processor. What is set aside to align it so goes back to the
+//! kernel at once, so it is address space and no memory, also where the allocator cleared it because it was in use before.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -37,7 +37,11 @@ impl AlignedBuf {
         let mut bytes = vec![0; len + align];
         let start = bytes.as_ptr().align_offset(align);
         assert!(start < align, "a byte pointer can always be aligned");
-        ask_for_huge_pages(&mut bytes[start..start + len]);
+        let (before, window) = bytes.split_at_mut(start);
+        let (window, behind) = window.split_at_mut(len);
+        ask_for_huge_pages(window);
+        give_back_pages(before);
+        give_back_pages(behind);
         Self { bytes, start, len, pool: Weak::new() }
     }
 
@@ -80,6 +84,25 @@ fn ask_for_huge_pages(window: &mut [u8]) {
     if let Err(error) = asked {
         // Everything works as well without them, and costs a little more.
         tracing::debug!(%error, "no huge pages for the journal's buffers");
+    }
+}
+
+/// Gives the whole pages of `margin`, which is all zero, back to the kernel: read again, they are zero again.
+fn give_back_pages(margin: &mut [u8]) {
+    let page_bytes = rustix::param::page_size();
+    let start = margin.as_ptr().align_offset(page_bytes).min(margin.len());
+    let whole_bytes = (margin.len() - start) / page_bytes * page_bytes;
+    if whole_bytes == 0 {
+        return;
+    }
+    // SAFETY: the range lies within `margin`, which is ours alone, consists of whole pages of private memory, and holds zeroes
+    // before and after.
+    #[expect(unsafe_code, reason = "there is no safe call for it")]
+    let given = unsafe {
+        rustix::mm::madvise(margin[start..].as_mut_ptr().cast(), whole_bytes, rustix::mm::Advice::LinuxDontNeed)
+    };
+    if let Err(error) = given {
+        tracing::debug!(%error, "the margins of the journal's buffers stay in memory");
     }
 }
 
@@ -175,5 +198,41 @@ mod tests {
             drop(held);
             assert_eq!(pool.0.free.lock().len(), 2, "the pool keeps no more than it should");
         }
+    }
+
+    /// Pages of `bytes` that are in memory, by the kernel's own account, of those that lie within it as a whole.
+    fn resident_pages(bytes: &[u8]) -> usize {
+        use std::os::unix::fs::FileExt as _;
+        let page_bytes = rustix::param::page_size();
+        let first = (bytes.as_ptr() as usize).div_ceil(page_bytes);
+        let end = (bytes.as_ptr() as usize + bytes.len()) / page_bytes;
+        let mut entries = vec![0; end.saturating_sub(first) * 8];
+        let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
+        pagemap.read_exact_at(&mut entries, first as u64 * 8).unwrap();
+        entries.chunks_exact(8).filter(|entry| entry[7] & 0x80 != 0).count()
+    }
+
+    #[test]
+    fn the_margin_of_a_large_buffer_takes_no_memory_also_where_the_allocator_had_cleared_it() {
+        let len = 2 * HUGE_PAGE_BYTES;
+        let (mut was_cleared, mut stays) = (false, Vec::new());
+        for _ in 0..8 {
+            // What was in use is what the allocator has to clear, once such sizes do not go back to the kernel any more, which what
+            // stays behind them prevents.
+            let used: Vec<Vec<u8>> = (0..4).map(|_| vec![1; len + HUGE_PAGE_BYTES]).collect();
+            stays.push(vec![1_u8; 100]);
+            drop(used);
+            let cleared = vec![0_u8; len + HUGE_PAGE_BYTES];
+            was_cleared |= resident_pages(&cleared) > 0;
+            drop(cleared);
+            let mut held: Vec<AlignedBuf> = (0..4).map(|_| AlignedBuf::zeroed(len)).collect();
+            for buf in &mut held {
+                buf.fill(1);
+                let (start, end) = (buf.start, buf.start + buf.len);
+                assert_eq!((resident_pages(&buf.bytes[..start]), resident_pages(&buf.bytes[end..])), (0, 0));
+                assert!(buf.bytes[..start].iter().chain(&buf.bytes[end..]).all(|&byte| byte == 0));
+            }
+        }
+        assert!(was_cleared, "the allocator cleared nothing, so nothing was shown ({} stay)", stays.len());
     }
 }
