@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::policy::{Held, Policy, TERMS, Term};
 use crate::config::{ConfigError, Reader, parse_duration};
+use crate::limits::BATCH_BYTES_TARGET;
 use crate::restore::pin::PIN_EVERY;
 use crate::telemetry::traces::settings::Settings;
 use crate::types::{DiskId, Id128, Micros};
@@ -42,6 +43,8 @@ pub struct Work {
     pub moves: bool,
     /// Of a sparse batch less than so many hundredths are needed.
     pub sparse: u64,
+    /// Sealed bytes of a batch of moved messages, before it is closed. No key of the file: tests have small vaults.
+    pub batch_bytes: usize,
     /// Whether indexes of ended lanes are folded, disk by disk.
     pub fold: bool,
 }
@@ -70,6 +73,7 @@ impl Default for Work {
             disks_at_once: 64,
             moves: false,
             sparse: SPARSE,
+            batch_bytes: BATCH_BYTES_TARGET,
             fold: true,
         }
     }

@@ -251,13 +251,18 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Takes over which rows are needed, each message in one of its places.
+    /// Takes over which rows are needed, each message in one of its places, and which of these a copy stands for soon.
     fn note(&mut self, catalog: &Catalog, history: &History, roles: &[Role], mut needed: Vec<bool>, fixed: bool) {
-        let mut copied = vec![false; needed.len()];
+        // Of each row the copy that ripens; and whether it stands in a third place, which would count again if this one were marked.
+        let (mut copies, mut has_spare) = (vec![None; needed.len()], vec![false; needed.len()]);
         for (index, role) in roles.iter().enumerate() {
             if let Role::Ripens(of) | Role::Spare { of, .. } = *role {
                 needed[of] = needed[of] || needed[index];
-                copied[of] = copied[of] || matches!(role, Role::Ripens(_));
+            }
+            match *role {
+                Role::Taken => {}
+                Role::Ripens(of) => copies[of] = Some(index),
+                Role::Spare { of, .. } => has_spare[of] = true,
             }
         }
         let verdict = &mut self.verdict;
@@ -273,7 +278,12 @@ impl Pass<'_> {
             };
             let here = row.presence == Presence::Here;
             if needed {
-                verdict.lanes.entry(place.0).or_default().needed.insert(place.1);
+                let lane = verdict.lanes.entry(place.0).or_default();
+                lane.needed.insert(place.1);
+                let copy = copies[index].filter(|_| here && !has_spare[index]).map(|copy| &history.rows[copy]);
+                if copy.is_none_or(|copy| !verdict.spares.add(place, spare(catalog, row, copy))) {
+                    lane.alone.insert(place.1);
+                }
             }
             if needed && here && *role == Role::Taken {
                 verdict.needed_bytes += u64::from(row.message.stored_bytes);
@@ -282,7 +292,7 @@ impl Pass<'_> {
                 let what_for = match (needed, *role) {
                     (false, _) => Use::Dead,
                     (true, Role::Taken) if fixed => Use::Stuck,
-                    (true, Role::Taken) if copied[index] => Use::Copied,
+                    (true, Role::Taken) if copies[index].is_some() => Use::Copied,
                     (true, Role::Taken) => Use::Needed,
                     (true, _) => Use::Stuck,
                 };

@@ -52,6 +52,8 @@ pub struct LaneVerdict {
     pub seen: Numbers,
     /// Those of them that hold something needed.
     pub needed: Numbers,
+    /// Those of these that hold something needed of which no copy ripens: they may not even be marked.
+    pub alone: Numbers,
     /// Whether any of its batches stood there.
     pub here: bool,
     /// Disks that were judged by what this lane holds of them too, by their places in [`super::judge::Verdict::disks`].
@@ -83,11 +85,11 @@ impl Times {
 pub struct LaneSteps {
     /// To be marked.
     pub mark: Vec<Present>,
-    /// Marked, and needed all the same: the mark is to be taken back.
+    /// Marked, and needed all the same, in this place: the mark is to be taken back.
     pub take_back: Vec<u64>,
     /// To be deleted.
     pub delete: Vec<Present>,
-    /// Marked, and not yet old enough.
+    /// Marked, and not yet old enough, or copies of it are not.
     pub waiting: Vec<Present>,
     /// What stays.
     pub stay: Vec<Present>,
@@ -99,12 +101,15 @@ impl LaneSteps {
     pub fn new(present: &[Present], let_go: &[LetGoRun], ripe: &Numbers, verdict: &LaneVerdict, times: &Times) -> Self {
         let mut steps = Self::default();
         for &batch in present {
-            let unneeded = verdict.seen.contains(batch.n) && !verdict.needed.contains(batch.n);
+            let is_seen = verdict.seen.contains(batch.n);
+            // A mark and the copies of what is needed ripen side by side, and it goes when both have.
+            let may_be_marked = is_seen && !verdict.alone.contains(batch.n);
+            let may_go = may_be_marked && !verdict.needed.contains(batch.n);
             match names(let_go, batch.n) {
-                true if !unneeded => steps.take_back.push(batch.n),
-                true if ripe.contains(batch.n) => steps.delete.push(batch),
+                true if !may_be_marked => steps.take_back.push(batch.n),
+                true if may_go && ripe.contains(batch.n) => steps.delete.push(batch),
                 true => steps.waiting.push(batch),
-                false if unneeded && batch.modified_micros <= times.old_micros => steps.mark.push(batch),
+                false if may_be_marked && batch.modified_micros <= times.old_micros => steps.mark.push(batch),
                 false => steps.stay.push(batch),
             }
         }
@@ -207,19 +212,21 @@ mod tests {
     #[test]
     fn a_batch_is_marked_waits_and_goes_and_a_mark_that_is_wrong_is_taken_back() {
         let mut verdict = LaneVerdict::default();
-        (1..=6).for_each(|n| verdict.seen.insert(n));
-        [2, 4].into_iter().for_each(|n| verdict.needed.insert(n));
+        (1..=6).chain([8, 9, 10]).for_each(|n| verdict.seen.insert(n));
+        [2, 4, 8, 9, 10].into_iter().for_each(|n| verdict.needed.insert(n));
+        [2, 4].into_iter().for_each(|n| verdict.alone.insert(n));
         let times = Times { now_micros: 1000, old_micros: 900, delete_micros: 500 };
-        let present = [1, 2, 3, 4, 5, 6, 7].map(|n| batch(n, if n == 6 { 950 } else { 10 }));
+        let present = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map(|n| batch(n, if matches!(n, 6 | 10) { 950 } else { 10 }));
         let mut ripe = Numbers::default();
-        [1, 3, 4].into_iter().for_each(|n| ripe.insert(n));
-        let steps = LaneSteps::new(&present, &[run(3, 3, 500), run(4, 5, 501)], &ripe, &verdict, &times);
+        [1, 3, 4, 9].into_iter().for_each(|n| ripe.insert(n));
+        let steps =
+            LaneSteps::new(&present, &[run(3, 3, 500), run(4, 5, 501), run(9, 9, 500)], &ripe, &verdict, &times);
         let numbers = |batches: &[Present]| batches.iter().map(|batch| batch.n).collect::<Vec<_>>();
-        assert_eq!(numbers(&steps.mark), [1]);
+        assert_eq!(numbers(&steps.mark), [1, 8], "not needed, or copied");
         assert_eq!(numbers(&steps.delete), [3]);
         assert_eq!(steps.take_back, [4]);
-        assert_eq!(numbers(&steps.waiting), [5]);
-        assert_eq!(numbers(&steps.stay), [2, 6, 7], "needed, too young, never looked at");
+        assert_eq!(numbers(&steps.waiting), [5, 9], "a mark that is too young, copies that are");
+        assert_eq!(numbers(&steps.stay), [2, 6, 7, 10], "needed, too young, never looked at, copied and too young");
     }
 
     proptest! {

@@ -27,7 +27,6 @@ use super::report::{Budget, Report};
 use super::sparse::Sparse;
 use crate::fault::{self, Classify, Fault};
 use crate::flow::{Clock, Drain};
-use crate::limits::BATCH_BYTES_TARGET;
 use crate::types::{DiskId, Id128, Micros};
 use crate::vault::batch::{self, BatchBuilder, BatchHeader};
 use crate::vault::index::lane::{LANE_INDEX_BYTES_MAX, LaneIndexBuilder};
@@ -68,6 +67,8 @@ pub(super) struct Mover<'a> {
     pub(super) stop: &'a Drain,
     /// The store's time, when the move begins.
     pub(super) now: Micros,
+    /// Sealed bytes of a batch, before it is closed.
+    pub(super) batch_bytes: usize,
 }
 
 impl Mover<'_> {
@@ -91,7 +92,7 @@ impl Mover<'_> {
         }
         let mut written = Written::new(self.vault, lane);
         let mut waiting = messages.into_iter().peekable();
-        while let Some(group) = next_group(&mut waiting) {
+        while let Some(group) = next_group(&mut waiting, self.batch_bytes) {
             if self.stop.started() || self.clock.boot().saturating_sub(began) > MOVE_TIME_MAX {
                 self.report
                     .note(format!("lane {lane} of moved messages gets no end: the run was stopped, or took too long"));
@@ -171,12 +172,15 @@ impl Mover<'_> {
 }
 
 /// The messages of the next batch.
-fn next_group(waiting: &mut std::iter::Peekable<impl Iterator<Item = Moving>>) -> Option<Vec<Moving>> {
+fn next_group(
+    waiting: &mut std::iter::Peekable<impl Iterator<Item = Moving>>,
+    batch_bytes: usize,
+) -> Option<Vec<Moving>> {
     let (mut group, mut stored_bytes, mut plain_bytes, mut records) = (Vec::new(), 0, 0, 0);
     while let Some(next) = waiting.next_if(|next| {
         let message = &next.message;
         group.is_empty()
-            || (stored_bytes + message.stored_bytes as usize <= BATCH_BYTES_TARGET
+            || (stored_bytes + message.stored_bytes as usize <= batch_bytes
                 && plain_bytes + u64::from(message.plain_bytes) <= PLAIN_BYTES_MAX
                 && records + message.records.len() <= BATCH_RECORDS_MAX)
     }) {
@@ -291,6 +295,7 @@ fn malformed(path: &Path, what: String) -> VaultError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::BATCH_BYTES_TARGET;
     use crate::vault::testing::message;
 
     #[test]
@@ -305,7 +310,7 @@ mod tests {
         let groups = |messages: Vec<Moving>| {
             let mut waiting = messages.into_iter().peekable();
             let mut lengths = Vec::new();
-            while let Some(group) = next_group(&mut waiting) {
+            while let Some(group) = next_group(&mut waiting, BATCH_BYTES_TARGET) {
                 lengths.push(group.len());
             }
             lengths

@@ -11,6 +11,8 @@
 //! - Only what is the same in every word of the index, but for the place, is one message. Whether it is so byte for byte is looked at before
 //!   anything of it is marked, and before it is deleted (`proof`).
 //! - A copy counts only in a lane that its keeper has ended: that is its last step, when everything was read back.
+//! - A batch of which everything needed has a copy that ripens is marked meanwhile, and goes when the mark and the copies are old enough
+//!   (`marks`). A mark on the place where a message was sealed changes nothing here.
 //! - A copy that is marked counts for none, so of two places one is always without a mark.
 
 use std::collections::{HashMap, HashSet};

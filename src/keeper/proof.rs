@@ -18,7 +18,7 @@ const READ_BYTES_MAX: u64 = 8 << 20;
 /// Most messages of which a run remembers where they stand besides: some tens of MiB. Others are needed where they are, until a later run.
 const SPARES_MAX: usize = 1 << 20;
 
-/// A message that is needed, and not where it stands.
+/// A message that is needed, and not where it stands; or not for much longer, because a copy ripens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Spare {
     /// Where it starts, and its bytes.

@@ -17,7 +17,7 @@ pub struct Report {
     pub stored: Count,
     /// Bytes of the messages that are needed.
     pub needed_bytes: u64,
-    /// Batches that are not needed and not yet marked.
+    /// Batches that are not needed, or of which what is needed was copied, and not yet marked.
     pub unneeded: Count,
     /// Batches that are marked, and not deleted.
     pub marked: Count,

@@ -283,13 +283,22 @@ impl Run<'_> {
         if !work.moves || !worth_it || self.budget.spent || stop.started() {
             return Ok(());
         }
+        let found = &self.report;
+        // What was marked in this run was not when it judged.
+        let marked_bytes = found.marked.bytes.saturating_sub(found.deleted.bytes);
+        let waits_bytes = marked_bytes + self.verdict.holdings.emptied_bytes();
+        let sparse = sparse::within(sparse, waits_bytes, found.stored.bytes, work.batch_bytes as u64);
+        if sparse.is_empty() {
+            return Ok(());
+        }
         // In the vault's own name: of two keepers that move the same, one works for nothing.
         if !self.budget.take(4, 0) || !self.claim(vault.id()).await? {
             return Ok(());
         }
         let now = judge::micros(self.now_micros());
         let (verdict, budget, report) = (&self.verdict, &mut self.budget, &mut self.report);
-        let mover = Mover { vault, verdict, budget, report, clock: clock.as_ref(), stop, now };
+        let mover =
+            Mover { vault, verdict, budget, report, clock: clock.as_ref(), stop, now, batch_bytes: work.batch_bytes };
         mover.run(sparse).await?;
         vault.store().delete(&names::claim(vault.id())).await?;
         Ok(())

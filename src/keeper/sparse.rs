@@ -13,8 +13,12 @@ use crate::vault::reader::CatalogBatch;
 /// Most needed messages that are remembered by their place: some tens of MiB. With more, batches that look dense are forgotten, and then
 /// those that come last are left to a later run.
 const MESSAGES_MAX: usize = 1 << 20;
-/// What moving must save, of all that is stored, to be begun: each move makes a lane, with a route for each of its disks.
-const SAVING_SHARE: u64 = 20;
+/// What moving must save, of all that is stored, to be begun: each move makes a lane, with a route for each of its disks. In few large moves more
+/// stands twice at once, and what is dead waits longer for the next one.
+const SAVING_SHARE: u64 = 100;
+/// What may wait for its deletion at once, of all that is stored, for a move to empty more: what is moved stands twice until then. Enough for a day's
+/// writes of a twentieth; where more is written, the sparsest batches go first, and others have time to get sparser.
+const WAITING_SHARE: u64 = 10;
 
 /// What a message is for, as far as its batch is concerned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +116,12 @@ impl Holdings {
         }
     }
 
+    /// Bytes of the batches of which nothing is needed, or no longer than until copies of it are old enough.
+    pub(super) fn emptied_bytes(&self) -> u64 {
+        let emptied = self.batches.values().filter(|one| !one.stuck && one.needed_at.is_empty());
+        emptied.map(|one| one.size_bytes).sum()
+    }
+
     /// What is worth emptying, the sparsest first.
     pub(super) fn sparse(&self) -> Vec<Sparse> {
         let worth = self.batches.iter().filter(|(_, one)| one.is_sparse(self.percent) && !one.needed_at.is_empty());
@@ -141,6 +151,22 @@ pub(super) fn saving(sparse: &[Sparse]) -> (Count, u64) {
 /// Whether that is worth a lane.
 pub(super) fn is_worth_it(saves_bytes: u64, stored_bytes: u64) -> bool {
     saves_bytes > 0 && saves_bytes >= stored_bytes / SAVING_SHARE
+}
+
+/// As many of these, in their order, as may wait beside `waits_bytes`. None while more than half of what may waits: so a lane is made for no
+/// handful. Of a small vault so much may wait that a batch of `batch_bytes` is filled.
+pub(super) fn within(sparse: Vec<Sparse>, waits_bytes: u64, stored_bytes: u64, batch_bytes: u64) -> Vec<Sparse> {
+    let most_bytes = batch_bytes.max(stored_bytes / WAITING_SHARE);
+    let mut room_bytes = most_bytes.saturating_sub(waits_bytes);
+    if room_bytes < most_bytes / 2 {
+        return Vec::new();
+    }
+    let fits = |one: &Sparse| {
+        let fits = room_bytes > 0;
+        room_bytes = room_bytes.saturating_sub(one.size_bytes);
+        fits
+    };
+    sparse.into_iter().take_while(fits).collect()
 }
 
 #[cfg(test)]
@@ -182,6 +208,20 @@ mod tests {
         let told: Vec<_> = sparse.iter().map(|one| (one.n, one.needed_at.as_slice(), one.needed_bytes)).collect();
         assert_eq!(told, [(4, [64, 66].as_slice(), 30), (6, [65].as_slice(), 50), (1, [65].as_slice(), 290)]);
         assert_eq!(saving(&sparse), (Count { batches: 3, bytes: 15_000 }, 100 + 100 + 100));
-        assert!(is_worth_it(300, 6000) && !is_worth_it(299, 6000) && !is_worth_it(0, 10));
+        assert!(is_worth_it(300, 30_000) && !is_worth_it(299, 30_000) && !is_worth_it(0, 10));
+    }
+
+    #[test]
+    fn the_sparsest_are_emptied_as_far_as_what_waits_stays_a_tenth_of_the_vault() {
+        let mut holdings = Holdings::new(75);
+        (1..=4).for_each(|n| note(&mut holdings, n, &[(100, Use::Dead), (n as u32, Use::Needed)]));
+        let chosen = |waits_bytes, stored_bytes| {
+            within(holdings.sparse(), waits_bytes, stored_bytes, 20).iter().map(|one| one.n).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(0, 1_000_000), [1, 2, 3, 4]);
+        assert_eq!(chosen(0, 150_000), [1, 2, 3], "5000 bytes each");
+        assert_eq!(chosen(6000, 150_000), [1, 2]);
+        assert!(chosen(8000, 150_000).is_empty(), "too little room");
+        assert_eq!(chosen(0, 10), [1], "a batch can be filled");
     }
 }

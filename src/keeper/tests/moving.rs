@@ -165,7 +165,7 @@ async fn several_keepers_that_move_at_once_delete_nothing_that_is_needed() {
     }
 }
 
-/// By the hours of life: a copy counts when it is as old as `delete_after`, and what it stands for goes as long after that.
+/// By the hours of life: a copy counts when it is as old as `delete_after`, and then what it stands for has been marked for as long.
 #[tokio::test(start_paused = true)]
 async fn a_copy_ripens_before_anything_rests_on_it_and_a_reader_of_before_finds_what_it_knows() {
     let mut site = scattered_site().await;
@@ -196,8 +196,67 @@ async fn a_copy_ripens_before_anything_rests_on_it_and_a_reader_of_before_finds_
         now += 1;
     }
     let (moved_at, deleted_at) = (moved_at.expect("moved"), deleted_at.expect("deleted"));
-    assert!((12..=16).contains(&(deleted_at - moved_at)), "moved at {moved_at} h, deleted at {deleted_at} h");
+    assert!((7..=10).contains(&(deleted_at - moved_at)), "moved at {moved_at} h, deleted at {deleted_at} h");
     site.check(&kept).await;
+}
+
+/// By the hours of life, up to the run that marks what was copied an hour before.
+async fn ripening_site() -> Site {
+    let mut site = scattered_site().await;
+    (site.work.delete_after, site.work.seal_grace) = (6 * HOUR, Duration::from_secs(600));
+    site.wait(12 * HOUR);
+    while copies(&site).await == 0 {
+        site.once().await.unwrap();
+        site.wait(HOUR);
+    }
+    assert!(site.once().await.unwrap().newly_marked.batches > 0);
+    site
+}
+
+/// The batches by which a reader who comes now gets a disk's newest image.
+async fn planned(site: &Site, disk: &ModelDisk) -> BTreeSet<(Id128, u64)> {
+    let catalog = source::load(&site.vault.vault, &Want::disk(&disk.id)).await.unwrap();
+    let history = source::history(&catalog, &disk.id, &disk.epochs);
+    let plan = Plan::build(&history, disk.head()).unwrap();
+    let indexes = plan.reads.iter().map(|read| &catalog.batches[read.object as usize].index);
+    indexes.map(|index| (index.lane, index.n)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_marked_while_its_copies_ripen_stays_if_a_pin_comes_or_the_copies_are_lost() {
+    let site = ripening_site().await;
+    let kept = site.kept_of_all().await;
+    let planned = planned(&site, &site.disks[0]).await;
+    let pin = pin(&site.disks[0], site.disks[0].head(), u64::MAX / 4);
+    site.vault.vault.put_object(&names::pin(pin.pin), &pin).await.unwrap();
+    assert!(site.once().await.unwrap().taken_back > 0);
+    for _ in 0..20 {
+        site.wait(HOUR);
+        site.once().await.unwrap();
+        assert!(planned.is_subset(&site.batches().await), "somebody reads by them");
+    }
+    site.vault.vault.store().delete(&names::pin(pin.pin)).await.unwrap();
+    for _ in 0..20 {
+        site.wait(HOUR);
+        site.once().await.unwrap();
+    }
+    assert!(!planned.is_subset(&site.batches().await), "without the pin they go");
+    site.check(&kept).await;
+
+    let site = ripening_site().await;
+    let kept = site.kept_of_all().await;
+    for (lane, n) in site.batches().await {
+        if site.vault.vault.lane(lane).await.unwrap().moved {
+            site.vault.tamper(&names::batch(lane, n), |_| None).await;
+        }
+    }
+    assert!(site.once().await.unwrap().taken_back > 0);
+    for _ in 0..20 {
+        site.check_images(&kept).await;
+        site.wait(HOUR);
+        site.once().await.unwrap();
+    }
+    site.check_images(&kept).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,15 +294,7 @@ async fn whoever_has_pinned_a_disk_finds_each_message_where_it_was_and_a_held_di
     let before = site.batches().await;
     let pin = pin(&site.disks[0], site.disks[0].head(), u64::MAX / 4);
     site.vault.vault.put_object(&names::pin(pin.pin), &pin).await.unwrap();
-    let catalog = source::load(&site.vault.vault, &Want::disk(&site.disks[0].id)).await.unwrap();
-    let history = source::history(&catalog, &site.disks[0].id, &site.disks[0].epochs);
-    let plan = Plan::build(&history, site.disks[0].head()).unwrap();
-    let planned: BTreeSet<(Id128, u64)> = plan
-        .reads
-        .iter()
-        .map(|read| &catalog.batches[read.object as usize].index)
-        .map(|index| (index.lane, index.n))
-        .collect();
+    let planned = planned(&site, &site.disks[0]).await;
     for _ in 0..4 {
         site.once().await.unwrap();
     }
@@ -264,8 +315,14 @@ async fn whoever_has_pinned_a_disk_finds_each_message_where_it_was_and_a_held_di
 /// Whoever has the catalog key can write a lane of moved messages that holds nothing of what it names.
 #[tokio::test(start_paused = true)]
 async fn a_forged_copy_lets_nothing_go_and_hides_nothing() {
+    forged_copy(Duration::ZERO).await;
+    // Also while it ripens.
+    forged_copy(6 * HOUR).await;
+}
+
+async fn forged_copy(delete_after: Duration) {
     let mut site = scattered_site().await;
-    site.work.moves = false;
+    (site.work.moves, site.work.delete_after) = (false, delete_after);
     let kept = site.kept_of_all().await;
     let vault = &site.vault.vault;
     let catalog = source::load(vault, &Want::default()).await.unwrap();
@@ -288,11 +345,12 @@ async fn a_forged_copy_lets_nothing_go_and_hides_nothing() {
     vault.put_bytes(&path, forged.body.into()).await.unwrap();
     vault.put_object(&names::lane_end(lane), &LaneEndObject { lane, last_batch: 1 }).await.unwrap();
     let mut notes = 0;
-    for _ in 0..6 {
+    for run in 0..20 {
         notes += site.once().await.unwrap().notes.iter().filter(|note| note.contains("other bytes")).count();
         site.check_images(&kept).await;
+        assert!(run < 4 || notes > 0, "nobody looked");
+        site.wait(delete_after / 6);
     }
-    assert!(notes > 0, "nobody looked");
     let report = verified(&site).await;
     let of_lane = |one: &Damage| one.object.as_ref().is_some_and(|object| object.contains(&lane.to_string()));
     assert!(!report.damage.is_empty() && report.damage.iter().all(of_lane), "{:?}", report.damage);
