@@ -19,7 +19,7 @@ use metrics::{counter, gauge, histogram};
 use tidegate::flow::{SystemClock, Tally, Watermark};
 use tidegate::journal::disk::AlignedBuf;
 use tidegate::journal::format::{CommitBuilder, Header, Owner};
-use tidegate::keys::{CatalogKey, LaneKey};
+use tidegate::keys::{CatalogKey, LaneKey, LaneKeys};
 use tidegate::limits::COMMIT_BYTES_MAX;
 use tidegate::pipeline::codec::Packing;
 use tidegate::pipeline::{CodecChoice, Input, LaneContext, Pipeline, PipelineConfig};
@@ -131,7 +131,7 @@ fn pipeline(packing: Packing, noisy: bool) -> Case {
     let lane = LaneContext {
         vault: Id128::NONE,
         lane: Id128([1; 16]),
-        key: LaneKey::from_secret([1; 32]),
+        keys: LaneKeys::new(Id128::NONE, Id128([1; 16]), LaneKey::from_secret([1; 32])).into(),
         catalog: CatalogKey::from_secret([2; 32]),
         next_n: 1,
         confirmed: Watermark::new(0).into(),

@@ -163,7 +163,7 @@ fn scratch(packing: &str) -> Scratch {
 
 #[divan::bench(args = PACKINGS)]
 fn pipeline_pack_and_seal_512_kib(bencher: Bencher<'_, '_>, packing: &str) {
-    let (plain, key, disk) = (payload(1, MESSAGE_BYTES), LaneKey::from_secret([1; 32]), disk(1));
+    let (plain, key, disk) = (payload(1, MESSAGE_BYTES), LaneKey::from_secret([1; 32]).into(), disk(1));
     let mut scratch = scratch(packing);
     bencher.counter(BytesCount::new(MESSAGE_BYTES)).bench_local(|| {
         seal(&key, &context(&disk, Codec::Raw), black_box(&plain), &mut scratch, BytesMut::with_capacity).is_ok()
@@ -182,7 +182,7 @@ fn pipeline_sample_of_512_kib_of_noise(bencher: Bencher<'_, '_>, packing: &str) 
 
 #[divan::bench(args = PACKINGS)]
 fn restore_open_and_unpack_512_kib(bencher: Bencher<'_, '_>, packing: &str) {
-    let (plain, key, disk) = (payload(1, MESSAGE_BYTES), LaneKey::from_secret([1; 32]), disk(1));
+    let (plain, key, disk) = (payload(1, MESSAGE_BYTES), LaneKey::from_secret([1; 32]).into(), disk(1));
     let (mut scratch, mut out) = (scratch(packing), Vec::new());
     let (info, sealed) =
         seal(&key, &context(&disk, Codec::Raw), &plain, &mut scratch, BytesMut::with_capacity).expect("sealed");

@@ -52,6 +52,9 @@ pub const RECIPIENTS_MAX: usize = 64;
 pub const RECIPIENT_LISTS_MAX: u64 = 4096;
 /// Most wraps made anew of one lane's key, with objects under such names that are none.
 pub const REWRAPS_MAX: u64 = 4096;
+/// Most lanes that the word of a shredded disk names: those of sixty years of one gateway, and 40 bytes each stay within a control object. Of
+/// more, those that are left are named when these have lost their keys.
+pub const SHRED_LANES_MAX: usize = 24_000;
 /// Largest control object (vault, key, lane, epoch, disk description) that is read.
 pub const CONTROL_OBJECT_BYTES_MAX: u64 = 1 << 20;
 
@@ -63,5 +66,7 @@ pub const TOUCHED_RUNS_MAX: usize = 32 << 10;
 
 const _: () = assert!(RECORD_BYTES_MAX + 2 * BLOCK_BYTES < COMMIT_BYTES_MAX, "a record must fit one commit");
 const _: () = assert!(SEGMENT_BYTES_DEFAULT >= 4 * COMMIT_BYTES_MAX as u64, "a segment holds several commits");
+const _: () =
+    assert!(SHRED_LANES_MAX as u64 * 40 + 4096 < CONTROL_OBJECT_BYTES_MAX, "the word of a shredded disk is read");
 const _: () = assert!(MESSAGE_BYTES_MAX < BATCH_BYTES_TARGET, "a batch holds several messages");
 const _: () = assert!((RECORD_PAYLOAD_BYTES_MAX as u64).is_multiple_of(CHUNK_BYTES), "copying reads whole chunks");

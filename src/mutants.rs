@@ -75,6 +75,8 @@ mutants! {
     DigestUnchecked = "digest-unchecked",
     /// The seal of a message does not bind its disk. Promise 6: a message can be moved to another disk.
     ContextCut = "context-cut",
+    /// The key of a disk adds nothing to that of its lane. Who opens the lane opens a disk that was shredded.
+    DiskKeyUnused = "disk-key-unused",
     /// The agent forgets what it must send as soon as it is journaled. Promise 2: a lost gateway loses it.
     SettledAtJournaled = "settled-at-journaled",
     /// The activity map is cleared before the floor is persisted. Promise 2: a crash forgets what to send.

@@ -314,9 +314,10 @@ fn disk_line(disk: &DiskVerdict) -> String {
         disk.reasons.iter().map(|(reason, count)| format!("{} {count}", reason.as_str())).collect();
     let oldest = disk.oldest_kept.as_ref().map(|(id, time)| format!("; oldest {id} of {time}")).unwrap_or_default();
     let pins = if disk.pins > 0 { format!("; {} pinned", disk.pins) } else { String::new() };
-    let hold = match (disk.hold, disk.pinned_whole) {
-        (true, _) => "; everything is held",
-        (_, true) => "; everything stays for a pin",
+    let hold = match (disk.hold, disk.pinned_whole, disk.shredded) {
+        (true, ..) => "; everything is held",
+        (_, true, _) => "; everything stays for a pin",
+        (.., true) => "; shredded, so nothing of it is needed",
         _ => "",
     };
     format!("{}  {} of {} points kept ({}){oldest}{pins}{hold}", disk.disk, disk.kept, disk.points, reasons.join(", "))

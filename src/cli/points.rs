@@ -19,8 +19,8 @@ use crate::restore::points::{self, Ask, Point};
 use crate::restore::source;
 use crate::telemetry::traces::within;
 use crate::types::{BarrierKind, DiskId, Id128, Micros};
-use crate::vault::Vault;
 use crate::vault::reader::{Catalog, Want};
+use crate::vault::{Vault, names};
 
 /// Plain crash points that the text shows unless all are asked for: the newest.
 const CRASH_POINTS_SHOWN: usize = 20;
@@ -64,9 +64,27 @@ pub(super) struct DiskView {
 /// Loads everything about one disk, which is the one that `want` names.
 ///
 /// # Errors
-/// [`Failure`] if the vault does not know the disk, or cannot be read.
+/// [`Failure`] if the vault does not know the disk, or cannot be read, or the disk was shredded.
 pub(super) async fn load(vault: &Vault, disk: &DiskId, want: &Want) -> Result<DiskView, Failure> {
+    load_if_there(vault, disk, want).await?.map_err(Failure::error)
+}
+
+/// The same, for who asks for many disks: of one that was shredded, that and when and why.
+pub(super) async fn load_if_there(
+    vault: &Vault,
+    disk: &DiskId,
+    want: &Want,
+) -> Result<Result<DiskView, String>, Failure> {
     let failure = |error: crate::vault::VaultError| Failure::of(&error);
+    if let Some(word) = vault.shred(disk).await.map_err(failure)? {
+        return Ok(Err(format!(
+            "disk {disk} was shredded at {} ({}), as {} says: its keys are destroyed, and nothing of it comes back; if nobody asked for \
+             that, see docs/OPERATING.md, \"Destroy one disk for good\"",
+            word.made_micros,
+            word.reason,
+            names::shred(disk)
+        )));
+    }
     let span = tracing::info_span!("load indexes", %disk);
     let catalog = within(span, source::load(vault, want)).await.map_err(failure)?;
     // After the batches: an epoch that they name is then surely listed.
@@ -80,7 +98,7 @@ pub(super) async fn load(vault: &Vault, disk: &DiskId, want: &Want) -> Result<Di
     let history = source::history(&catalog, disk, &epochs);
     let points = points::list(&history);
     let damage = source::damage(&catalog);
-    Ok(DiskView { catalog, history, points, damage })
+    Ok(Ok(DiskView { catalog, history, points, damage }))
 }
 
 impl DiskView {

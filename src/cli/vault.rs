@@ -2,6 +2,7 @@
 
 mod hold;
 mod recipients;
+mod shred;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,15 @@ enum Verb {
     ///
     /// Needs a key that opens indexes and a credential that may write. Asked again, the point is kept longer.
     Hold(hold::Args),
+    /// Destroy one disk for good: its keys, and with them everything that was sealed with them.
+    ///
+    /// Other disks stay as they are, also in batches that they share with it. Restores, exports and drills of the disk are refused from
+    /// then on, gateways open it no more, and the keeper lets its batches go. Needs a key that opens indexes and a credential that may
+    /// delete. Asked again after a failure, it does what is left. Nothing helps against copies that somebody kept: see
+    /// docs/OPERATING.md, "Destroy one disk for good".
+    ///
+    /// Exit code 0, 1 if something stands against it, 2 for a wrong call, 75 while the disk is pinned or a lane of it may be in use.
+    Shred(shred::Args),
 }
 
 #[derive(clap::Args)]
@@ -121,6 +131,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::Recipients(args) => runtime.block_on(recipients::run(args)),
         Verb::Rewrap(args) => runtime.block_on(recipients::rewrap(args)),
         Verb::Hold(args) => runtime.block_on(hold::run(args)),
+        Verb::Shred(args) => runtime.block_on(shred::run(args)),
     }
 }
 
@@ -207,6 +218,8 @@ struct Status {
     lanes: Vec<(ListedLane, u64, u64)>,
     disks: Vec<String>,
     newest: BTreeMap<String, (PointId, Micros)>,
+    /// When disks were shredded, and why.
+    shredded: BTreeMap<String, (Micros, String)>,
     findings: Vec<String>,
 }
 
@@ -233,11 +246,15 @@ async fn gather(opened: Opened) -> Result<Status, crate::vault::VaultError> {
     let listed = vault.lanes().await?;
     let size = |lane: Id128| sizes.get(&lane).copied().unwrap_or_default();
     let lanes = listed.into_iter().map(|one| (one, size(one.lane).0, size(one.lane).1)).collect();
-    let disks = vault.disks().await?.iter().map(ToString::to_string).collect();
+    let known = vault.disks().await?;
+    let disks = known.iter().map(ToString::to_string).collect();
     let lists = vault.lists().await?;
     let findings = lists.refused.iter().map(ToString::to_string).collect();
-    let mut status = Status { lanes, lists, disks, newest: BTreeMap::new(), findings, opened: opened.clone() };
+    let (newest, shredded) = (BTreeMap::new(), BTreeMap::new());
+    let mut status = Status { lanes, lists, disks, newest, shredded, findings, opened: opened.clone() };
     if vault.catalog_key().is_some() {
+        let words = vault.shreds(&known).await?;
+        status.shredded.extend(words.into_iter().map(|word| (word.disk.to_string(), (word.made_micros, word.reason))));
         let catalog = Catalog::load(vault, &Want::default()).await?;
         status.findings.extend(catalog.findings.iter().map(ToString::to_string));
         for part in catalog.batches.iter().flat_map(|batch| &batch.index.disks) {
@@ -280,6 +297,7 @@ fn status_json(url: &str, status: &Status) -> serde_json::Value {
             json!({
                 "disk": disk, "newest_record": newest.map(|(point, _)| point.to_string()),
                 "newest_time": newest.map(|(_, label)| label.to_string()),
+                "shredded": status.shredded.get(disk).map(|(made, _)| made.to_string()),
             })
         })
         .collect();
@@ -306,9 +324,10 @@ fn print_status(url: &str, status: &Status) {
         println!("lane       {}  {:<12} {batches:>6} batches {:>10.1} MiB", lane.lane, state(lane), mib(*bytes));
     }
     for disk in &status.disks {
-        match status.newest.get(disk) {
-            Some((point, label)) => println!("disk       {disk}  newest record {point} of {label}"),
-            None => println!("disk       {disk}"),
+        match (status.shredded.get(disk), status.newest.get(disk)) {
+            (Some((made, reason)), _) => println!("disk       {disk}  shredded at {made} ({reason})"),
+            (None, Some((point, label))) => println!("disk       {disk}  newest record {point} of {label}"),
+            (None, None) => println!("disk       {disk}"),
         }
     }
     if vault.catalog_key().is_none() {

@@ -294,6 +294,9 @@ fn print_text(report: &Report, round: Option<&Round>) {
     println!("{} objects, {size}; {} batches in {} lanes", report.objects, report.batches, report.lanes);
     if report.level == Level::Data {
         println!("{} of {} messages opened", report.messages_checked, report.messages);
+        if report.messages_shredded > 0 {
+            println!("{} messages of shredded disks stepped over", report.messages_shredded);
+        }
     }
     print_sample(report, round);
     for disk in &report.disks {
@@ -302,6 +305,10 @@ fn print_text(report: &Report, round: Option<&Round>) {
             _ => "none yet".to_owned(),
         };
         let is_sample = report.sampled.is_some() && report.messages_checked < report.messages;
+        if let Some(made) = &disk.shredded {
+            println!("disk {}: {}, shredded at {made}", disk.disk, show_size(disk.size_bytes));
+            continue;
+        }
         let signed = disk.signed.as_ref().map(|signed| signed_text(signed, is_sample)).unwrap_or_default();
         println!("disk {}: {}, {} points, {newest}{signed}", disk.disk, show_size(disk.size_bytes), disk.points);
     }

@@ -158,6 +158,7 @@ fn vault(seeds: &mut Vec<Seed>) {
     for name in ["message-lz4.bin", "message-raw.bin", "message-zstd.bin"] {
         seeds.push(seed("message", name, &[0, 2, 1], &fixture(&format!("v1/{name}"))));
     }
+    seeds.push(seed("message", "message-disk.bin", &[0, 2, 0], &fixture("v2/message.bin")));
     for (name, packing) in [("packed", Packing::Lz4), ("packed-zstd", Packing::Zstd(3))] {
         let mut packed = Vec::new();
         let codec = Packer::default().pack(packing, &b"tidegate ".repeat(40), 0, &mut packed);
@@ -167,7 +168,7 @@ fn vault(seeds: &mut Vec<Seed>) {
 }
 
 fn objects(seeds: &mut Vec<Seed>) {
-    ["v1", "v2"].into_iter().for_each(|version| objects_of(version, seeds));
+    ["v1", "v2", "v3"].into_iter().for_each(|version| objects_of(version, seeds));
 }
 
 fn objects_of(version: &str, seeds: &mut Vec<Seed>) {
@@ -178,8 +179,9 @@ fn objects_of(version: &str, seeds: &mut Vec<Seed>) {
         let Some(line) = bytes.split(|byte| *byte == b'\n').next().filter(|line| line.starts_with(b"{")) else {
             continue;
         };
-        if name.starts_with("m~") {
+        if name.starts_with("m~") || name.ends_with("~shred") {
             let kind = match name.split('~').nth(1) {
+                _ if name.ends_with("~shred") => 5,
                 Some("l") => 0,
                 Some("p") => 1,
                 Some("f") => 4,

@@ -7,7 +7,7 @@ use object_store::path::Path;
 
 use crate::keeper::config::KeeperConfig;
 use crate::keeper::marks::next_runs;
-use crate::keys::{CatalogKey, LaneKey, SigningKey, mac};
+use crate::keys::{CatalogKey, DiskKey, DiskSecret, LaneKey, MessageKey, SigningKey, mac};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::pipeline::codec::{Codec, Packing, unpack};
 use crate::pipeline::message::{MessageContext, Scratch, open, seal};
@@ -19,7 +19,7 @@ use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::objects::{
     ClaimObject, ControlObject, DiskObject, EpochObject, FoldObject, LaneEndObject, LaneObject, LaneSealObject,
-    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, Signed, VaultObject, decode,
+    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, ShredObject, Signed, VaultObject, decode,
     decode_unchecked, encode,
 };
 
@@ -191,7 +191,7 @@ pub(super) fn objects(input: &[u8]) {
     }
 }
 
-/// First byte: which of the keeper's objects, or its configuration; bit 7 appends the right MAC to the line. Of a manifest also
+/// First byte: which of the keeper's objects, the word of a shredded disk among them, or its configuration; bit 7 appends the right MAC to the line. Of a manifest also
 /// what a reader and the next run of the keeper do with it.
 pub(super) fn keeper(input: &[u8]) {
     let Some((mode, bytes)) = super::mode(input) else { return };
@@ -213,6 +213,7 @@ pub(super) fn keeper(input: &[u8]) {
         1 => drop(object::<PinObject>(bytes, authentic)),
         2 => drop(object::<ClaimObject>(bytes, authentic)),
         4 => drop(object::<FoldObject>(bytes, authentic)),
+        5 => drop(object::<ShredObject>(bytes, authentic)),
         _ => {
             let Ok(text) = std::str::from_utf8(bytes) else { return };
             if let Err(error) = KeeperConfig::parse(std::path::Path::new("/nowhere/keeper.toml"), text) {
@@ -311,7 +312,16 @@ pub(super) fn message(input: &[u8]) {
         codec,
         plain_bytes,
     };
-    let key = LaneKey::from_secret([7; 32]);
+    // Either construction: what opens with one opens with no other.
+    let lane_key = LaneKey::from_secret([7; 32]);
+    let disk_secret = DiskSecret::new(&lane_key, &DiskKey::from_secret([8; 32]));
+    let keys: [MessageKey; 2] = [lane_key.into(), disk_secret.into()];
+    let [key, other] = if bytes.len().is_multiple_of(2) {
+        keys
+    } else {
+        let [one, two] = keys;
+        [two, one]
+    };
     let mut out = Vec::new();
     assert!(open(&key, &context, bytes, &mut out).is_err());
     if unpack(codec, bytes, plain_bytes as usize, &mut out).is_ok() {
@@ -328,6 +338,7 @@ pub(super) fn message(input: &[u8]) {
     let opened = MessageContext { codec: info.codec, plain_bytes: bytes.len() as u32, ..context };
     open(&key, &opened, &sealed, &mut out).unwrap();
     assert_eq!(out, bytes);
+    assert!(open(&other, &opened, &sealed, &mut out).is_err());
     let too_large = MessageContext { plain_bytes: MESSAGE_BYTES_MAX as u32 + 1, ..opened };
     assert!(open(&key, &too_large, &sealed, &mut out).is_err());
 }

@@ -182,7 +182,7 @@ impl Feeding {
         let context = LaneContext {
             vault: self.vault.id(),
             lane: lane.id(),
-            key: lane.key().clone(),
+            keys: Arc::clone(lane.keys()),
             catalog: self.vault.need_key().map_err(|error| chain_text(&error))?.clone(),
             next_n: 1,
             confirmed: Arc::clone(uploader.confirmed_through()),

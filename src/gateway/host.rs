@@ -215,6 +215,7 @@ impl GatewayHost {
     ) -> Result<OpenedDisk<JournalSink>, DiskRefusal> {
         let slot = self.disks.slot(&open.disk);
         let _one_at_a_time = slot.opening.lock().instrument(info_span!("wait for turn")).await;
+        self.check_not_shredded(&open.disk).await?;
         self.keep_certificate(&slot, agent).await?;
         let opened = match open.want {
             Want::Resume { epoch, floor, floor_chain, first_held } => {
@@ -228,6 +229,19 @@ impl GatewayHost {
         }?;
         Span::current().record("epoch", opened.epoch.0);
         Ok(opened)
+    }
+
+    /// Nothing goes on with a disk that was shredded, here or by a new epoch. One small read for each disk that is opened.
+    async fn check_not_shredded(&self, disk: &DiskId) -> Result<(), DiskRefusal> {
+        let word = self.vault.shred(disk).await;
+        let word = word.map_err(|error| vault_refusal("whether the disk was shredded cannot be told", &error))?;
+        let Some(word) = word else { return Ok(()) };
+        let text = format!(
+            "disk {disk} was shredded at {} ({}): protect it under another name, by a new disk id in agent.toml",
+            word.made_micros, word.reason
+        );
+        tracing::error!("{text}");
+        Err(DiskRefusal::refused(Code::Shredded, text))
     }
 
     /// Keeps the certificate with which the agent signs, before a barrier of it is taken: whoever verifies needs it.

@@ -14,7 +14,8 @@ use crate::flow::watch;
 use crate::journal::{BackendChoice, JournalConfig};
 use crate::limits::CHUNK_BYTES;
 use crate::restore::tests::{ModelDisk, TestVault};
-use crate::types::{Chain, DiskId, Epoch, Id128, PointId};
+use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId};
+use crate::vault::objects::ShredObject;
 use crate::wire::{AgentIdentity, Code, DiskRefusal, ForkReason, Host as _, OpenDisk, OpenedDisk, Want};
 
 /// Gateway g2 in front of a vault that g1 has filled.
@@ -120,6 +121,24 @@ async fn an_agent_that_was_rolled_back_with_its_memory_writes_no_second_account_
     let world = world(folder.path(), 30).await;
     world.host.disks.slot(&world.disk.id).run_or_new(Epoch(1)).set_base(world.mark(10));
     assert_eq!(world.resume(10, world.chain(10), 5).await, Ok(Seq(31)), "it holds 5 to 10 and more as they were then");
+}
+
+#[tokio::test]
+async fn a_disk_that_was_shredded_is_neither_resumed_nor_begun_anew() {
+    let folder = tempfile::tempdir().expect("folder");
+    let world = world(folder.path(), 30).await;
+    let (disk, lanes) = (world.disk.id.clone(), vec![world.vault.lane.id()]);
+    let word = ShredObject { disk, made_micros: Micros(1), lanes, reason: "end of contract".into() };
+    world.vault.vault.put_object(&vault::names::shred(&world.disk.id), &word).await.expect("written");
+    let resumed = world.resume(30, world.chain(30), 31).await.expect_err("shredded");
+    let forked = world.open(Want::Fork { reason: ForkReason::UncleanStart, floor: None }).await.map(|_| ());
+    for refused in [resumed, forked.expect_err("shredded")] {
+        assert_eq!((refused.code(), refused.code().fault()), (Code::Shredded, Fault::Reject), "{refused}");
+        let text = refused.to_string();
+        assert!(text.contains("end of contract") && text.contains("another name"), "{text}");
+    }
+    let epochs = world.vault.vault.epochs(&world.disk.id).await.expect("listed");
+    assert_eq!(epochs.len(), 1, "and no epoch was begun");
 }
 
 #[tokio::test]
@@ -353,7 +372,7 @@ async fn a_fork_that_was_answered_elsewhere_begins_no_second_epoch() {
 struct Sleeper(SystemClock, std::sync::atomic::AtomicU64);
 
 impl Clock for Sleeper {
-    fn wall(&self) -> crate::types::Micros {
+    fn wall(&self) -> Micros {
         self.0.wall()
     }
 

@@ -16,6 +16,7 @@ use super::places::{self, Role, Standing, Worth};
 use super::policy::{self, Reason};
 use super::proof::{Spare, Spares};
 use super::report::Progress;
+use super::shredded;
 use super::sparse::{Holdings, Use};
 use crate::fault::{self, Classify, Fault};
 use crate::restore::history::{History, Presence, Row};
@@ -54,6 +55,8 @@ pub struct DiskVerdict {
     pub pinned_whole: bool,
     /// Why nothing of the disk goes.
     pub held_back: Option<String>,
+    /// Whether it was shredded, and nothing opens any of it any more.
+    pub shredded: bool,
     /// Points that will be offered no more, in a plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub going: Option<Going>,
@@ -191,6 +194,10 @@ pub(super) struct Judged {
     pub(super) epochs: Vec<EpochObject>,
     pub(super) history: History,
     held_back: Option<String>,
+    /// The lanes in which its key was destroyed.
+    destroyed: BTreeSet<Id128>,
+    /// Whether all of it was sealed in these.
+    shredded: bool,
     /// Lanes of which everything that they hold of the disk was looked at.
     lanes: BTreeSet<Id128>,
 }
@@ -205,9 +212,16 @@ pub(super) async fn open(vault: &Vault, catalog: &Catalog, disk: &DiskId) -> Res
     };
     let routes: BTreeSet<Id128> = vault.routes(disk).await?.into_iter().collect();
     let history = source::history(catalog, disk, &epochs);
-    let held_back = unreadable.or_else(|| held_back(catalog, &routes, &epochs, &history));
+    let (destroyed, unreadable) = match shredded::destroyed(vault, catalog, disk, &history).await {
+        Ok(destroyed) => (destroyed, unreadable),
+        Err(error) if error.fault() == Fault::Retry => return Err(error.into()),
+        Err(error) => (BTreeSet::new(), Some(fault::chain_text(&error))),
+    };
+    let shredded = !destroyed.is_empty() && shredded::holds_all(&destroyed, catalog, &history);
+    // Whether its history is whole is nobody's question any more where nothing of it opens.
+    let held_back = unreadable.or_else(|| held_back(catalog, &routes, &epochs, (!shredded).then_some(&history)));
     let lanes = catalog.lanes.iter().map(|lane| lane.lane).filter(|lane| routes.contains(lane)).collect();
-    Ok(Judged { epochs, history, held_back, lanes })
+    Ok(Judged { epochs, history, held_back, destroyed, shredded, lanes })
 }
 
 struct Pass<'a> {
@@ -220,20 +234,25 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     async fn one(&mut self, catalog: &Catalog, disk: &DiskId) -> Result<(), KeeperError> {
-        let Judged { history, held_back, lanes, .. } = open(self.vault, catalog, disk).await?;
+        let Judged { history, held_back, destroyed, shredded, lanes, .. } = open(self.vault, catalog, disk).await?;
         let held_back = held_back.or_else(|| self.terms.pins.holds_all.clone());
         let policy = self.terms.policies.of(disk);
-        let (told, kept) = self.keep(catalog, disk, &history, held_back);
+        let (told, kept) = self.keep(catalog, disk, &history, (held_back, shredded));
         let appeared = |row: &Row| {
             let batch = &catalog.batches[row.object as usize];
             let appeared_micros = put_by_micros(row, batch).min(batch.modified_micros);
             Appeared { young: appeared_micros > self.terms.old_micros, put_by: micros(put_by_micros(row, batch)) }
         };
-        let needed = if told.held_back.is_some() || told.hold || told.pinned_whole {
+        let mut needed = if told.held_back.is_some() || told.hold || told.pinned_whole {
             vec![true; history.rows.len()]
         } else {
             needs::needed(&history, &kept, &policy.holds, appeared)
         };
+        // Whatever is held stays as it stands, to be read or not: that is what a hold asks for. So does what somebody reads who has the keys still.
+        let free = told.held_back.is_none() && !told.hold && policy.holds.is_empty() && told.pins == 0;
+        if free {
+            shredded::let_go(&destroyed, catalog, &history, &mut needed);
+        }
         // Somebody reads by what stood there when the pin was made; and what is held, or in doubt, stays in each of its places.
         let fixed = told.held_back.is_some() || told.hold || told.pins > 0;
         let roles = if fixed {
@@ -307,7 +326,7 @@ impl Pass<'_> {
         catalog: &Catalog,
         disk: &DiskId,
         history: &History,
-        held_back: Option<String>,
+        (held_back, shredded): (Option<String>, bool),
     ) -> (DiskVerdict, BTreeSet<PointId>) {
         let points = points::list(history);
         let now = micros(self.terms.now_micros);
@@ -324,12 +343,15 @@ impl Pass<'_> {
             hold: policy.hold,
             pinned_whole: false,
             held_back,
+            shredded,
             going: None,
         };
         let mut kept = BTreeSet::new();
         for (point, reason) in points.iter().zip(reasons) {
             // A legal hold is of one disk, and no reason to keep others for ever.
-            if let (Some(_), Some(group)) = (reason.filter(|reason| *reason != Reason::Hold), point.group) {
+            // Nor is a point that nobody can read any more.
+            let counts = reason.filter(|reason| *reason != Reason::Hold && !shredded);
+            if let (Some(_), Some(group)) = (counts, point.group) {
                 self.kept.insert(group);
             }
             let elsewhere = point.group.filter(|group| self.elsewhere.contains(*group)).map(|_| Reason::Group);
@@ -403,14 +425,20 @@ fn put_by(catalog: &Catalog, history: &History, points: &[Point]) -> Vec<Micros>
     out
 }
 
-/// Why nothing of a disk may go, if there is a reason.
-fn held_back(catalog: &Catalog, lanes: &BTreeSet<Id128>, epochs: &[EpochObject], history: &History) -> Option<String> {
+/// Why nothing of a disk may go, if there is a reason. Without a history only what stands in the vault can be one.
+fn held_back(
+    catalog: &Catalog,
+    lanes: &BTreeSet<Id128>,
+    epochs: &[EpochObject],
+    history: Option<&History>,
+) -> Option<String> {
     let concerns = |finding: &&Finding| {
         finding.problem != Problem::Foreign && lane_of(&finding.object).is_none_or(|lane| lanes.contains(&lane))
     };
     if let Some(finding) = catalog.findings.iter().find(concerns) {
         return Some(finding.to_string());
     }
+    let history = history?;
     if epochs.is_empty() && !history.rows.is_empty() {
         return Some("it has records and no epoch".to_owned());
     }

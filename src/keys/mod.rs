@@ -4,7 +4,8 @@
 //!  recovery identity (age, X25519)      held by the operator alone
 //!      opens  keys/<kid>   ──► catalog key     gateways and keeper hold it in a file
 //!      opens  lanes/<lane> ──► lane key        a gateway holds its present one in memory, at most a day
-//!                                 └► one AES-256-GCM key per message ([`seal`])
+//!      with it opens d/<disk>/r/<lane> ──► disk key: the secret of one disk in one lane (`disk`)
+//!                                 └► of both together: one AES-256-GCM key per message ([`seal`])
 //!      opens  recipients/<n> ──► signing key: names the next recipients (`sign`), wraps lane keys anew
 //!  catalog key ──► one AES-256-GCM key per index object, one HMAC key per kind of control object
 //! ```
@@ -20,6 +21,7 @@
 //! - Who the recipients are is signed, not MACed: gateways hold the catalog key, and must not be able to name recipients.
 //! - Every derivation names its purpose, so no two uses share a key.
 
+mod disk;
 pub(crate) mod file;
 pub(crate) mod locked;
 pub mod seal;
@@ -36,6 +38,7 @@ use zeroize::Zeroizing;
 use crate::fault::{Classify, Fault};
 use crate::types::parse_hex;
 
+pub use disk::{DiskKey, DiskSecret, LaneKeys, MessageKey, SEALED_DISK_KEY_BYTES, SealedDiskKey};
 pub use file::{KeyFileError, KeyFileProblem, read_recipients};
 pub use locked::{PASSPHRASE_BYTES_MAX, Passphrase};
 pub use sign::{Signature, SigningKey, VerifyingKey};
@@ -201,8 +204,8 @@ pub fn mac_holds(key: &CatalogKey, purpose: &str, bytes: &[u8], tag: &[u8]) -> b
     hmac::verify(&key.mac_key(purpose), bytes, tag).is_ok()
 }
 
-/// The secret of one lane, from which every message of its batches gets its own key. It lives in the memory of one
-/// gateway incarnation, and wrapped to the recovery recipients in the vault.
+/// The secret of one lane: with the key of a disk in it, it gives every message of that disk its own key; messages from before disks had
+/// keys got theirs from it alone. It lives in the memory of one gateway incarnation, and wrapped to the recovery recipients in the vault.
 #[derive(Clone)]
 pub struct LaneKey(Zeroizing<[u8; SECRET_BYTES]>);
 

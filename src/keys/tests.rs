@@ -245,6 +245,9 @@ fn derivations_are_those_of_the_format() {
     assert_eq!(key.kid().to_string(), "afad085d047bc4d6");
     assert_eq!(hex(&*key.index_secret()), "8893b890e4d2a4aff12d86f39020510b25eb8f1884c01cec36a982841492a028");
     assert_eq!(hex(&mac(&key, "epoch", b"text")), "5cd6d6aaa57632017ac9250edb87416224ae2dcae0ac7630c5668f2de3a687ae");
+    let (lane, disk) = (LaneKey::from_secret([0x11; 32]), DiskKey::from_secret([0x33; 32]));
+    let secret = "dca879556560fd7c98a1425c94447651caa2f4205a7ce6a6b44f5c66225f9bf6";
+    assert_eq!(hex(DiskSecret::new(&lane, &disk).expose()), secret);
     let mut sealed = SealOnce::room();
     sealed.extend_from_slice(b"tide");
     SealOnce::with_salt(&[7; 32], b"label", &[b"con", b"text"], [9; 24]).seal(&mut sealed).unwrap();

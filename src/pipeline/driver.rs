@@ -11,7 +11,6 @@
 //! until the feeder takes them.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,12 +24,12 @@ use super::buffers::BufferPool;
 use super::choice::{Chooser, CodecChoice};
 use super::codec::Codec;
 use super::content::{Content, Input, Plain};
+use super::lane::LaneContext;
 use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal};
 use super::pool::{Pool, PoolConfig, PoolError};
 use super::slabs::{Shelf, Slabs};
 use crate::fault::{Classify, Fault};
-use crate::flow::{Tally, Watermark};
-use crate::keys::{CatalogKey, LaneKey};
+use crate::keys::MessageKey;
 use crate::limits;
 use crate::telemetry::names;
 use crate::types::{DiskId, Id128, Micros, PointId, RecordError, Seq};
@@ -43,34 +42,6 @@ const MESSAGE_BUFFER_BYTES: usize = limits::MESSAGE_BYTES_TARGET + (128 << 10);
 const MESSAGE_BUFFERS_IDLE_MAX: usize = 32;
 /// Messages held between batcher and batch: enough that small ones keep every thread busy.
 const QUEUE_JOBS_MAX: usize = 1024;
-
-/// The lane that batches are made for.
-#[derive(Clone)]
-pub struct LaneContext {
-    /// The vault.
-    pub vault: Id128,
-    /// The lane.
-    pub lane: Id128,
-    /// Seals the lane's messages.
-    pub key: LaneKey,
-    /// Seals the indexes.
-    pub catalog: CatalogKey,
-    /// Number of the lane's next batch, from 1.
-    pub next_n: u64,
-    /// Highest number up to which every batch of the lane was confirmed by the store. Written by the uploader, read when
-    /// an index is made.
-    pub confirmed: Arc<Watermark>,
-    /// How long batches of the lane were held up by the uplink. Written by the uploader, read to choose a codec.
-    pub uplink: Arc<Tally>,
-    /// The object name of a batch within the vault.
-    pub object_name: fn(lane: Id128, n: u64) -> String,
-}
-
-impl fmt::Debug for LaneContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LaneContext({} from batch {})", self.lane, self.next_n)
-    }
-}
 
 /// Sizes of a pipeline.
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +126,12 @@ pub enum PipelineError {
     Thread(#[source] Arc<std::io::Error>),
 }
 
+impl PipelineError {
+    fn seal(disk: &DiskId, source: SealMessageError) -> Self {
+        Self::Seal { disk: disk.clone(), source }
+    }
+}
+
 impl Classify for PipelineError {
     fn fault(&self) -> Fault {
         Fault::Fatal
@@ -202,7 +179,7 @@ struct Sealed {
 }
 
 enum Job {
-    Seal(OpenMessage, Arc<Target>),
+    Seal(OpenMessage, MessageKey, Arc<Target>),
     Close(CloseReason, Arc<Target>),
 }
 
@@ -457,7 +434,10 @@ impl Pipeline {
             let (job, bytes) = match step {
                 Step::Message(message) => {
                     let bytes = message.content.capacity_bytes().max(message.plain_bytes);
-                    (Job::Seal(message, target), bytes)
+                    // Here, where one thread asks, and not in the workers: they would wait for each other.
+                    let key = target.lane.keys.of_messages(&message.disk);
+                    let key = key.map_err(|error| PipelineError::seal(&message.disk, error.into()))?;
+                    (Job::Seal(message, key, target), bytes)
                 }
                 Step::Close(reason) => {
                     self.target = None;
@@ -510,11 +490,11 @@ impl Worker {
     fn work(&mut self, job: Job) -> Done {
         match job {
             Job::Close(reason, target) => Done::Close(reason, target),
-            Job::Seal(message, target) => self.seal(message, target),
+            Job::Seal(message, key, target) => self.seal(message, &key, target),
         }
     }
 
-    fn seal(&mut self, mut message: OpenMessage, target: Arc<Target>) -> Done {
+    fn seal(&mut self, mut message: OpenMessage, key: &MessageKey, target: Arc<Target>) -> Done {
         let context = MessageContext {
             vault: target.lane.vault,
             object: &target.object,
@@ -533,13 +513,14 @@ impl Worker {
                 return Done::Damaged(message.disk, PointId { epoch: message.epoch, seq }, target);
             }
         };
-        let sealed = pack_and_seal(&self.chooser, &target.lane, &context, &plain, &mut self.scratch, &mut self.sealed);
+        let (chooser, scratch, room) = (&self.chooser, &mut self.scratch, &mut self.sealed);
+        let sealed = pack_and_seal(chooser, (&target.lane, key), &context, &plain, scratch, room);
         if let Plain::Copied(buffer) = plain {
             self.buffers.give_back(buffer);
         }
         match sealed {
             Ok((info, stored)) => Done::Sealed(Sealed { message, stored, info }, target),
-            Err(source) => Done::Failed(PipelineError::Seal { disk: message.disk, source }),
+            Err(source) => Done::Failed(PipelineError::seal(&message.disk, source)),
         }
     }
 }
@@ -547,14 +528,14 @@ impl Worker {
 /// [`seal`], packed as the chooser says.
 fn pack_and_seal(
     chooser: &Chooser,
-    lane: &LaneContext,
+    (lane, key): (&LaneContext, &MessageKey),
     context: &MessageContext<'_>,
     plain: &[u8],
     scratch: &mut Scratch,
     sealed: &mut Shelf,
 ) -> Result<(SealedInfo, Bytes), SealMessageError> {
     let chosen = chooser.choose(context.disk, plain, &lane.uplink, scratch);
-    let (info, stored) = seal(&lane.key, context, plain, scratch, |bytes| sealed.room(bytes))?;
+    let (info, stored) = seal(key, context, plain, scratch, |bytes| sealed.room(bytes))?;
     chooser.done(context.disk, chosen, info.codec, &lane.uplink);
     Ok((info, stored.freeze()))
 }

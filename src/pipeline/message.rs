@@ -4,7 +4,8 @@
 //!  records ──► LZ4 block or zstd frame, or raw where it does not pay ──► AES-256-GCM under a key used once ──► stored
 //! ```
 //!
-//! The seal ([`crate::keys::seal`]) binds vault, object name, disk, epoch, seq range, codec and plaintext size. Opening
+//! Sealed is with the secret of the disk in the lane, for which lane key and disk key are needed both; older messages with the lane key
+//! alone, under another label. The seal ([`crate::keys::seal`]) binds vault, object name, disk, epoch, seq range, codec and plaintext size. Opening
 //! checks the commitment, then authenticates, and only then unpacks, to exactly the size that was authenticated: no
 //! unauthenticated byte reaches the decompressor.
 //!
@@ -15,7 +16,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::fault::{Classify, Fault};
 use crate::keys::seal::{SEAL_HEAD_BYTES, SEAL_OVERHEAD_BYTES, SealError, SealOnce, UnsealError, unseal};
-use crate::keys::{LaneKey, RandomError};
+use crate::keys::{MessageKey, RandomError, SECRET_BYTES};
 use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::types::{DiskId, Epoch, Id128, Seq};
@@ -44,7 +45,17 @@ pub struct MessageContext<'a> {
     pub plain_bytes: u32,
 }
 
-const LABEL: &[u8] = b"tidegate 1 message";
+/// Label of messages that are sealed with a lane key alone.
+const LANE_LABEL: &[u8] = b"tidegate 1 message";
+/// Label of messages that take lane key and disk key.
+const DISK_LABEL: &[u8] = b"tidegate 2 message";
+
+fn secret(key: &MessageKey) -> (&[u8; SECRET_BYTES], &'static [u8]) {
+    match key {
+        MessageKey::Lane(key) => (key.expose(), LANE_LABEL),
+        MessageKey::Disk(secret) => (secret.expose(), DISK_LABEL),
+    }
+}
 
 impl MessageContext<'_> {
     /// Every part has a fixed width or its length in front, so no two contexts give the same bytes.
@@ -174,7 +185,7 @@ impl Classify for OpenError {
 /// # Errors
 /// [`SealMessageError`] if the records are too many or the random generator fails.
 pub fn seal(
-    key: &LaneKey,
+    key: &MessageKey,
     context: &MessageContext<'_>,
     plain: &[u8],
     scratch: &mut Scratch,
@@ -184,7 +195,7 @@ pub fn seal(
 }
 
 fn seal_by(
-    key: &LaneKey,
+    key: &MessageKey,
     context: &MessageContext<'_>,
     plain: &[u8],
     scratch: &mut Scratch,
@@ -202,7 +213,8 @@ fn seal_by(
     let (codec, text_bytes) = paying.map_or((Codec::Raw, plain_bytes), |packed_bytes| (packing.codec(), packed_bytes));
     let stored_bytes = SEAL_OVERHEAD_BYTES + text_bytes;
     let context = MessageContext { codec, plain_bytes: plain_bytes as u32, ..*context };
-    let once = context.with(|context| make_key(key.expose(), LABEL, context))?;
+    let (secret, label) = secret(key);
+    let once = context.with(|context| make_key(secret, label, context))?;
     let mut stored = room(stored_bytes);
     if codec == Codec::Raw {
         stored.put_bytes(0, SEAL_HEAD_BYTES);
@@ -226,7 +238,7 @@ fn seal_by(
 /// # Errors
 /// [`OpenError`] names disk, range and object, and tells a wrong key or place from altered content.
 pub fn open_in_place(
-    key: &LaneKey,
+    key: &MessageKey,
     context: &MessageContext<'_>,
     sealed: &mut [u8],
     out: &mut Vec<u8>,
@@ -234,15 +246,15 @@ pub fn open_in_place(
     if context.plain_bytes as usize > limits::MESSAGE_BYTES_MAX {
         return Err(OpenError::TooLarge { plain_bytes: context.plain_bytes });
     }
-    let packed =
-        context.with(|bound| unseal(key.expose(), LABEL, bound, sealed)).map_err(|source| OpenError::Unseal {
-            disk: context.disk.clone(),
-            epoch: context.epoch,
-            first: context.first,
-            last: context.last,
-            object: context.object.to_owned(),
-            source,
-        })?;
+    let (secret, label) = secret(key);
+    let packed = context.with(|bound| unseal(secret, label, bound, sealed)).map_err(|source| OpenError::Unseal {
+        disk: context.disk.clone(),
+        epoch: context.epoch,
+        first: context.first,
+        last: context.last,
+        object: context.object.to_owned(),
+        source,
+    })?;
     unpack(context.codec, packed, context.plain_bytes as usize, out)?;
     Ok(())
 }
@@ -251,7 +263,7 @@ pub fn open_in_place(
 ///
 /// # Errors
 /// [`OpenError`] as there.
-pub fn open(key: &LaneKey, context: &MessageContext<'_>, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), OpenError> {
+pub fn open(key: &MessageKey, context: &MessageContext<'_>, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), OpenError> {
     open_in_place(key, context, &mut sealed.to_vec(), out)
 }
 

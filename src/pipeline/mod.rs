@@ -19,7 +19,7 @@
 //!
 //! Invariants
 //! - A disk's records leave in the order in which they came, in messages of consecutive seqs of one epoch.
-//! - Every message is sealed under its own key, for its own place: vault, object, disk, epoch, range, codec, size. So
+//! - Every message is sealed under its own key, of its disk and lane, for its own place: vault, object, disk, epoch, range, codec, size. So
 //!   nothing can be renamed, spliced or moved, and a reader unpacks only what it has authenticated.
 //! - How a message is packed ([`CodecChoice`]: the configuration's word, or the ladder's for `auto`; nothing where a sample
 //!   says that it would not pay) is a matter of cost alone: each message states its codec, and readers take any.
@@ -45,6 +45,7 @@ pub mod codec;
 pub mod content;
 mod driver;
 pub mod ladder;
+mod lane;
 pub mod message;
 pub mod pool;
 pub mod probe;
@@ -55,4 +56,5 @@ pub(crate) mod testing;
 pub use batcher::BatcherLimits;
 pub use choice::CodecChoice;
 pub use content::Input;
-pub use driver::{BatchObject, LaneContext, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
+pub use driver::{BatchObject, Pipeline, PipelineConfig, PipelineError, PushError, SinkClosed};
+pub use lane::LaneContext;

@@ -1,9 +1,9 @@
 //! Records, lanes and noise for the tests of this stage and of the formats that it fills.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::flow::{SystemClock, Tally, Watermark};
-use crate::keys::{CatalogKey, LaneKey};
+use crate::keys::{CatalogKey, LaneKey, LaneKeys};
 use crate::pipeline::{Input, LaneContext};
 use crate::types::{
     BarrierKind, Chain, DiskId, Epoch, Extent, ExtentKind, Id128, Micros, RecordHead, RecordKind, Seq, encode_extents,
@@ -107,12 +107,19 @@ pub fn object_name(lane: Id128, n: u64) -> String {
     format!("b/{lane}/{n:012}")
 }
 
-/// A lane with fixed keys.
+/// The keys of a lane whose own is so many times `byte`.
+pub fn lane_keys(lane: Id128, byte: u8) -> Arc<LaneKeys> {
+    Arc::new(LaneKeys::new(VAULT, lane, LaneKey::from_secret([byte; 32])))
+}
+
+static KEYS: LazyLock<Arc<LaneKeys>> = LazyLock::new(|| lane_keys(LANE, 0x11));
+
+/// A lane with fixed keys. Those of its disks are random, and the same for the whole process.
 pub fn lane() -> LaneContext {
     LaneContext {
         vault: VAULT,
         lane: LANE,
-        key: LaneKey::from_secret([0x11; 32]),
+        keys: Arc::clone(&KEYS),
         catalog: CatalogKey::from_secret([0x22; 32]),
         next_n: 1,
         confirmed: Arc::new(Watermark::new(0)),
@@ -124,7 +131,13 @@ pub fn lane() -> LaneContext {
 /// The stored example `name` of format version 1. With `TIDEGATE_WRITE_FIXTURES` set it is written from `made` first:
 /// only for a new format.
 pub fn fixture(name: &str, made: &[u8]) -> Vec<u8> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1").join(name);
+    fixture_of(1, name, made)
+}
+
+/// The same of another version.
+pub fn fixture_of(version: u32, name: &str, made: &[u8]) -> Vec<u8> {
+    let folder = format!("tests/fixtures/v{version}");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(name);
     if std::env::var_os("TIDEGATE_WRITE_FIXTURES").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, made).unwrap();

@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -35,6 +36,9 @@ pub const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
 pub const JOBS_DEFAULT: usize = 16;
 /// Reads that wait for a worker, per worker. The budget bounds the bytes; this only keeps the order near the plan's.
 const QUEUE_PER_WORKER: usize = 2;
+
+/// Keys of disks that are read at the same time for one read: messages that a keeper moved may come from many lanes.
+const KEYS_AT_ONCE: usize = 8;
 
 /// How much to use.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +201,9 @@ async fn fetch<S: Sink>(
 ) -> Result<Vec<Fetched>, GetError> {
     let path = sink.source().path(read.object);
     let range = read.offset_bytes..read.offset_bytes + read.length_bytes;
-    match store.get_range(path, range).await {
+    let (found, ready) = tokio::join!(store.get_range(path, range), make_ready(&read, sink));
+    ready?;
+    match found {
         Ok(bytes) => return Ok(vec![Fetched { read, bytes, _claim: claim }]),
         Err(error) if read.messages.len() == 1 => {
             let what = damage_text(store, path, error, read.offset_bytes + read.length_bytes).await?;
@@ -223,6 +229,23 @@ async fn fetch<S: Sink>(
         fetched.extend(Box::pin(fetch(store, single, sink, Arc::clone(&claim))).await?);
     }
     Ok(fetched)
+}
+
+/// Reads the keys of a read's messages that are not there yet: one for each disk and lane that is met for the first time.
+async fn make_ready<S: Sink>(read: &RangedRead, sink: &S) -> Result<(), GetError> {
+    let (source, object) = (sink.source(), read.object);
+    let known = read.messages.iter().map(|message| sink.message(message.row));
+    let missing: Vec<_> = known.filter(|known| !source.is_ready(object, known.disk, known.meta)).collect();
+    for some in missing.chunks(KEYS_AT_ONCE) {
+        let mut reads = FuturesUnordered::new();
+        for known in some {
+            reads.push(source.make_ready(object, known.disk, known.meta));
+        }
+        while let Some(ready) = reads.next().await {
+            ready?;
+        }
+    }
+    Ok(())
 }
 
 /// A message from another place, if it can be read there. It is the same sealed bytes, so nothing else changes.
@@ -290,12 +313,12 @@ fn open_one<S: Sink>(
     scratch: &mut Scratch,
 ) -> ControlFlow<()> {
     let Known { disk, disk_bytes, meta } = sink.message(message.row);
-    let (path, sealed) = (sink.source().path(read.object), sink.source().sealed(read.object, meta));
-    let Some(key) = sealed.key else {
-        let what = "the key of the lane in which it was sealed cannot be had: its registration is missing or damaged";
-        return sink.damaged(message.row, Damage::message(path.as_ref(), disk, meta, what));
+    let (path, sealed) = (sink.source().path(read.object), sink.source().sealed(read.object, disk, meta));
+    let key = match sealed.key {
+        Ok(key) => key,
+        Err(what) => return sink.damaged(message.row, Damage::message(path.as_ref(), disk, meta, &*what)),
     };
-    let place = MessagePlace { vault, object: &sealed.object, key, disk, disk_bytes };
+    let place = MessagePlace { vault, object: &sealed.object, key: &key, disk, disk_bytes };
     let start = (meta.offset_bytes - read.offset_bytes) as usize;
     let sealed = &mut bytes[start..start + meta.stored_bytes as usize];
     match scratch.open_in_place(&place, meta, sealed) {

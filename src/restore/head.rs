@@ -215,7 +215,7 @@ mod tests {
         let store = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
         let mut vault = TestVault::new(Arc::new(store)).await;
         vault.vault.create_epoch(&disk.epochs[0]).await.unwrap();
-        vault.vault.create_route(&disk.id, vault.lane.id()).await.unwrap();
+        vault.put_route(&disk.id).await;
         let seal = LaneSealObject { lane: vault.lane.id(), sealed_micros: Micros(1), reason: "kept".into() };
         vault.vault.put_object(&names::lane_seal(vault.lane.id()), &seal).await.unwrap();
         let sealed = std::fs::metadata(folder.path().join(names::lane_seal(vault.lane.id()).as_ref())).unwrap();

@@ -32,6 +32,7 @@ pub mod format;
 mod gone;
 pub mod head;
 pub mod history;
+mod keys;
 pub mod open;
 pub mod pin;
 pub mod plan;

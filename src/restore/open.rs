@@ -2,7 +2,7 @@
 //! the records are what the index said when the plan was made.
 
 use crate::fault;
-use crate::keys::LaneKey;
+use crate::keys::MessageKey;
 use crate::mutants::{self, Mutant};
 use crate::pipeline::message::{self, MessageContext, OpenError};
 use crate::types::{Chain, DiskId, Id128, RecordError, RecordView, Seq};
@@ -15,8 +15,8 @@ pub struct MessagePlace<'a> {
     pub vault: Id128,
     /// Name of the batch object.
     pub object: &'a str,
-    /// The lane's key.
-    pub key: &'a LaneKey,
+    /// What opens it.
+    pub key: &'a MessageKey,
     /// The disk.
     pub disk: &'a DiskId,
     /// Size of the disk, which no extent may leave.

@@ -153,8 +153,9 @@ async fn read(
 ) -> Result<Option<Found>, FetchError> {
     let row = &history.rows[pick.row];
     let (path, meta): (&Path, _) = (source.path(row.object), &row.message);
-    let under = source.sealed(row.object, meta);
-    let Some(key) = under.key else { return Ok(None) };
+    source.make_ready(row.object, disk, meta).await?;
+    let under = source.sealed(row.object, disk, meta);
+    let Ok(key) = under.key else { return Ok(None) };
     let range = meta.offset_bytes..meta.offset_bytes + u64::from(meta.stored_bytes);
     let sealed = match source.vault.store().get_range(path, range).await {
         Ok(sealed) => sealed,
@@ -162,7 +163,7 @@ async fn read(
         Err(error) => return Err(error.into()),
     };
     let disk_bytes = history.disk_bytes();
-    let place = MessagePlace { vault: source.vault.id(), object: &under.object, key, disk, disk_bytes };
+    let place = MessagePlace { vault: source.vault.id(), object: &under.object, key: &key, disk, disk_bytes };
     let mut scratch = Scratch::default();
     let Ok(opened) = scratch.open(&place, meta, &sealed) else { return Ok(None) };
     let mut before = meta.chain_before;

@@ -8,13 +8,15 @@ use object_store::path::Path;
 
 use super::damage::Damage;
 use super::history::{History, Presence, Row};
+use super::keys::Keys;
 use super::plan::Plan;
 use crate::fault::{self, Classify, Fault};
-use crate::keys::{Identity, LaneKey};
+use crate::keys::{Identity, MessageKey};
 use crate::types::{DiskId, Epoch, Id128, Seq};
 use crate::vault::index::MessageMeta;
 use crate::vault::objects::EpochObject;
 use crate::vault::reader::{Catalog, CatalogBatch, CatalogLane, Problem, Want};
+use crate::vault::store::GetError;
 use crate::vault::{Vault, VaultError, names};
 
 /// Loads of the catalog of a vault that is being written, before what still looks missing is believed to be.
@@ -106,13 +108,17 @@ pub fn batch_of(object: &str) -> Option<(Id128, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// What is said of a message whose lane has no key that can be had.
+const NO_LANE_KEY: &str =
+    "the key of the lane in which it was sealed cannot be had: its registration is missing or damaged";
+
 /// Where messages are read and with what they open. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The vault.
     pub vault: Vault,
     objects: Arc<[Object]>,
-    keys: Arc<HashMap<Id128, LaneKey>>,
+    keys: Arc<Keys>,
     closed: Arc<Closed>,
     moved: Arc<HashMap<DiskId, Moved>>,
 }
@@ -136,8 +142,8 @@ type Moved = HashMap<SealedAs, Vec<(u32, u64)>>;
 pub struct Sealed<'a> {
     /// Name of the batch.
     pub object: Cow<'a, str>,
-    /// Key of its lane, unless the lane's registration is missing or damaged.
-    pub key: Option<&'a LaneKey>,
+    /// What opens it, or why nothing does.
+    pub key: Result<MessageKey, Arc<str>>,
 }
 
 /// Lanes that others can open.
@@ -163,16 +169,14 @@ impl Source {
     /// # Errors
     /// [`VaultError::NotRewrapped`] if the identity opens none.
     pub fn open(vault: &Vault, identity: &Identity, catalog: &Catalog) -> Result<(Self, Vec<Damage>), VaultError> {
-        let mut keys = HashMap::new();
+        let mut keys = Keys::default();
         let mut damage = Vec::new();
         let mut closed = Closed::default();
         // The catalog has a finding for a registration that is not there.
         let registrations = catalog.lanes.iter().filter_map(|lane| lane.object.as_ref()).chain(&catalog.origins);
         for object in registrations {
             match vault.open_lane_key(object, identity) {
-                Ok(key) => {
-                    keys.insert(object.lane, key);
-                }
+                Ok(key) => keys.add(object, key),
                 Err(error) if error.fault() == Fault::Corrupt => {
                     damage.push(Damage::object(names::lane(object.lane), fault::chain_text(&error)));
                 }
@@ -227,15 +231,30 @@ impl Source {
         (lane, n, message.epoch, message.first)
     }
 
-    /// As what a message in an object was sealed, and with which key.
+    /// Whether [`Source::sealed`] has the key of a message without asking the vault.
     #[must_use]
-    pub fn sealed(&self, object: u32, message: &MessageMeta) -> Sealed<'_> {
+    pub fn is_ready(&self, object: u32, disk: &DiskId, message: &MessageMeta) -> bool {
+        self.keys.is_ready(disk, self.sealed_as(object, message).0)
+    }
+
+    /// Reads the key of the message's disk in the lane in which it was sealed, unless that was done.
+    ///
+    /// # Errors
+    /// The store fails. A key that is missing or damaged is told where it is asked for.
+    pub async fn make_ready(&self, object: u32, disk: &DiskId, message: &MessageMeta) -> Result<(), GetError> {
+        self.keys.make_ready(&self.vault, disk, self.sealed_as(object, message).0).await
+    }
+
+    /// As what a message of a disk in an object was sealed, and with which key. To be called after [`Source::make_ready`].
+    #[must_use]
+    pub fn sealed(&self, object: u32, disk: &DiskId, message: &MessageMeta) -> Sealed<'_> {
         let (lane, n, ..) = self.sealed_as(object, message);
         let object = match message.origin {
             Some(_) => Cow::Owned(names::batch_name(lane, n)),
             None => Cow::Borrowed(self.path(object).as_ref()),
         };
-        Sealed { object, key: self.keys.get(&lane) }
+        let key = self.keys.of(disk, lane).unwrap_or_else(|| Err(NO_LANE_KEY.into()));
+        Sealed { object, key }
     }
 
     /// Where else a keeper has put a message: object and first byte. A batch may go under a reader's hands when what was needed of it

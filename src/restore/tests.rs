@@ -18,14 +18,14 @@ use crate::types::{
 use super::history::{History, Presence, Row};
 use super::source::{self, Source};
 use crate::flow::{Clock, SystemClock};
-use crate::keys::Identity;
+use crate::keys::{Identity, MessageKey};
 use crate::pipeline::codec::Codec;
 use crate::pipeline::message::{self, MessageContext};
 use crate::vault::batch::{BatchBuilder, BatchHeader};
 use crate::vault::index::lane::LaneIndexBuilder;
 use crate::vault::index::{MessageMeta, RecordMeta, SealedIndex};
 use crate::vault::lane::Lane;
-use crate::vault::objects::{DiskObject, EpochObject};
+use crate::vault::objects::{DiskObject, EpochObject, LaneObject};
 use crate::vault::put::create_only;
 use crate::vault::reader::Want;
 use crate::vault::store::VaultStore;
@@ -295,6 +295,8 @@ pub struct TestVault {
     pub next_batch: u64,
     /// Size and sealed index of every batch so far.
     batches: Vec<(u64, u64, SealedIndex)>,
+    /// Whether disks have no keys in its lanes, as before there were any.
+    older: bool,
 }
 
 impl TestVault {
@@ -303,11 +305,37 @@ impl TestVault {
         let options = InitOptions { recipients: vec![identity.recipient()], now: Micros(1) };
         let (vault, _) = Vault::init(VaultStore::new(store, "test"), &options).await.unwrap();
         let lane = Lane::open(&vault, "g1", &SystemClock::new()).await.unwrap();
-        Self { vault, identity, lane, next_batch: 1, batches: Vec::new() }
+        Self { vault, identity, lane, next_batch: 1, batches: Vec::new(), older: false }
     }
 
     pub async fn in_memory() -> Self {
         Self::new(Arc::new(InMemory::new())).await
+    }
+
+    /// From now on a gateway of an older release writes: its lanes have no keys of disks.
+    pub async fn grow_older(&mut self) {
+        self.older = true;
+        self.turn().await;
+    }
+
+    /// From now on a gateway of this release writes.
+    pub async fn grow_up(&mut self) {
+        self.older = false;
+        self.turn().await;
+    }
+
+    /// With what messages of a disk are sealed in the present lane.
+    pub fn message_key(&self, disk: &DiskId) -> MessageKey {
+        if self.older { self.lane.key().clone().into() } else { self.lane.keys().of_messages(disk).unwrap() }
+    }
+
+    pub async fn put_route(&self, disk: &DiskId) {
+        let lane = self.lane.id();
+        let put = match self.older {
+            true => self.vault.create_route(disk, lane).await,
+            false => self.vault.create_keyed_route(disk, lane, self.lane.keys().sealed(disk).unwrap()).await,
+        };
+        put.unwrap();
     }
 
     /// Describes the disks, and vaults all their records: messages of `step` records, `per_batch` messages per batch.
@@ -355,11 +383,11 @@ impl TestVault {
                 codec: Codec::Raw,
                 plain_bytes: plain.len() as u32,
             };
-            let (info, sealed) =
-                message::seal(self.lane.key(), &context, &plain, &mut scratch, BytesMut::with_capacity).unwrap();
+            let key = self.message_key(&disk.id);
+            let (info, sealed) = message::seal(&key, &context, &plain, &mut scratch, BytesMut::with_capacity).unwrap();
             let meta = MessageMeta { codec: info.codec, plain_bytes: plain.len() as u32, ..meta.clone() };
             builder.push(&disk.id, meta, sealed.freeze());
-            self.vault.create_route(&disk.id, self.lane.id()).await.unwrap();
+            self.put_route(&disk.id).await;
         }
         let key = self.vault.catalog_key().unwrap();
         let batch = builder.finish(key, path.as_ref(), through).unwrap();
@@ -389,6 +417,12 @@ impl TestVault {
     /// The same by a clock of one's own.
     pub async fn turn_by(&mut self, clock: &dyn Clock) {
         self.lane = Lane::open(&self.vault, "g1", clock).await.unwrap();
+        if self.older {
+            let path = names::lane(self.lane.id());
+            let registered: LaneObject = self.vault.get_object(&path).await.unwrap().unwrap();
+            self.vault.store().delete(&path).await.unwrap();
+            self.vault.put_object(&path, &LaneObject { disk_keys: false, ..registered }).await.unwrap();
+        }
         self.next_batch = 1;
         self.batches.clear();
     }

@@ -112,6 +112,8 @@ pub struct DiskReport {
     pub messages: u64,
     /// Those of them that this run opened.
     pub messages_checked: u64,
+    /// When it was shredded, if it was.
+    pub shredded: Option<String>,
     /// Findings that are damage of this disk alone. What a damaged batch held may be anybody's.
     pub damage: u64,
     /// Who signed its barriers; none above level data.
@@ -158,6 +160,8 @@ pub struct Report {
     pub messages: u64,
     /// Messages that were opened and checked.
     pub messages_checked: u64,
+    /// Messages of shredded disks: nothing opens them, and they are stepped over.
+    pub messages_shredded: u64,
     /// What was opened, if not everything was asked for.
     pub sampled: Option<Sampled>,
     /// The disks; empty at level list.
@@ -183,6 +187,7 @@ impl Report {
             batches: 0,
             messages: 0,
             messages_checked: 0,
+            messages_shredded: 0,
             sampled: None,
             disks: Vec::new(),
             damage: Vec::new(),
@@ -251,7 +256,11 @@ pub async fn verify_with(
             let history = source::history(&catalog, &disk, &epochs);
             take_history(&disk, &history, &catalog, &mut report);
             lines.push((disk.clone(), signed::Line::of(&history)));
-            histories.push((disk, history));
+            if listing.shredded(&disk).is_some() {
+                step_over(&disk, &listing, &history, (&catalog, &*book), &mut report);
+            } else {
+                histories.push((disk, history));
+            }
         }
         let select = || data::select(&catalog, histories, (options, &book), &mut report);
         let selection = (options.level >= Level::Data).then(select);
@@ -284,6 +293,22 @@ pub async fn verify_with(
     Ok(report)
 }
 
+/// What nothing opens any more is not damaged, and not looked at either.
+fn step_over(
+    disk: &DiskId,
+    listing: &list::Listing,
+    history: &History,
+    (catalog, book): (&Catalog, &signed::Book),
+    report: &mut Report,
+) {
+    book.not_read(disk);
+    let there = history.rows.iter().filter(|row| catalog.batches[row.object as usize].present).count();
+    report.messages_shredded += there as u64;
+    if let Some(told) = report.disks.iter_mut().find(|told| told.disk == *disk) {
+        told.shredded = listing.shredded(disk).map(|word| word.made_micros.to_string());
+    }
+}
+
 /// Every lane that carried a disk must be found from the disk, or a restore would not look there.
 async fn check_routes(
     vault: &Vault,
@@ -302,6 +327,10 @@ async fn check_routes(
         .collect();
     for (disk, lane) in carried {
         let path = names::route(disk, lane);
+        // A shredded disk is not restored, and its routes may be on their way to lose their keys.
+        if listing.shredded(disk).is_some() {
+            continue;
+        }
         // Looked for again by name: the listing is older than the catalog.
         if !listing.routed(disk, lane) && !vault.store().exists(&path).await.map_err(VaultError::from)? {
             report.damaged(Damage::object(path, "is missing: a restore would not look into this lane"));
@@ -410,6 +439,7 @@ fn take_history(disk: &DiskId, history: &History, catalog: &Catalog, report: &mu
         newest_record: history.head().map(|head: PointId| head.to_string()),
         messages,
         messages_checked: 0,
+        shredded: None,
         damage: 0,
         signed: None,
     });

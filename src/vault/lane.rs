@@ -1,6 +1,7 @@
 //! A lane: one gateway incarnation's right to write batches, and its key.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::objects::{LaneEndObject, LaneObject, LaneSealObject};
@@ -9,16 +10,16 @@ use super::recipients::Lists;
 use super::store::Listed;
 use super::{Vault, VaultError, names};
 use crate::flow::Clock;
-use crate::keys::{self, LaneKey};
+use crate::keys::{self, LaneKey, LaneKeys};
 use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::types::{Id128, Micros};
 
-/// An open lane. Its key exists in this value and, wrapped, in the vault; nowhere else.
+/// An open lane. Its key exists in this value and, wrapped, in the vault; nowhere else. So do the keys of disks in it, sealed in routes.
 #[derive(Debug, Clone)]
 pub struct Lane {
     id: Id128,
-    key: LaneKey,
+    keys: Arc<LaneKeys>,
     list: u64,
     opened: Duration,
 }
@@ -79,7 +80,8 @@ impl Lane {
         let key = LaneKey::generate()?;
         let id = if mutants::on(Mutant::LaneReused) { Id128([7; 16]) } else { Id128(keys::random()?) };
         let list = register(vault, lists, (id, &key), gateway, clock.wall(), false).await?;
-        Ok(Self { id, key, list, opened: clock.boot() })
+        let keys = Arc::new(LaneKeys::new(vault.id(), id, key));
+        Ok(Self { id, keys, list, opened: clock.boot() })
     }
 
     /// Registers a lane for messages that a keeper moves as they are. It has a key like any other, so that everybody treats it alike; nothing
@@ -102,7 +104,13 @@ impl Lane {
     /// Its key.
     #[must_use]
     pub fn key(&self) -> &LaneKey {
-        &self.key
+        self.keys.lane_key()
+    }
+
+    /// Its key with those of the disks in it.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<LaneKeys> {
+        &self.keys
     }
 
     /// The list of recipients that its key was wrapped to.
@@ -157,6 +165,7 @@ async fn register(
         wrapped_key: keys::wrap(&lists.present().recipients, key.expose())?,
         list: (list > 0).then_some(list),
         moved,
+        disk_keys: !moved,
     };
     vault.put_object(&names::lane(lane), &object).await?;
     Ok(list)

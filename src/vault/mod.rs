@@ -5,7 +5,7 @@
 //!  recipients/<n> · rewraps/…   later recipients, and old lane keys for them  │
 //!  keys/<kid>                   the catalog key, wrapped (age)                │ control objects:
 //!  lanes/<lane>[.end|.seal]     one gateway incarnation and its wrapped key   │ JSON and a MAC,
-//!  d/<disk>/disk · e/<n> · r/…  a disk, its epochs, the lanes that carried it ┘ see `objects`
+//!  d/<disk>/disk · e/<n> · r/…  a disk, its epochs, lanes and keys in them    ┘ see `objects`
 //!  b/<3 digits>/<lane>/<n>      batches: sealed messages and a sealed index     see `batch`
 //!  x/<lane>/<k> · d/<disk>/f/…  lane indexes, and of one disk: folded indexes    see `index`
 //!  m/l/<lane>/<n> · m/p · m/c …  the keeper's manifests, pins, claims, notes     see `keeper`
@@ -15,7 +15,8 @@
 //! there; [`reader`] finds them again; [`epochs`] decides which records count; [`recipients`] says to whom keys are wrapped.
 //!
 //! Invariants
-//! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten. Only the keeper deletes.
+//! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten. Only the keeper deletes, and
+//!   who shreds a disk.
 //!   So a credential that can only create suffices for a gateway, and any two writers are safe beside each other.
 //! - "Already exists" is never believed: `put` reads back and compares, or says that nothing is known.
 //! - A batch is reported as vaulted only after every batch before it in the lane, and after the route objects of its
@@ -45,6 +46,7 @@ pub mod put;
 pub mod reader;
 pub mod recipients;
 pub mod rng;
+mod routes;
 pub mod store;
 mod store_clock;
 #[cfg(test)]
@@ -62,9 +64,7 @@ use object_store::PutPayload;
 use object_store::path::Path;
 use parking_lot::Mutex;
 
-use self::objects::{
-    ControlObject, DiskObject, EpochObject, LaneObject, ManifestObject, ObjectError, RouteObject, VaultObject,
-};
+use self::objects::{ControlObject, DiskObject, EpochObject, LaneObject, ManifestObject, ObjectError, VaultObject};
 use self::put::{Created, PutError, create_only};
 use self::recipients::{Lists, Reader};
 use self::rng::Rng;
@@ -591,24 +591,6 @@ impl Vault {
     pub async fn announced_epochs(&self, hour: u64) -> Result<Vec<(DiskId, Epoch)>, VaultError> {
         let listed = self.store.list(Some(&names::announcements(hour))).await?;
         Ok(listed.iter().filter_map(|listed| names::announced(&listed.path)).collect())
-    }
-
-    /// The lanes that carried a disk, sorted. Needs no key.
-    ///
-    /// # Errors
-    /// A failed request.
-    pub async fn routes(&self, disk: &DiskId) -> Result<Vec<Id128>, VaultError> {
-        let listed = self.store.list(Some(&names::routes(disk))).await?;
-        Ok(listed.iter().filter_map(|listed| listed.path.filename()?.parse().ok()).collect())
-    }
-
-    /// Notes that a lane carries a disk. Repeating it is harmless.
-    ///
-    /// # Errors
-    /// A failed request.
-    pub async fn create_route(&self, disk: &DiskId, lane: Id128) -> Result<(), VaultError> {
-        let route = RouteObject { disk: disk.clone(), lane };
-        self.put_object(&names::route(disk, lane), &route).await.map(|_| ())
     }
 
     /// All lanes by listing, with whether each has an end and a seal. Needs no key.

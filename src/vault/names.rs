@@ -139,6 +139,12 @@ pub fn disk(disk: &DiskId) -> Path {
     Path::from(format!("d/{disk}/disk"))
 }
 
+/// The word that a disk is shredded.
+#[must_use]
+pub fn shred(disk: &DiskId) -> Path {
+    Path::from(format!("d/{disk}/shred"))
+}
+
 /// Folder of a disk's epochs.
 #[must_use]
 pub fn epochs(disk: &DiskId) -> Path {
@@ -175,7 +181,7 @@ pub fn routes(disk: &DiskId) -> Path {
     Path::from(format!("d/{disk}/r"))
 }
 
-/// The note that a lane carried a disk.
+/// The note that a lane carried a disk, with the disk's key in it.
 #[must_use]
 pub fn route(disk: &DiskId, lane: Id128) -> Path {
     routes(disk).join(lane.to_string())
@@ -332,6 +338,8 @@ mod tests {
         assert_eq!(lane_end(lane).as_ref(), format!("lanes/{hex}.end"));
         assert_eq!(epoch(&disk, Epoch(3)).as_ref(), "d/web-1.sda/e/00000003");
         assert_eq!(route(&disk, lane).as_ref(), format!("d/web-1.sda/r/{hex}"));
+        assert_eq!(shred(&disk).as_ref(), "d/web-1.sda/shred");
+        assert_eq!(lane_of_route(&shred(&disk)), None);
         let certificate = certificate(&disk, Digest([0xcd; 32]));
         assert_eq!(certificate.as_ref(), format!("d/web-1.sda/c/{}", "cd".repeat(32)));
         assert_eq!(lane_of_route(&certificate), None);

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Classify, Fault};
-use crate::keys::{CatalogKey, KeyId, Recipient, VerifyingKey, mac, mac_holds};
+use crate::keys::{CatalogKey, KeyId, Recipient, SealedDiskKey, VerifyingKey, mac, mac_holds};
 use crate::limits;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
 
@@ -294,14 +294,22 @@ pub struct LaneObject {
     /// Whether it is a keeper's: it holds messages that were sealed in other lanes, and nothing was ever sealed with its key.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moved: bool,
+    /// Whether the lane's key alone opens nothing in it: each disk has a key of its own, in its route. A build that knows of no such keys
+    /// takes the lane for one of a newer release, instead of its messages for damaged ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_keys: bool,
 }
 
 impl ControlObject for LaneObject {
     const FORMAT: &'static str = "tidegate-lane";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 
     fn version(&self) -> u32 {
-        if self.moved { 2 } else { 1 }
+        match (self.disk_keys, self.moved) {
+            (true, _) => 3,
+            (false, true) => 2,
+            (false, false) => 1,
+        }
     }
 }
 
@@ -417,10 +425,35 @@ pub struct RouteObject {
     pub disk: DiskId,
     /// The lane.
     pub lane: Id128,
+    /// The disk's key in the lane. None in lanes that have no such keys, and where the disk was shredded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_key: Option<SealedDiskKey>,
 }
 
 impl ControlObject for RouteObject {
     const FORMAT: &'static str = "tidegate-route";
+    const VERSION: u32 = 2;
+
+    fn version(&self) -> u32 {
+        if self.sealed_key.is_some() { 2 } else { 1 }
+    }
+}
+
+/// `d/<disk>/shred`: the disk's keys are destroyed, or are being destroyed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShredObject {
+    /// The disk.
+    pub disk: DiskId,
+    /// When it was asked for, by the clock of who asked.
+    pub made_micros: Micros,
+    /// The lanes whose routes of the disk lose their keys.
+    pub lanes: Vec<Id128>,
+    /// Why, for people.
+    pub reason: String,
+}
+
+impl ControlObject for ShredObject {
+    const FORMAT: &'static str = "tidegate-shred";
 }
 
 /// Consecutive batches of a lane that the keeper let go.

@@ -93,6 +93,8 @@ codes! {
     UnknownDisk = 53, "unknown-disk";
     /// The same record number came with another content.
     Conflict = 54, "conflict";
+    /// The disk was shredded: nothing goes on under its name.
+    Shredded = 55, "shredded";
     /// The gateway cannot at present; try again later.
     Unavailable = 64, "unavailable";
     /// The gateway failed.

@@ -37,6 +37,7 @@ mod reload;
 mod restores;
 mod retention;
 mod several;
+mod shred;
 mod signed;
 mod soak;
 mod stolen;

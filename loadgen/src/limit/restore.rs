@@ -156,11 +156,12 @@ async fn sample(opened: &Opened) -> Result<Sample, Failed> {
         for message in &read.messages {
             let meta = &history.rows[message.row].message;
             let start = (meta.offset_bytes - read.offset_bytes) as usize;
-            let sealed_as = source.sealed(read.object, meta);
+            source.make_ready(read.object, disk, meta).await?;
+            let sealed_as = source.sealed(read.object, disk, meta);
             let place = MessagePlace {
                 vault: source.vault.id(),
                 object: &sealed_as.object,
-                key: sealed_as.key.ok_or("a lane has no key")?,
+                key: &sealed_as.key.map_err(|what| what.to_string())?,
                 disk,
                 disk_bytes: plan.disk_bytes,
             };

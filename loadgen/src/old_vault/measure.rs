@@ -65,10 +65,11 @@ pub async fn first_byte(old: &OldVault, folded: bool, latency: Duration) -> Resu
     let meta = &history.rows[row].message;
     let range = meta.offset_bytes..meta.offset_bytes + u64::from(meta.stored_bytes);
     let sealed = vault.store().get_range(source.path(object), range).await?;
-    let under = source.sealed(object, meta);
-    let key = under.key.ok_or("the lane has no key")?;
+    source.make_ready(object, &disk, meta).await?;
+    let under = source.sealed(object, &disk, meta);
+    let key = under.key.map_err(|what| what.to_string())?;
     let opened =
-        MessagePlace { vault: vault.id(), object: &under.object, key, disk: &disk, disk_bytes: plan.disk_bytes };
+        MessagePlace { vault: vault.id(), object: &under.object, key: &key, disk: &disk, disk_bytes: plan.disk_bytes };
     let mut scratch = Scratch::default();
     let opened = scratch.open(&opened, meta, &sealed)?;
     let bytes = opened.extent(owned.seq, owned.extent).ok_or("the extent is not there")?;

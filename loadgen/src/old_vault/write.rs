@@ -109,7 +109,8 @@ impl OldVault {
         let shape = self.shape;
         let lane = Lane::open(vault, "g1", &SystemClock::new()).await?;
         for disk in 0..if shape.describe_all { shape.disks } else { 1 } {
-            vault.create_route(&shape.disk(disk), lane.id()).await?;
+            let id = shape.disk(disk);
+            vault.create_keyed_route(&id, lane.id(), lane.keys().sealed(&id)?).await?;
         }
         let count = shape.batches_of_day();
         let first = u64::from(day) * count;
@@ -168,7 +169,8 @@ impl OldVault {
                 };
                 let mut scratch = message::Scratch::default();
                 let room = BytesMut::with_capacity;
-                let (info, sealed) = message::seal(lane.key(), &context, &plain, &mut scratch, room)?;
+                let (info, sealed) =
+                    message::seal(&lane.keys().of_messages(&id)?, &context, &plain, &mut scratch, room)?;
                 builder.push(&id, MessageMeta { codec: info.codec, ..meta }, sealed.freeze());
             } else {
                 builder.push(&id, self.likely_message(disk, number, at), Bytes::from_static(&FILLER));

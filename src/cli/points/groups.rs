@@ -117,7 +117,13 @@ async fn load(args: &VaultArgs) -> Result<(Vec<GroupPoint>, Vec<String>), Failur
     let mut found: BTreeMap<Id128, Members> = BTreeMap::new();
     let mut warnings = Vec::new();
     for disk in vault.disks().await.map_err(|error| Failure::of(&error))? {
-        let view: DiskView = super::load(&vault, &disk, &Want::folded(&disk)).await?;
+        let view: DiskView = match super::load_if_there(&vault, &disk, &Want::folded(&disk)).await? {
+            Ok(view) => view,
+            Err(shredded) => {
+                warnings.push(shredded);
+                continue;
+            }
+        };
         warnings.extend(view.warnings(&disk));
         for point in view.points {
             if let Some(group) = point.group {

@@ -79,13 +79,25 @@ pub(super) async fn all(args: &Args, vault: &Vault, asked: &Ask) -> Result<Choic
         None => vault.disks().await.map_err(|error| Failure::of(&error))?,
     };
     let mut candidates = Vec::with_capacity(disks.len());
-    let mut loaded = None;
+    let (mut loaded, mut gone) = (None, false);
     for disk in disks {
         drop(loaded.take());
         let want = Want { folded: !args.unfolded, ..Want::disk(&disk) };
-        let view = view::load(vault, &disk, &want).await?;
+        let view = match view::load_if_there(vault, &disk, &want).await? {
+            Ok(view) => view,
+            Err(shredded) if args.disk.contains(&disk) => return Err(Failure::error(shredded)),
+            // Nobody named it, and it keeps nobody from having the others back.
+            Err(shredded) => {
+                eprintln!("tidegate: warning: {shredded}");
+                gone = true;
+                continue;
+            }
+        };
         candidates.push(candidate(args, asked, &disk, &view)?);
         loaded = Some(view);
+    }
+    if candidates.is_empty() && gone {
+        return Err(Failure::error("nothing is left to restore: every disk that was asked for was shredded"));
     }
     let chosen = match args.group {
         None => candidates,

@@ -142,11 +142,12 @@ impl<'a> Thief<'a> {
             for part in &batch.index.disks {
                 for meta in &part.messages {
                     let context = context(&made.vault, path.as_ref(), &part.disk, meta);
-                    let key = source.sealed(object as u32, meta).key.expect("a key");
+                    source.make_ready(object as u32, &part.disk, meta).await.expect("read");
+                    let key = source.sealed(object as u32, &part.disk, meta).key.expect("a key");
                     let from = meta.offset_bytes as usize;
                     let sealed = &bytes[from..from + meta.stored_bytes as usize];
                     let mut plain = Vec::new();
-                    message::open(key, &context, sealed, &mut plain).expect("opens");
+                    message::open(&key, &context, sealed, &mut plain).expect("opens");
                     messages.push(Message { disk: part.disk.clone(), meta: meta.clone(), records: records(&plain) });
                 }
             }
@@ -203,9 +204,9 @@ impl<'a> Thief<'a> {
                 let plain: Vec<u8> = records.iter().flat_map(Stolen::bytes).collect();
                 let meta = MessageMeta { plain_bytes: plain.len() as u32, codec: Codec::Raw, ..meta.clone() };
                 let context = context(vault, batch.path.as_ref(), disk, &meta);
-                let key = self.source.sealed(object as u32, &meta).key.expect("a key");
+                let key = self.source.sealed(object as u32, disk, &meta).key.expect("a key");
                 let (info, sealed) =
-                    message::seal(key, &context, &plain, &mut scratch, BytesMut::with_capacity).expect("sealed");
+                    message::seal(&key, &context, &plain, &mut scratch, BytesMut::with_capacity).expect("sealed");
                 builder.push(disk, MessageMeta { codec: info.codec, ..meta }, sealed.freeze());
             }
             let key = vault.catalog_key().expect("at hand");

@@ -42,7 +42,7 @@ fn scattered(rounds: u64) -> Vec<ModelDisk> {
 }
 
 /// The two disks' messages, four records each, in batches of six, under a keeper that moves.
-async fn scattered_site() -> Site {
+pub(super) async fn scattered_site() -> Site {
     let mut site = Site::new(scattered(60), 4, 6, 4).await;
     site.work = Work { moves: true, sparse: 75, ..site.work };
     site
@@ -365,10 +365,7 @@ async fn what_was_moved_is_lost_by_name_if_the_lane_in_which_it_was_sealed_has_n
     let catalog = load().await;
     let messages = catalog.batches.iter().filter(|batch| batch.present).flat_map(|batch| &batch.index.disks);
     let origin = messages.flat_map(|part| &part.messages).find_map(|message| message.origin).unwrap();
-    // Also where no route leads to that lane any more, its key is found.
-    site.vault.vault.store().delete(&names::route(disk, origin.lane)).await.unwrap();
     let loaded = load().await;
-    assert!(loaded.findings.is_empty() && loaded.origins.iter().any(|object| object.lane == origin.lane));
     let (source, _) = source::Source::open(&site.vault.vault, &site.vault.identity, &loaded).unwrap();
     let place = |catalog: &Catalog| {
         let has = |batch: &CatalogBatch| {
@@ -379,8 +376,18 @@ async fn what_was_moved_is_lost_by_name_if_the_lane_in_which_it_was_sealed_has_n
         batches.find_map(|(object, batch)| Some((object as u32, has(batch)?))).unwrap()
     };
     let (object, message) = place(&loaded);
-    let sealed = source.sealed(object, &message);
-    assert!(sealed.key.is_some() && sealed.object == names::batch_name(origin.lane, origin.n));
+    source.make_ready(object, disk, &message).await.unwrap();
+    let sealed = source.sealed(object, disk, &message);
+    assert!(sealed.key.is_ok() && sealed.object == names::batch_name(origin.lane, origin.n));
+    // The disk's key stands in its route to that lane, and nowhere else. The lane's key is found without it.
+    site.vault.vault.store().delete(&names::route(disk, origin.lane)).await.unwrap();
+    let loaded = load().await;
+    assert!(loaded.findings.is_empty() && loaded.origins.iter().any(|object| object.lane == origin.lane));
+    let (source, _) = source::Source::open(&site.vault.vault, &site.vault.identity, &loaded).unwrap();
+    let (object, message) = place(&loaded);
+    source.make_ready(object, disk, &message).await.unwrap();
+    let lost = source.sealed(object, disk, &message).key.unwrap_err();
+    assert!(lost.contains(names::route(disk, origin.lane).as_ref()), "{lost}");
     site.vault.vault.store().delete(&names::lane(origin.lane)).await.unwrap();
     let loaded = load().await;
     let lost = |finding: &&Finding| finding.problem == Problem::LaneKeyMissing;

@@ -237,11 +237,12 @@ impl Site {
             for message in &read.messages {
                 let meta = &history.rows[message.row].message;
                 let start = (meta.offset_bytes - read.offset_bytes) as usize;
-                let sealed = source.sealed(read.object, meta);
+                source.make_ready(read.object, &disk.id, meta).await.ok()?;
+                let sealed = source.sealed(read.object, &disk.id, meta);
                 let place = MessagePlace {
                     vault: self.vault.vault.id(),
                     object: &sealed.object,
-                    key: sealed.key.unwrap(),
+                    key: &sealed.key.unwrap(),
                     disk: &disk.id,
                     disk_bytes: plan.disk_bytes,
                 };

@@ -2,10 +2,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::*;
-use crate::flow::Clock;
+use crate::flow::{Clock, Tally};
 use crate::pipeline::codec::Packing;
 use crate::pipeline::message;
-use crate::pipeline::testing::{LANE, VAULT, Writer, input, lane, noise};
+use crate::pipeline::testing::{LANE, VAULT, Writer, input, lane, lane_keys, noise};
 use crate::types::{BarrierKind, RecordView};
 use crate::vault::batch::{HEADER_BYTES, Tail, open_index, parse_tail};
 use crate::vault::index::IndexPlace;
@@ -49,7 +49,8 @@ fn read(batch: &BatchObject) -> Vec<(DiskId, Vec<u8>)> {
             };
             let mut plain = Vec::new();
             let sealed = &body[start..start + meta.stored_bytes as usize];
-            message::open(&context.key, &bound, sealed, &mut plain).unwrap();
+            let key = context.keys.of_messages(&part.disk).unwrap();
+            message::open(&key, &bound, sealed, &mut plain).unwrap();
             records.extend(plain);
         }
         out.push((part.disk.clone(), records));
@@ -154,7 +155,7 @@ fn rolling_the_lane_closes_the_batch_and_numbers_start_anew() {
     push(&mut pipeline);
     pipeline.flush().unwrap();
     push(&mut pipeline);
-    pipeline.roll(LaneContext { lane: Id128([7; 16]), key: LaneKey::from_secret([8; 32]), ..lane() }).unwrap();
+    pipeline.roll(LaneContext { lane: Id128([7; 16]), keys: lane_keys(Id128([7; 16]), 8), ..lane() }).unwrap();
     push(&mut pipeline);
     assert_eq!(pipeline.finish().unwrap(), 2);
     let places: Vec<(Id128, u64)> = batches.try_iter().map(|batch| (batch.lane, batch.n)).collect();
@@ -314,7 +315,8 @@ fn a_threads_memory_does_not_grow_with_the_number_of_its_messages() {
         }
         batcher.flush(&mut steps);
         let Some(Step::Message(message)) = steps.into_iter().next() else { panic!("no message") };
-        assert!(matches!(worker.seal(message, Arc::clone(&target)), Done::Sealed(..)));
+        let key = target.lane.keys.of_messages(&message.disk).unwrap();
+        assert!(matches!(worker.seal(message, &key, Arc::clone(&target)), Done::Sealed(..)));
     }
     let held_bytes = worker.plain.capacity() + worker.scratch.packed_capacity_bytes();
     assert!(held_bytes < 1 << 20, "{held_bytes}");

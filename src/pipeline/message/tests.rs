@@ -1,9 +1,19 @@
 use super::*;
+use crate::keys::{DiskKey, DiskSecret, LaneKey};
 use crate::pipeline::testing::{LANE, VAULT, disk, noise, object_name};
 use proptest::prelude::*;
 
-fn key() -> LaneKey {
+fn lane_key() -> LaneKey {
     LaneKey::from_secret([0x11; 32])
+}
+
+fn key() -> MessageKey {
+    lane_key().into()
+}
+
+/// Of a disk whose key is so many times `byte`.
+fn disk_key(byte: u8) -> MessageKey {
+    DiskSecret::new(&lane_key(), &DiskKey::from_secret([byte; 32])).into()
 }
 
 struct Sealed {
@@ -141,7 +151,7 @@ fn a_message_put_together_from_two_does_not_open() {
 #[test]
 fn another_lanes_key_does_not_open_it_and_the_error_names_what_it_was() {
     let sealed = Sealed::new(b"text");
-    let other = LaneKey::from_secret([0x12; 32]);
+    let other = LaneKey::from_secret([0x12; 32]).into();
     let error = open(&other, &sealed.context(), &sealed.bytes, &mut Vec::new()).unwrap_err();
     assert_eq!(error.fault(), Fault::Corrupt);
     let shown = crate::fault::chain_text(&error);
@@ -184,7 +194,7 @@ fn authenticated_bytes_that_do_not_unpack_are_an_error_and_no_crash() {
         };
         let mut sealed = SealOnce::room();
         sealed.extend_from_slice(&content);
-        let once = context.with(|bound| SealOnce::new(key().expose(), LABEL, bound)).unwrap();
+        let once = context.with(|bound| SealOnce::new(lane_key().expose(), LANE_LABEL, bound)).unwrap();
         once.seal(&mut sealed).unwrap();
         assert!(matches!(open(&key(), &context, &sealed, &mut Vec::new()), Err(OpenError::Unpack(_))));
     }
@@ -234,6 +244,38 @@ fn the_stored_messages_of_version_1_still_open() {
         if codec == Codec::Raw {
             assert_eq!(stored, made, "{name}");
         }
+    }
+}
+
+/// The same of a message that takes lane key and disk key.
+#[test]
+fn the_stored_message_of_version_2_still_opens_and_with_lane_key_and_disk_key_alone() {
+    let (disk, object) = (disk("web-1"), "b/b2b/b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2b2/000000000007");
+    let plain = noise(11, 600);
+    let context = MessageContext {
+        vault: VAULT,
+        object,
+        disk: &disk,
+        epoch: Epoch(2),
+        first: Seq(10),
+        last: Seq(19),
+        codec: Codec::Raw,
+        plain_bytes: plain.len() as u32,
+    };
+    let with_salt =
+        |secret: &[u8; 32], label: &[u8], bound: &[&[u8]]| Ok(SealOnce::with_salt(secret, label, bound, [0x5a; 24]));
+    let (mut scratch, key) = (Scratch::default(), disk_key(0x33));
+    let (_, made) = seal_by(&key, &context, &plain, &mut scratch, BytesMut::with_capacity, with_salt).unwrap();
+    let stored = crate::pipeline::testing::fixture_of(2, "message.bin", &made);
+    assert_eq!(stored, made);
+    let mut out = Vec::new();
+    open(&key, &context, &stored, &mut out).unwrap();
+    assert_eq!(out, plain);
+    // Neither alone, nor the one in the place of the other, nor another disk's.
+    let alone =
+        [lane_key().into(), DiskSecret::from_secret([0x11; 32]).into(), DiskSecret::from_secret([0x33; 32]).into()];
+    for wrong in alone.into_iter().chain([LaneKey::from_secret([0x33; 32]).into(), disk_key(0x34)]) {
+        assert!(open(&wrong, &context, &stored, &mut out).is_err(), "{wrong:?}");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::types::{Digest, DiskId, Epoch, Id128, parse_hex};
 use crate::vault::epochs::Lineage;
 use crate::vault::objects::{
     self, CertificateObject, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject,
-    RouteObject,
+    RouteObject, ShredObject,
 };
 use crate::vault::store::Listed;
 use crate::vault::{Vault, VaultError, batch, names};
@@ -39,6 +39,8 @@ pub(super) struct LaneNames {
     registered: bool,
     sealed: bool,
     end: Option<u64>,
+    /// Whether its disks have keys in it.
+    disk_keys: bool,
     /// What its newest batch says was confirmed when it was made.
     confirmed_through: u64,
     /// Numbers and sizes.
@@ -54,6 +56,10 @@ pub(super) struct DiskNames {
     pub(super) epochs: Vec<EpochObject>,
     epoch_numbers: BTreeSet<u64>,
     routes: BTreeSet<Id128>,
+    /// Those of its routes in which its key stands.
+    keyed: BTreeSet<Id128>,
+    /// The word that it was shredded.
+    pub(super) shred: Option<ShredObject>,
     /// Parts of its folded indexes, by lane.
     pub(super) folded: BTreeMap<Id128, BTreeSet<u32>>,
     /// Those with which its barriers were signed.
@@ -82,6 +88,7 @@ enum Named {
     Disk(DiskId),
     Epoch(DiskId, u64),
     Route(DiskId, Id128),
+    Shred(DiskId),
     Folded(DiskId, Id128, u32),
     Certificate(DiskId, Digest),
     /// Hints and the keeper's manifests: their loss costs time, never data.
@@ -127,6 +134,7 @@ fn lane_file(name: &str) -> Option<(Named, Path)> {
 fn disk_file(disk: &DiskId, path: &Path, rest: &[&str]) -> Option<(Named, Path)> {
     Some(match rest {
         ["disk"] => (Named::Disk(disk.clone()), names::disk(disk)),
+        ["shred"] => (Named::Shred(disk.clone()), names::shred(disk)),
         ["e", _] => {
             let n = names::number(path)?;
             (Named::Epoch(disk.clone(), n), names::epoch(disk, Epoch(n)))
@@ -150,7 +158,12 @@ fn disk_file(disk: &DiskId, path: &Path, rest: &[&str]) -> Option<(Named, Path)>
 /// What a control object told, once it was read and believed.
 enum Told {
     Nothing,
+    /// A lane, and whether its disks have keys in it.
+    Lane(Id128, bool),
     End(Id128, u64),
+    /// The disk's key stands in its route to the lane.
+    Key(DiskId, Id128),
+    Shred(ShredObject),
     Epoch(EpochObject),
     Certificate(DiskId, Box<AgentCertificate>),
     Wrong(String),
@@ -183,6 +196,14 @@ pub(super) async fn check(
         match told? {
             Told::Nothing => {}
             Told::End(lane, last) => listing.lanes.entry(lane).or_default().end = Some(last),
+            Told::Lane(lane, disk_keys) => listing.lanes.entry(lane).or_default().disk_keys = disk_keys,
+            Told::Key(disk, lane) => {
+                listing.disks.entry(disk).or_default().keyed.insert(lane);
+            }
+            Told::Shred(word) => {
+                let disk = word.disk.clone();
+                listing.disks.entry(disk).or_default().shred = Some(word);
+            }
             Told::Epoch(epoch) => listing.disks.entry(epoch.disk.clone()).or_default().epochs.push(epoch),
             Told::Certificate(disk, certificate) => {
                 let certificates = &mut listing.disks.entry(disk).or_default().certificates;
@@ -208,6 +229,11 @@ impl Listing {
     /// Whether a route leads from the disk to the lane.
     pub(super) fn routed(&self, disk: &DiskId, lane: Id128) -> bool {
         self.disks.get(disk).is_some_and(|disk| disk.routes.contains(&lane))
+    }
+
+    /// The word that a disk was shredded, if it was.
+    pub(super) fn shredded(&self, disk: &DiskId) -> Option<&ShredObject> {
+        self.disks.get(disk)?.shred.as_ref()
     }
 
     /// The disks with a route to the lane.
@@ -246,6 +272,9 @@ impl Listing {
             Named::Route(disk, lane) => {
                 self.disks.entry(disk.clone()).or_default().routes.insert(*lane);
             }
+            Named::Shred(disk) => {
+                self.disks.entry(disk.clone()).or_default();
+            }
             Named::Vault | Named::Hint | Named::Recipients | Named::Rewrap | Named::Certificate(..) => {}
         }
         true
@@ -256,7 +285,9 @@ impl Listing {
 async fn read(vault: &Vault, identity: Option<&Identity>, path: &Path, found: Named) -> Result<Told, VaultError> {
     let told = match found {
         Named::Key(kid) => return read_key(vault, identity, path, &kid).await,
-        Named::Lane(lane) => object::<LaneObject>(vault, path).await.map(|object| (object.lane == lane, Told::Nothing)),
+        Named::Lane(lane) => object::<LaneObject>(vault, path)
+            .await
+            .map(|object| (object.lane == lane, Told::Lane(lane, object.disk_keys))),
         Named::LaneEnd(lane) => object::<LaneEndObject>(vault, path)
             .await
             .map(|object| (object.lane == lane, Told::End(lane, object.last_batch))),
@@ -267,9 +298,13 @@ async fn read(vault: &Vault, identity: Option<&Identity>, path: &Path, found: Na
         Named::Epoch(disk, n) => object::<EpochObject>(vault, path)
             .await
             .map(|object| (object.disk == disk && object.epoch.0 == n, Told::Epoch(object))),
-        Named::Route(disk, lane) => object::<RouteObject>(vault, path)
-            .await
-            .map(|object| (object.disk == disk && object.lane == lane, Told::Nothing)),
+        Named::Route(disk, lane) => object::<RouteObject>(vault, path).await.map(|object| {
+            let told = if object.sealed_key.is_some() { Told::Key(disk.clone(), lane) } else { Told::Nothing };
+            (object.disk == disk && object.lane == lane, told)
+        }),
+        Named::Shred(disk) => {
+            object::<ShredObject>(vault, path).await.map(|object| (object.disk == disk, Told::Shred(object)))
+        }
         Named::Certificate(disk, digest) => return read_certificate(vault, path, disk, digest).await,
         // Opening the vault checked its own description; lists and wraps are checked together, as each list signs what follows.
         Named::Vault
@@ -440,12 +475,30 @@ fn check_disks(listing: &mut Listing, report: &mut Report) {
             report.damaged(Damage::object(names::epochs(disk), error.to_string()));
         }
         for lane in &names_of.routes {
-            if !listing.lanes.contains_key(lane) {
+            let Some(names_of_lane) = listing.lanes.get(lane) else {
                 let what = format!("is missing, though disk {disk} was carried by it");
                 report.damaged(Damage::object(names::lane(*lane), what));
+                continue;
+            };
+            if names_of_lane.disk_keys && names_of.shred.is_none() && !names_of.keyed.contains(lane) {
+                let what = "has no key of the disk: nothing opens what the lane holds of it";
+                report.damaged(Damage::object(names::route(disk, *lane), what));
             }
         }
+        if let Some(word) = names_of.shred.as_ref() {
+            report.notes.push(shredded(word, names_of.keyed.len()));
+        }
     }
+}
+
+/// What is said of a shredded disk.
+fn shredded(word: &ShredObject, keyed: usize) -> String {
+    let (object, made, reason) = (names::shred(&word.disk), word.made_micros, &word.reason);
+    let left = match keyed {
+        0 => String::new(),
+        _ => format!("; {keyed} of its routes have a key still: if it is to go, ask `tidegate vault shred` again"),
+    };
+    format!("disk {} was shredded at {made} ({reason}), as {object} says{left}", word.disk)
 }
 
 /// Runs of numbers from 1 to `last` that are not among `present`.

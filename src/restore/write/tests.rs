@@ -296,6 +296,66 @@ async fn a_run_dropped_in_the_middle_leaves_no_image_and_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn lanes_from_before_disks_had_keys_restore_as_ever_beside_those_with_keys() {
+    let (disk, other) = (busy_disk("sda", 0), busy_disk("sdb", 9));
+    let mut vault = TestVault::in_memory().await;
+    vault.grow_older().await;
+    vault.fill(&[&disk], 8, 2).await;
+    vault.end().await;
+    let older = vault.lane.id();
+    vault.grow_up().await;
+    vault.fill(&[&other], 8, 2).await;
+    // The last message of the old disk once more, in a lane with keys: of copies one is read.
+    vault.put_batch(&[(&disk, disk.message(Epoch(1), 1, 4))]).await;
+    let route = |disk: &ModelDisk, lane| {
+        let (vault, disk) = (vault.vault.clone(), disk.id.clone());
+        async move { vault.route(&disk, lane).await.unwrap().unwrap().sealed_key.is_some() }
+    };
+    assert!(!route(&disk, older).await && route(&disk, vault.lane.id()).await && route(&other, vault.lane.id()).await);
+    let folder = tempfile::tempdir().unwrap();
+    for disk in [&disk, &other] {
+        let path = folder.path().join(disk.id.as_str());
+        restore_to(&vault, disk, disk.head(), &path).await.unwrap();
+        assert!(std::fs::read(&path).unwrap() == disk.image_at(disk.head()));
+    }
+}
+
+#[tokio::test]
+async fn whoever_became_a_recipient_later_opens_the_keys_of_disks_with_the_lanes() {
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 8, 2).await;
+    let (first, later) = (vault.identity.clone(), Identity::generate());
+    let (basis, both) = (vault.vault.lists().await.unwrap(), [first.recipient(), later.recipient()]);
+    let lists = vault.vault.change_recipients(&first, &basis, &both, crate::types::Micros(2)).await.unwrap();
+    for behind in vault.vault.wraps(&lists).await.unwrap().behind {
+        vault.vault.rewrap(&first, &lists, &behind, crate::types::Micros(3)).await.unwrap();
+    }
+    vault.vault = crate::vault::Vault::open_with_identity(vault.vault.store().clone(), &later).await.unwrap();
+    vault.identity = later;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sda.img");
+    restore_to(&vault, &disk, disk.head(), &path).await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == disk.image_at(disk.head()));
+}
+
+#[tokio::test]
+async fn a_key_of_a_disk_that_does_not_open_is_damage_that_names_its_route() {
+    let disk = busy_disk("sda", 0);
+    let mut vault = TestVault::in_memory().await;
+    vault.fill(&[&disk], 8, 2).await;
+    let (route, lane) = (crate::vault::names::route(&disk.id, vault.lane.id()), vault.lane.id());
+    // Authentic, and of another lane key: as who has the catalog key could write it where nothing stood.
+    let other = crate::keys::LaneKeys::new(vault.vault.id(), lane, crate::keys::LaneKey::from_secret([5; 32]));
+    vault.vault.store().delete(&route).await.unwrap();
+    vault.vault.create_keyed_route(&disk.id, lane, other.sealed(&disk.id).unwrap()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let refused = restore_to(&vault, &disk, disk.head(), &folder.path().join("sda.img")).await.unwrap_err();
+    let RestoreError::Damaged { found, .. } = &refused else { panic!("{refused}") };
+    assert!(!found.is_empty() && found.iter().all(|damage| damage.what.contains(route.as_ref())), "{found:?}");
+}
+
+#[tokio::test]
 async fn an_identity_of_another_vault_opens_nothing() {
     let disk = busy_disk("sda", 0);
     let mut vault = TestVault::in_memory().await;

@@ -159,7 +159,7 @@ fn a_batch_under_another_name_or_number_is_refused() {
 
 /// A whole batch with real records, as a gateway makes it.
 fn real_batch() -> (Vec<u8>, Vec<Vec<u8>>) {
-    let lane_key = LaneKey::from_secret([0x11; 32]);
+    let lane_key = LaneKey::from_secret([0x11; 32]).into();
     let mut builder = BatchBuilder::new(header());
     let mut plains = Vec::new();
     for name in ["web-1", "db-1"] {
@@ -218,7 +218,7 @@ fn the_stored_batch_of_version_1_still_opens() {
     let index = read(&body, TAIL_BYTES).unwrap();
     assert_eq!((index.n, index.confirmed_through, index.record_count()), (7, 3, 6));
     assert_eq!(index.disks.iter().map(|part| part.disk.as_str()).collect::<Vec<_>>(), ["db-1", "web-1"]);
-    let lane_key = LaneKey::from_secret([0x11; 32]);
+    let lane_key = LaneKey::from_secret([0x11; 32]).into();
     for (part, plain) in index.disks.iter().zip(plains.iter().rev()) {
         let meta = &part.messages[0];
         let context = MessageContext {

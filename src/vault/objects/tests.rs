@@ -1,5 +1,5 @@
 use super::*;
-use crate::keys::{Identity, Passphrase, SigningKey, wrap};
+use crate::keys::{DiskKey, Identity, LaneKey, Passphrase, SigningKey, wrap};
 use crate::types::Digest;
 use crate::vault::names;
 
@@ -8,7 +8,8 @@ fn key() -> CatalogKey {
 }
 
 fn route() -> (Path, RouteObject) {
-    let route = RouteObject { disk: DiskId::new("d1").expect("valid"), lane: Id128([0xab; 16]) };
+    let disk = DiskId::new("d1").expect("valid");
+    let route = RouteObject { disk, lane: Id128([0xab; 16]), sealed_key: None };
     (names::route(&route.disk, route.lane), route)
 }
 
@@ -50,9 +51,9 @@ fn an_object_under_another_name_or_of_another_vault_is_not_believed() {
 #[test]
 fn a_newer_version_and_another_format_are_named_as_such() {
     let (path, _) = route();
-    let newer = b"{\"format\":\"tidegate-route\",\"version\":2,\"anything\":1}\nnot a mac of ours\n";
+    let newer = b"{\"format\":\"tidegate-route\",\"version\":3,\"anything\":1}\nnot a mac of ours\n";
     let error = decode::<RouteObject>(&key(), &path, newer).expect_err("newer");
-    assert!(matches!(error, ObjectError::Version { found: 2, newest: 1, .. }), "{error}");
+    assert!(matches!(error, ObjectError::Version { found: 3, newest: 2, .. }), "{error}");
     assert_eq!(error.fault(), Fault::Reject);
     let other = b"{\"format\":\"tidegate-lane\",\"version\":1}\n";
     assert!(matches!(decode::<RouteObject>(&key(), &path, other), Err(ObjectError::Format { .. })));
@@ -113,6 +114,7 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         wrapped_key,
         list: None,
         moved: false,
+        disk_keys: false,
     };
     let epoch = EpochObject {
         disk: disk.clone(),
@@ -139,7 +141,8 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         one(key, names::lane_seal(lane), &LaneSealObject { lane, sealed_micros: at, reason: "retention".into() }),
         one(key, names::disk(&disk), &described),
         one(key, names::epoch(&disk, Epoch(2)), &epoch),
-        one(key, names::route(&disk, lane), &RouteObject { disk: disk.clone(), lane }),
+        one(key, names::route(&disk, lane), &RouteObject { disk: disk.clone(), lane, sealed_key: None }),
+        one(key, names::shred(&disk), &shred(&disk)),
         one(key, names::fold(lane, 2), &FoldObject { lane, through: Some(disk.clone()) }),
         one(key, names::certificate(&disk, Digest([0xcd; 32])), &kept(&disk)),
         one(key, names::pin(Id128([5; 16])), &pin(disk)),
@@ -147,6 +150,16 @@ fn samples(key: &CatalogKey, recipient: Recipient, wrapped_key: String) -> Vec<(
         one(key, names::recipients_list(1), &list),
         one(key, names::rewrap(lane, 1), &wrap),
     ]
+}
+
+fn shred(disk: &DiskId) -> ShredObject {
+    let lanes = vec![Id128([0xab; 16]), Id128([0xac; 16])];
+    ShredObject {
+        disk: disk.clone(),
+        made_micros: Micros(1_800_000_000_000_001),
+        lanes,
+        reason: "end of contract".into(),
+    }
 }
 
 /// Two certificates that are none: what stands in them is not this module's.
@@ -261,6 +274,37 @@ fn a_lane_of_moved_messages_is_of_version_2_and_a_gateways_of_version_1() {
     assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes));
     assert!(stored.starts_with(b"{\"format\":\"tidegate-lane\",\"version\":2,"));
     assert_eq!(decode::<LaneObject>(&key(), &path, &stored).expect("authentic"), moved);
+}
+
+/// The object as it stands among the fixtures of a version, which is what it is written as.
+fn recorded_of<T: ControlObject + PartialEq + std::fmt::Debug>(version: u32, path: &Path, content: &T) -> Vec<u8> {
+    let (bytes, recorded) = (encode(&key(), path, content).expect("encodes"), fixture_of(version, path));
+    if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !recorded.exists() {
+        std::fs::create_dir_all(recorded.parent().expect("a folder")).expect("created");
+        std::fs::write(&recorded, &bytes).expect("written");
+    }
+    let stored = std::fs::read(&recorded).expect("a fixture");
+    assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes), "{path}");
+    assert_eq!(decode::<T>(&key(), path, &stored).expect("authentic"), *content);
+    stored
+}
+
+#[test]
+fn a_lane_whose_disks_have_keys_is_of_version_3_and_their_routes_are_of_version_2() {
+    let (lane, disk) = (Id128([0xab; 16]), DiskId::new("web-1.sda").expect("valid"));
+    let path = names::lane(lane);
+    let older: LaneObject = decode(&key(), &path, &std::fs::read(fixture(&path)).expect("version 1")).expect("read");
+    assert!(!older.disk_keys);
+    let stored = recorded_of(3, &path, &LaneObject { disk_keys: true, ..older });
+    assert!(stored.starts_with(b"{\"format\":\"tidegate-lane\",\"version\":3,"), "older builds say that it is newer");
+    let path = names::route(&disk, lane);
+    let older: RouteObject = decode(&key(), &path, &std::fs::read(fixture(&path)).expect("version 1")).expect("read");
+    assert_eq!(older.sealed_key, None);
+    let (lane_key, disk_key) = (LaneKey::from_secret([9; 32]), DiskKey::from_secret([0x33; 32]));
+    let sealed = disk_key.seal_salted(&lane_key, (Id128([1; 16]), &disk, lane), [0x5a; 24]);
+    let stored = recorded_of(2, &path, &RouteObject { sealed_key: Some(sealed), ..older });
+    assert!(stored.starts_with(b"{\"format\":\"tidegate-route\",\"version\":2,"));
+    sealed.open(&lane_key, Id128([1; 16]), &disk, lane).expect("opens");
 }
 
 /// Wrapping is random, so the wrapped lane key and the recipient of the fixtures are read from the fixtures.

@@ -126,7 +126,7 @@ impl Confirmer {
         for some in fresh.chunks(ROUTES_AT_ONCE) {
             let mut writes = JoinSet::new();
             for disk in some {
-                writes.spawn(write_route(self.vault.clone(), self.lane.id(), disk.clone()));
+                writes.spawn(write_route(self.vault.clone(), self.lane.clone(), disk.clone()));
             }
             while let Some(written) = writes.join_next().await {
                 match written {
@@ -208,10 +208,14 @@ async fn put_index(store: VaultStore, path: Path, body: Bytes, limit: Duration) 
     }
 }
 
-async fn write_route(vault: Vault, lane: Id128, disk: DiskId) -> Result<(), UploadStop> {
+/// With the key that the disk's messages in the batch took: before this no ack, or a crash would leave what nobody opens.
+async fn write_route(vault: Vault, lane: Lane, disk: DiskId) -> Result<(), UploadStop> {
+    let (keys, lane) = (lane.keys(), lane.id());
+    // Made once: whatever an earlier try has written is the same.
+    let key = keys.sealed(&disk).map_err(|error| UploadStop::Vault { lane, source: error.into() })?;
     let mut pauses = Pauses::new(lane);
     loop {
-        match vault.create_route(&disk, lane).await {
+        match vault.create_keyed_route(&disk, lane, key).await {
             Ok(()) => return Ok(()),
             Err(error) => pauses.after(error).await?,
         }

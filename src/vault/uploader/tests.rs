@@ -271,9 +271,11 @@ async fn a_disks_route_is_there_before_its_first_ack_and_is_written_once() {
     store.plan(move |operation, path| {
         if operation == "put" && path.as_ref().contains("/r/") {
             seen.lock().push(path.to_string());
-            // The first try of each is refused.
-            if failed.fetch_add(1, Ordering::Relaxed) < 2 {
-                return Fate::Status(503);
+            // The first tries fail, one of them after the route was stored.
+            match failed.fetch_add(1, Ordering::Relaxed) {
+                0 => return Fate::Status(503),
+                1 => return Fate::AnswerLost,
+                _ => {}
             }
         }
         Fate::Good
@@ -289,6 +291,8 @@ async fn a_disks_route_is_there_before_its_first_ack_and_is_written_once() {
             let path = names::route(disk, lane.id());
             let route: RouteObject = vault.get_object(&path).await.expect("read").expect("the route stands");
             assert_eq!(&route.disk, disk);
+            // Whatever opens the lane opens by it what the pipeline seals.
+            assert_eq!(route.sealed_key, Some(lane.keys().sealed(disk).expect("random")));
         }
     }
     let count = routes.lock().len();
