@@ -19,7 +19,7 @@ use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::objects::{
     ClaimObject, ControlObject, DiskObject, EpochObject, FoldObject, LaneEndObject, LaneObject, LaneSealObject,
-    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, Signed, VaultObject, decode,
+    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, Signed, SignedContent, VaultObject, decode,
     decode_unchecked, encode,
 };
 
@@ -258,7 +258,7 @@ pub(super) fn recipients(input: &[u8]) {
 }
 
 /// Nobody signs by chance. What is signed opens as what it says, in its place alone.
-fn signed<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8], sign: bool)
+fn signed<T: SignedContent + PartialEq + std::fmt::Debug>(bytes: &[u8], sign: bool)
 where
     Signed<T>: ControlObject,
 {

@@ -24,7 +24,7 @@ use crate::restore::source;
 use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::lane::ListedLane;
 use crate::vault::objects::EpochObject;
-use crate::vault::reader::{Catalog, CatalogBatch, Finding, Problem, Want};
+use crate::vault::reader::{Catalog, CatalogBatch, Finding, Want};
 use crate::vault::store::Listed;
 use crate::vault::{Vault, names};
 
@@ -396,7 +396,7 @@ fn put_by(catalog: &Catalog, history: &History, points: &[Point]) -> Vec<Micros>
 /// Why nothing of a disk may go, if there is a reason.
 fn held_back(catalog: &Catalog, lanes: &BTreeSet<Id128>, epochs: &[EpochObject], history: &History) -> Option<String> {
     let concerns = |finding: &&Finding| {
-        finding.problem != Problem::Foreign && lane_of(&finding.object).is_none_or(|lane| lanes.contains(&lane))
+        !finding.problem.is_beside() && lane_of(&finding.object).is_none_or(|lane| lanes.contains(&lane))
     };
     if let Some(finding) = catalog.findings.iter().find(concerns) {
         return Some(finding.to_string());

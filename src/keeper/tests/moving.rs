@@ -269,7 +269,7 @@ async fn a_forged_copy_lets_nothing_go_and_hides_nothing() {
     let kept = site.kept_of_all().await;
     let vault = &site.vault.vault;
     let catalog = source::load(vault, &Want::default()).await.unwrap();
-    let lane = Lane::register_moved(vault, Micros(1)).await.unwrap();
+    let (lane, _) = Lane::register_moved(vault, Micros(1)).await.unwrap();
     for disk in &site.disks {
         vault.create_route(&disk.id, lane).await.unwrap();
     }
