@@ -415,6 +415,7 @@ impl Parts {
         let disks = Arc::new(Disks::default());
         take_replayed(&disks, &self.report);
         self.check_vault()?;
+        self.vault.set_clock(Arc::clone(&self.clock));
         let feeder = Feeder::start(&self, &disks)?;
         let Self { config, clock, health, live, vault, journal, listener, trigger, drain, .. } = self;
         let window = window::start(&live, &journal, drain.clone());

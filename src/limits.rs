@@ -50,6 +50,18 @@ pub const LANE_AGE_SECONDS_MAX: u64 = 24 * 3600;
 pub const RECIPIENTS_MAX: usize = 64;
 /// Most lists of recipients, with objects under such names that are none: a change a day for ten years. A process reads each once.
 pub const RECIPIENT_LISTS_MAX: u64 = 4096;
+/// What an older catalog key sealed or authenticated counts if it appeared, by the store's clock, no later than so long after the list
+/// of recipients that made another one the present key. Long enough for every gateway to end what it has under way, short enough to be
+/// waited for after a leak.
+pub const CATALOG_KEY_GRACE_SECONDS: u64 = 3600;
+/// How far the store's time of a list that replaces a catalog key may be from the time at which it was made. What is further apart was copied,
+/// or made by a wrong clock (stores refuse requests that are a quarter of an hour off), and its time ends no key's.
+pub const CATALOG_KEY_CLOCKS_APART_SECONDS_MAX: u64 = 900;
+/// Oldest look at the lists of recipients by which anything is written under the catalog key that was the present one then.
+pub const LISTS_AGE_SECONDS_MAX: u64 = 600;
+/// Oldest look by which something that was written is taken for what will count: half the grace, so that clocks, slow requests
+/// and a store that tells whole seconds have the other half.
+pub const LISTS_AGE_SECONDS_ACK_MAX: u64 = CATALOG_KEY_GRACE_SECONDS / 2;
 /// Most wraps made anew of one lane's key, with objects under such names that are none.
 pub const REWRAPS_MAX: u64 = 4096;
 /// Most lanes that the word of a shredded disk names: those of sixty years of one gateway, and 40 bytes each stay within a control object. Of
@@ -64,6 +76,7 @@ pub const CHUNK_BYTES: u64 = 64 << 10;
 /// opened. Random writes of some seconds fit exactly; where more was written, the smallest gaps are compared too.
 pub const TOUCHED_RUNS_MAX: usize = 32 << 10;
 
+const _: () = assert!(3 * LISTS_AGE_SECONDS_MAX <= LISTS_AGE_SECONDS_ACK_MAX, "a write has time for all its tries");
 const _: () = assert!(RECORD_BYTES_MAX + 2 * BLOCK_BYTES < COMMIT_BYTES_MAX, "a record must fit one commit");
 const _: () = assert!(SEGMENT_BYTES_DEFAULT >= 4 * COMMIT_BYTES_MAX as u64, "a segment holds several commits");
 const _: () =

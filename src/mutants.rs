@@ -110,6 +110,8 @@ mutants! {
     AuthorityUnchecked = "authority-unchecked",
     /// What agents were told to be vaulted is not looked for. Promise 6: the end of a history can be cut off unseen.
     HeadsUnread = "heads-unread",
+    /// What an older catalog key made counts whenever it appears. Promise 6: a key that leaked forges for ever.
+    OldKeyForever = "old-key-forever",
 }
 
 #[cfg(not(any(test, feature = "mutants")))]

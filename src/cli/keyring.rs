@@ -122,6 +122,8 @@ async fn open(store: VaultStore, keyring: Keyring) -> Result<Opened, VaultError>
     if let Some(key) = catalog_key {
         match Vault::open(store.clone(), key).await {
             Err(error) if other(&error) => {}
+            // An older key's file lies beside the vault, and the identity opens all.
+            Err(VaultError::CatalogKeyReplaced { .. }) if identity.is_some() => {}
             vault => {
                 let vault = vault?;
                 let vault = if let Some(identity) = &identity { vault.read_as(identity) } else { vault };

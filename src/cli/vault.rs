@@ -2,6 +2,7 @@
 
 mod hold;
 mod recipients;
+mod rotate;
 mod shred;
 
 use std::collections::BTreeMap;
@@ -47,6 +48,11 @@ enum Verb {
     /// `recipients add` does it too; this finishes what was interrupted, and takes in lanes that were opened meanwhile. Asked again, it
     /// does only what is left. Exit code 1 if keys are left that this identity does not open.
     Rewrap(recipients::RewrapArgs),
+    /// Put another catalog key in the place of the present one, in two steps, so that no gateway stops.
+    ///
+    /// After a leak, take the store's credential away first: that keeps out who has the key. See docs/OPERATING.md, "A leaked catalog key, a
+    /// stolen gateway".
+    Rotate(rotate::Args),
     /// Keep a point for up to a week, whatever the policy of retention says.
     ///
     /// Needs a key that opens indexes and a credential that may write. Asked again, the point is kept longer.
@@ -130,6 +136,7 @@ pub fn run(args: Args) -> Outcome {
         Verb::CatalogKey(args) => runtime.block_on(catalog_key(args)),
         Verb::Recipients(args) => runtime.block_on(recipients::run(args)),
         Verb::Rewrap(args) => runtime.block_on(recipients::rewrap(args)),
+        Verb::Rotate(args) => runtime.block_on(rotate::run(args)),
         Verb::Hold(args) => runtime.block_on(hold::run(args)),
         Verb::Shred(args) => runtime.block_on(shred::run(args)),
     }
@@ -304,7 +311,8 @@ fn status_json(url: &str, status: &Status) -> serde_json::Value {
     json!({
         "vault": url, "id": vault.id(), "version": 1, "created": vault.head().created_micros.to_string(),
         "recipients": status.lists.present().recipients, "recipients_list": status.lists.present().n,
-        "catalog_kid": vault.head().catalog_kid.to_string(),
+        "catalog_kid": status.lists.present().catalog_kid.to_string(),
+        "staged_catalog_kid": status.lists.staged().map(|staged| staged.kid.to_string()),
         "key_at_hand": vault.catalog_key().is_some(), "lanes": lanes, "disks": disks,
         "batches": status.lanes.iter().map(|(_, batches, _)| batches).sum::<u64>(),
         "bytes": status.lanes.iter().map(|(_, _, bytes)| bytes).sum::<u64>(),
@@ -317,6 +325,13 @@ fn print_status(url: &str, status: &Status) {
     println!("vault      {url}");
     println!("id         {} (format version 1, made {})", vault.id(), vault.head().created_micros);
     status.lists.present().recipients.iter().for_each(|recipient| println!("recipient  {recipient}"));
+    println!("catalog    key {}", status.lists.present().catalog_kid);
+    if let Some(staged) = status.lists.staged() {
+        println!(
+            "staged     catalog key {} of {}: `tidegate vault rotate activate` is the next step",
+            staged.kid, staged.made
+        );
+    }
     let batches: u64 = status.lanes.iter().map(|(_, batches, _)| batches).sum();
     let bytes: u64 = status.lanes.iter().map(|(_, _, bytes)| bytes).sum();
     println!("stored     {batches} batches, {:.1} MiB", mib(bytes));

@@ -19,8 +19,8 @@ use crate::vault::index::lane::{LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::objects::{
     ClaimObject, ControlObject, DiskObject, EpochObject, FoldObject, LaneEndObject, LaneObject, LaneSealObject,
-    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, ShredObject, Signed, VaultObject, decode,
-    decode_unchecked, encode,
+    ManifestObject, PinObject, RecipientsObject, RewrapObject, RouteObject, ShredObject, Signed, SignedContent,
+    VaultObject, decode, decode_unchecked, encode,
 };
 
 const PART_BYTES: usize = 64;
@@ -259,7 +259,7 @@ pub(super) fn recipients(input: &[u8]) {
 }
 
 /// Nobody signs by chance. What is signed opens as what it says, in its place alone.
-fn signed<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8], sign: bool)
+fn signed<T: SignedContent + PartialEq + std::fmt::Debug>(bytes: &[u8], sign: bool)
 where
     Signed<T>: ControlObject,
 {

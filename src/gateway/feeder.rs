@@ -2,7 +2,7 @@
 //! uploader; what is vaulted is noted in the runs and released from the journal.
 //!
 //! It has a thread of its own, where reading the journal and waiting for the pipeline may block. It works in *lives*,
-//! each with a lane of its own. A life ends when the lane's key has served its time, when the vault's recipients have
+//! each with a lane of its own. A life ends when the lane's key has served its time, when the vault's recipients or its catalog key have
 //! changed, when somebody sealed the lane, or when a part of the way failed. The next life reads everything unreleased from the journal again if the one before
 //! did not bring it all to the vault: so nothing depends on how a life ended.
 
@@ -29,7 +29,7 @@ use crate::types::{DiskId, PointId};
 use crate::vault::lane::{Lane, OpenLaneError};
 use crate::vault::upload_queue::QueueLimits;
 use crate::vault::uploader::{UploadEvent, Uploader, UploaderConfig, Vaulted};
-use crate::vault::{self, Vault};
+use crate::vault::{self, Vault, VaultError};
 
 /// Longest wait for a commit: bounds how late the feeder sees that it should stop or that a batch is due.
 const LOOK: Duration = Duration::from_millis(20);
@@ -87,7 +87,8 @@ impl Feeder {
 enum End {
     /// The gateway stops.
     Stopped,
-    /// The lane's key has served its time, or is wrapped to those who were recipients before; everything read so far is vaulted.
+    /// The lane's key has served its time, or is wrapped to those who were recipients before, or its catalog key was replaced; everything
+    /// read so far is vaulted.
     LaneDue,
 }
 
@@ -148,10 +149,15 @@ impl Feeding {
         let pins = self.live.recipients_pins();
         let lane = self.runtime.spawn(async move { Lane::open_pinned(&vault, &id, clock.as_ref(), &pins).await });
         let lane = lane.await.map_err(|error| error.to_string())?.map_err(|error| {
-            if let OpenLaneError::NotPinned(refused) = &error {
-                recipients::told(&self.health, refused.list, Some(refused));
+            let reason = chain_text(&error);
+            match &error {
+                OpenLaneError::NotPinned(refused) => recipients::told(&self.health, refused.list, Some(refused)),
+                OpenLaneError::Vault(VaultError::CatalogKeyReplaced { .. }) => {
+                    recipients::no_key(&self.health, &reason)
+                }
+                OpenLaneError::Vault(_) => {}
             }
-            chain_text(&error)
+            reason
         })?;
         recipients::told(&self.health, lane.list(), None);
         tracing::info!(lane = %lane.id(), "lane opened");
@@ -183,7 +189,7 @@ impl Feeding {
             vault: self.vault.id(),
             lane: lane.id(),
             keys: Arc::clone(lane.keys()),
-            catalog: self.vault.need_key().map_err(|error| chain_text(&error))?.clone(),
+            catalog: lane.catalog_key().clone(),
             next_n: 1,
             confirmed: Arc::clone(uploader.confirmed_through()),
             uplink: Arc::clone(uploader.held_up()),
@@ -197,8 +203,12 @@ impl Feeding {
             codec: self.config.codec,
         };
         let pipeline = self.start_pipeline(&pipeline_config, context, &uploader).map_err(|error| chain_text(&error))?;
-        let look =
-            Look { vault: Arc::clone(&self.vault), live: Arc::clone(&self.live), health: Arc::clone(&self.health) };
+        let look = Look {
+            vault: Arc::clone(&self.vault),
+            live: Arc::clone(&self.live),
+            health: Arc::clone(&self.health),
+            kid: lane.catalog_key().kid(),
+        };
         let recipients = RecipientsWatch::start(&self.runtime, look, lane.list());
         Ok(Way { pipeline, uploader, lane, recipients })
     }

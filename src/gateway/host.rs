@@ -79,6 +79,15 @@ pub struct GatewayHost {
     pub roll: Arc<Roll>,
 }
 
+/// What became of an epoch.
+enum Made {
+    Yes,
+    /// Another gateway took the number first, or the vault's end was looked up too long ago.
+    LookAgain,
+    /// Nobody can use the number.
+    Spent,
+}
+
 /// Where an epoch ends in the vault.
 struct End {
     at: Mark,
@@ -387,6 +396,8 @@ impl GatewayHost {
         }
         let asked_at = asked_at.map(|newest| newest.epoch);
         within(info_span!("wait until vaulted"), self.drain_disk(slot)).await?;
+        // Numbers that nobody can use.
+        let mut spent = 0;
         for _ in 0..EPOCH_RACES_MAX {
             let looked = self.clock.boot();
             let newest = self.newest_epoch(&open.disk).await?;
@@ -405,27 +416,40 @@ impl GatewayHost {
                 return Err(DiskRefusal::refused(Code::Internal, "the chain at the fork is not known"));
             };
             let object = EpochObject {
-                disk: open.disk.clone(),
-                epoch: Epoch(previous.map_or(1, |epoch| epoch.0 + 1)),
+                epoch: Epoch(previous.map_or(1, |epoch| epoch.0 + 1) + spent),
                 previous,
                 fork_seq: at.seq,
                 chain_at_fork,
-                size_bytes: open.size_bytes,
-                agent: agent.agent.clone(),
-                nonce: open.nonce,
-                reason: reason.as_str().to_owned(),
-                gateway: self.hello.gateway.clone(),
-                created_micros: self.clock.wall(),
+                ..self.fresh_epoch(agent, open, reason)
             };
             match previous {
                 None => self.describe_disk(agent, open).await?,
                 Some(_) => self.announce(&object).await?,
             }
-            if within(info_span!("create epoch"), self.create_epoch(&object, looked)).await? {
-                return Ok(self.start_epoch(slot, &object, touched));
+            match within(info_span!("create epoch"), self.create_epoch(&object, looked)).await? {
+                Made::Yes => return Ok(self.start_epoch(slot, &object, touched)),
+                Made::Spent => spent += 1,
+                Made::LookAgain => {}
             }
         }
         Err(DiskRefusal::refused(Code::Unavailable, "other gateways keep forking this disk; try again"))
+    }
+
+    /// An epoch that continues none.
+    fn fresh_epoch(&self, agent: &AgentIdentity, open: &OpenDisk, reason: ForkReason) -> EpochObject {
+        EpochObject {
+            disk: open.disk.clone(),
+            epoch: Epoch(1),
+            previous: None,
+            fork_seq: Seq::NONE,
+            chain_at_fork: Chain::GENESIS,
+            size_bytes: open.size_bytes,
+            agent: agent.agent.clone(),
+            nonce: open.nonce,
+            reason: reason.as_str().to_owned(),
+            gateway: self.hello.gateway.clone(),
+            created_micros: self.clock.wall(),
+        }
     }
 
     /// Before the epoch is there: a gateway that ends in between has announced nothing that others would miss.
@@ -453,14 +477,14 @@ impl GatewayHost {
         Ok((at, self.touched(slot, newest, end, floor).await?))
     }
 
-    /// Returns false if another gateway took the number first, or if the vault's end was looked up too long ago.
-    async fn create_epoch(&self, object: &EpochObject, looked: Duration) -> Result<bool, DiskRefusal> {
+    async fn create_epoch(&self, object: &EpochObject, looked: Duration) -> Result<Made, DiskRefusal> {
         if self.clock.boot().saturating_sub(looked) > FORK_LOOK_AGE_MAX {
-            return Ok(false);
+            return Ok(Made::LookAgain);
         }
         match self.vault.create_epoch(object).await {
-            Ok(_) => Ok(true),
-            Err(CreateEpochError::Exists { .. }) => Ok(false),
+            Ok(_) => Ok(Made::Yes),
+            Err(CreateEpochError::Exists { .. }) => Ok(Made::LookAgain),
+            Err(CreateEpochError::Spent { .. }) => Ok(Made::Spent),
             Err(error) => Err(vault_refusal("the epoch cannot be created", &error)),
         }
     }

@@ -4,6 +4,9 @@
 //! recipients with whom it began, for the rest of its key's time, and that is told at once; the next one is not opened before the list is
 //! pinned or another one counts. The journal has what comes meanwhile.
 //!
+//! With the recipients the catalog key may change. A lane under a key that was replaced ends in any case, as nothing counts under that
+//! key an hour later; where the new key is not at hand, nothing is vaulted until somebody brings it.
+//!
 //! A look is one listing, and a small read for each list that is new. A lane ends for it as it does at the end of its key's time:
 //! what was read for it goes out with it, and whoever was removed opens nothing that comes after.
 
@@ -17,6 +20,7 @@ use tokio::task::AbortHandle;
 use super::admin::Health;
 use super::live::Live;
 use crate::fault::chain_text;
+use crate::keys::KeyId;
 use crate::telemetry::names;
 use crate::vault::Vault;
 use crate::vault::lane::NotPinned;
@@ -29,6 +33,14 @@ pub(super) struct Look {
     pub(super) vault: Arc<Vault>,
     pub(super) live: Arc<Live>,
     pub(super) health: Arc<Health>,
+    /// The catalog key of the lane.
+    pub(super) kid: KeyId,
+}
+
+/// Says that the present catalog key is not at hand: as where a credential ended, somebody must help before anything goes on.
+pub(super) fn no_key(health: &Health, reason: &str) {
+    metrics::gauge!(names::UPLOAD_PARKED).set(1.0);
+    health.set_trouble(reason.to_owned());
 }
 
 /// Shows which list counts, and that it is not pinned, or is.
@@ -86,6 +98,11 @@ impl Look {
         let present = lists.present();
         let unpinned = present.check_pinned(&self.live.recipients_pins()).err();
         told(&self.health, present.n, unpinned.as_ref());
+        if present.catalog_kid != self.kid {
+            let (list, replaced, by) = (present.n, self.kid, present.catalog_kid);
+            tracing::warn!(list, %replaced, %by, "the catalog key was replaced: another lane takes over");
+            return true;
+        }
         if let Some(error) = unpinned {
             tracing::error!(error = chain_text(&error), "the lane goes on under the recipients with whom it began");
             return false;
@@ -117,7 +134,7 @@ mod tests {
     fn look(vault: &Arc<Vault>, pins: &[String]) -> Look {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let (live, health) = (Live::new(&config(pins), &clock), Arc::new(Health::new(clock)));
-        Look { vault: Arc::clone(vault), live, health }
+        Look { vault: Arc::clone(vault), live, health, kid: vault.head().catalog_kid }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! A gateway and an agent in one thread, under paused time: what the simulation of the whole system stands on.
 
 mod forgery;
+mod rotation;
 mod wires;
 
 use std::collections::BTreeMap;

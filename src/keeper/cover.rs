@@ -1,8 +1,9 @@
 //! The lane indexes of a lane that is to be thinned: what a gateway did not come to is added, so that no row goes with its batch.
 //!
 //! A batch rests on a lane index only if this very run has read it there, opened it, and finds every disk in it judged by this lane. That
-//! holds before a mark and again before a deletion. Before a mark it must also be, byte for byte, the index of the batch itself: whoever has
-//! the catalog key can write a lane index, and no word of it is to decide over a batch that says otherwise. What of it is needed and was moved
+//! holds before a mark and again before a deletion. Before a mark it must also say the very same as the index of the batch itself: whoever has
+//! the catalog key can write a lane index, and no word of it is to decide over a batch that says otherwise. An index that an older catalog key
+//! sealed is sealed anew for a lane index that is written now, or it would count there for nobody. What of it is needed and was moved
 //! must be, byte for byte, where it was moved to (`proof`), before a mark and before a deletion.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +15,13 @@ use super::marks::Present;
 use super::proof;
 use super::report::{Budget, Report};
 use crate::fault;
+use crate::keys::CatalogKey;
 use crate::types::Id128;
-use crate::vault::batch::{self, BatchTrailer, Tail};
+use crate::vault::batch::{self, BatchError, BatchTrailer, Tail};
 use crate::vault::index::lane::{HEADER_BYTES, LANE_INDEX_BYTES_MAX, LaneIndex, LaneIndexBuilder};
 use crate::vault::index::{BatchIndex, INDEX_PLAIN_BYTES_MAX, IndexPlace, SealedIndex};
 use crate::vault::store::Listed;
-use crate::vault::{Vault, VaultError, names};
+use crate::vault::{Found, Vault, VaultError, names};
 
 /// The work on one lane.
 pub(super) struct Cover<'a> {
@@ -78,37 +80,53 @@ impl<'a> Cover<'a> {
             if !budget.take(1, one.size_bytes) {
                 return Ok(());
             }
-            let Some(object) = self.vault.store().get(&one.path, LANE_INDEX_BYTES_MAX).await? else { continue };
-            self.take(&object)?;
+            let found = self.vault.store().get_timed(&one.path, LANE_INDEX_BYTES_MAX).await?;
+            let Some((object, appeared_micros)) = found else { continue };
+            self.take(&object, Found { object: one.path.as_ref(), appeared_micros });
         }
         self.next_k = last.checked_add(1);
         Ok(())
     }
 
     /// Takes what a lane index covers.
-    fn take(&mut self, object: &Bytes) -> Result<(), VaultError> {
-        let Ok(index) = LaneIndex::parse(object) else { return Ok(()) };
+    fn take(&mut self, object: &Bytes, found: Found<'_>) {
+        let Ok(index) = LaneIndex::parse(object) else { return };
         if index.lane != self.lane || index.vault != self.vault.id() {
-            return Ok(());
+            return;
         }
         for entry in index.entries {
             if self.wanted.contains(&entry.n) {
-                self.note(entry.n, &entry.index);
                 // One that does not open is no cover, and the index of the batch itself is written once more.
-                let Some(rows) = self.open(entry.n, &entry.index)? else { continue };
+                let rows = match self.open(entry.n, &entry.index, found) {
+                    Ok(rows) => rows,
+                    // What nobody reads speaks against nothing.
+                    Err(BatchError::TooLate(_)) => return,
+                    Err(_) => {
+                        self.note(entry.n, &entry.index, None);
+                        continue;
+                    }
+                };
+                self.note(entry.n, &entry.index, Some(&rows));
                 if rows.disks.iter().all(|part| self.verdict.judged(self.lane, &part.disk)) {
                     self.covered.insert(entry.n);
                 }
             }
             self.indexed.insert(entry.n);
         }
-        Ok(())
     }
 
-    /// Remembers an index, and whether it differs from another of the same batch.
-    fn note(&mut self, n: u64, sealed: &SealedIndex) {
+    /// Remembers an index, and whether it differs from another of the same batch: in what it says, as the same rows may be sealed under two
+    /// catalog keys; where it says nothing, byte for byte.
+    fn note(&mut self, n: u64, sealed: &SealedIndex, rows: Option<&BatchIndex>) {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&[sealed.codec as u8]).update(&sealed.plain_bytes.to_le_bytes()).update(&sealed.bytes);
+        match rows {
+            Some(rows) => hasher.update(b"rows").update(&rows.encode()),
+            None => hasher
+                .update(b"sealed")
+                .update(&[sealed.codec as u8])
+                .update(&sealed.plain_bytes.to_le_bytes())
+                .update(&sealed.bytes),
+        };
         let digest = hasher.finalize();
         if self.read.insert(n, digest).is_some_and(|before| before != digest) {
             self.doubtful.insert(n);
@@ -132,7 +150,12 @@ impl<'a> Cover<'a> {
                 continue;
             }
             match tail(self.vault, self.lane, one).await? {
-                Ok((_, sealed)) => self.note(one.n, &sealed),
+                Ok((_, sealed)) => {
+                    let path = names::batch(self.lane, one.n);
+                    let found = Found { object: path.as_ref(), appeared_micros: one.modified_micros };
+                    let rows = self.open(one.n, &sealed, found).ok();
+                    self.note(one.n, &sealed, rows.as_ref());
+                }
                 Err(what) => {
                     report.note(format!("{} stays: {what}", names::batch(self.lane, one.n)));
                     self.covered.remove(&one.n);
@@ -156,10 +179,23 @@ impl<'a> Cover<'a> {
         Ok(())
     }
 
-    fn open(&self, n: u64, sealed: &SealedIndex) -> Result<Option<BatchIndex>, VaultError> {
+    fn open(&self, n: u64, sealed: &SealedIndex, found: Found<'_>) -> Result<BatchIndex, BatchError> {
         let object = names::batch_name(self.lane, n);
         let place = IndexPlace { vault: self.vault.id(), object: &object, lane: self.lane, n };
-        Ok(BatchIndex::open(self.vault.need_key()?, &place, sealed).ok())
+        self.vault.open_index(&place, sealed, found)
+    }
+
+    /// The index of a batch as it goes into a lane index that is written now: byte for byte, unless an older catalog key sealed it. One that
+    /// cannot be opened stays what it is.
+    fn as_written_now(&self, key: &CatalogKey, one: Present, sealed: SealedIndex) -> Option<SealedIndex> {
+        let object = names::batch_name(self.lane, one.n);
+        let place = IndexPlace { vault: self.vault.id(), object: &object, lane: self.lane, n: one.n };
+        let found = Found { object: &object, appeared_micros: one.modified_micros };
+        match self.vault.sealed_by(key, &place, &sealed, found) {
+            Ok(sealed) => Some(sealed),
+            Err(BatchError::TooLate(_)) => None,
+            Err(_) => Some(sealed),
+        }
     }
 
     /// Writes lane indexes for every batch that stands in none, as far as the budget goes. `present` is without late batches: their
@@ -174,6 +210,7 @@ impl<'a> Cover<'a> {
             return Ok(());
         }
         let mut open: Option<LaneIndexBuilder> = None;
+        let key = self.vault.key_to_write().await?;
         for one in present.iter().filter(|one| !self.indexed.contains(&one.n)).copied().collect::<Vec<_>>() {
             let begins = open.as_ref().is_none_or(|builder| builder.is_full() || builder.next_n() != one.n);
             // Its tail, which may take two reads; and for a new lane index one PUT, and one GET that reads it back.
@@ -187,6 +224,13 @@ impl<'a> Cover<'a> {
                     report.note(format!("{} stays: {what}", names::batch(self.lane, one.n)));
                     continue;
                 }
+            };
+            let Some(sealed) = self.as_written_now(&key, one, sealed) else {
+                report.note(format!(
+                    "{} counts for nobody: it came after its catalog key's time",
+                    names::batch(self.lane, one.n)
+                ));
+                continue;
             };
             if begins {
                 self.finish(open.take(), report).await?;
@@ -205,10 +249,10 @@ impl<'a> Cover<'a> {
         self.vault.put_bytes(&path, builder.finish()).await?;
         report.indexes_written += 1;
         self.next_k = k.checked_add(1);
-        match self.vault.store().get(&path, LANE_INDEX_BYTES_MAX).await? {
-            Some(object) => self.take(&object),
-            None => Ok(()),
+        if let Some((object, appeared_micros)) = self.vault.store().get_timed(&path, LANE_INDEX_BYTES_MAX).await? {
+            self.take(&object, Found { object: path.as_ref(), appeared_micros });
         }
+        Ok(())
     }
 }
 

@@ -19,7 +19,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::config::Work;
@@ -30,14 +29,12 @@ use super::report::{Budget, Report};
 use crate::fault::chain_text;
 use crate::flow::Drain;
 use crate::types::{DiskId, Id128};
-use crate::vault::index::folded::{
-    FOLDED_BYTES_MAX, FOLDED_BYTES_TARGET, FoldedBounds, FoldedBuilder, FoldedPlace, SealedFolded,
-};
+use crate::vault::index::folded::{FOLDED_BYTES_TARGET, FoldedBounds, FoldedBuilder, FoldedPlace, SealedFolded};
 use crate::vault::index::lane::{Entry, HEADER_BYTES, LANE_INDEX_BYTES_MAX, LaneIndex};
 use crate::vault::index::{BatchIndex, IndexPlace};
 use crate::vault::lane::ListedLane;
 use crate::vault::objects::{FoldObject, LaneEndObject};
-use crate::vault::{Vault, VaultError, names};
+use crate::vault::{Found, Vault, VaultError, names};
 
 /// Memory for the rows of one pass: a day's of some thousand disks that each write once a minute or two.
 const PASS_BYTES_MAX: usize = 256 << 20;
@@ -265,14 +262,14 @@ impl Folding<'_> {
             return Ok(None);
         }
         let lane = self.listed.lane;
-        let object = self.vault.store().get(&names::lane_index(lane, index.k), LANE_INDEX_BYTES_MAX).await?;
-        let Some(entry) = object.and_then(|object| LaneIndex::parse(&object).ok()?.entries.pop()) else {
+        let path = names::lane_index(lane, index.k);
+        let found = self.vault.store().get_timed(&path, LANE_INDEX_BYTES_MAX).await?;
+        let Some((object, appeared_micros)) = found else { return Ok(None) };
+        let Some(entry) = LaneIndex::parse(&object).ok().and_then(|mut index| index.entries.pop()) else {
             return Ok(None);
         };
-        let object = names::batch_name(lane, entry.n);
-        let place = IndexPlace { vault: self.vault.id(), object: &object, lane, n: entry.n };
-        let opened = BatchIndex::open(self.vault.need_key()?, &place, &entry.index);
-        Ok(opened.ok().map(|rows| rows.confirmed_through))
+        let rows = self.open(&entry, Found { object: path.as_ref(), appeared_micros });
+        Ok(rows.map(|rows| rows.confirmed_through))
     }
 
     /// The lane indexes, which cover every batch that is there: what a gateway did not come to is written.
@@ -322,14 +319,15 @@ impl Folding<'_> {
                 return Ok(Passed::Stopped);
             }
             let path = names::lane_index(self.listed.lane, index.k);
-            let object = self.vault.store().get(&path, LANE_INDEX_BYTES_MAX).await?;
-            let parsed = object.as_ref().map(LaneIndex::parse);
-            let Some(Ok(parsed)) = parsed else {
+            let found = self.vault.store().get_timed(&path, LANE_INDEX_BYTES_MAX).await?;
+            let parsed = found.as_ref().map(|(object, at)| (LaneIndex::parse(object), *at));
+            let Some((Ok(parsed), appeared_micros)) = parsed else {
                 self.report.note(format!("lane {} is not folded: {path} is damaged", self.listed.lane));
                 return Ok(Passed::Stopped);
             };
             for entry in &parsed.entries {
-                let Some(rows) = self.rows(&mut pass, entry)? else {
+                let found = Found { object: path.as_ref(), appeared_micros };
+                let Some(rows) = self.rows(&mut pass, entry, found) else {
                     self.report.note(format!("lane {} is not folded: what {path} says is damaged", self.listed.lane));
                     return Ok(Passed::Stopped);
                 };
@@ -352,18 +350,22 @@ impl Folding<'_> {
     }
 
     /// The rows of a batch, without any if they were read before; none if they do not open, or two lane indexes differ.
-    fn rows(&self, pass: &mut Pass, entry: &Entry) -> Result<Option<BatchIndex>, VaultError> {
+    fn rows(&self, pass: &mut Pass, entry: &Entry, found: Found<'_>) -> Option<BatchIndex> {
+        let mut rows = self.open(entry, found).filter(|rows| pass.agrees(entry.n, rows))?;
+        pass.confirmed = pass.confirmed.max(rows.confirmed_through);
+        if entry.n <= pass.last {
+            rows.disks.clear();
+        }
+        pass.last = entry.n.max(pass.last);
+        Some(rows)
+    }
+
+    /// Opens what a lane index has of a batch.
+    fn open(&self, entry: &Entry, found: Found<'_>) -> Option<BatchIndex> {
         let (lane, n) = (self.listed.lane, entry.n);
         let object = names::batch_name(lane, n);
         let place = IndexPlace { vault: self.vault.id(), object: &object, lane, n };
-        let opened = BatchIndex::open(self.vault.need_key()?, &place, &entry.index).ok();
-        let Some(mut rows) = opened.filter(|_| pass.agrees(entry)) else { return Ok(None) };
-        pass.confirmed = pass.confirmed.max(rows.confirmed_through);
-        if n <= pass.last {
-            rows.disks.clear();
-        }
-        pass.last = n.max(pass.last);
-        Ok(Some(rows))
+        self.vault.open_index(&place, &entry.index, found).ok()
     }
 
     /// Takes the rows of a batch. A disk with so many that a part is full has it written at once.
@@ -440,10 +442,10 @@ impl Folding<'_> {
         open: FoldedBuilder,
         bounds: FoldedBounds,
     ) -> Result<Option<String>, VaultError> {
-        let (lane, key) = (self.listed.lane, self.vault.need_key()?);
+        let (lane, key) = (self.listed.lane, self.vault.key_to_write().await?);
         let path = names::folded(disk, lane, part);
         let place = FoldedPlace { vault: self.vault.id(), object: path.as_ref(), lane, part };
-        let object = match open.finish(key, &place, bounds) {
+        let object = match open.finish(&key, &place, bounds) {
             Ok(object) => object,
             Err(error) => return Ok(Some(format!("{path} is not written: {}", chain_text(&error)))),
         };
@@ -451,9 +453,12 @@ impl Folding<'_> {
             Ok(_) => Ok(None),
             // Sealed by another run, or by this one before its answer was lost: what it says is the same.
             Err(VaultError::Taken { .. }) => {
-                let found = self.vault.store().get(&path, FOLDED_BYTES_MAX).await?;
-                let open = |object: &Bytes| SealedFolded::parse(&place, object)?.open(key, &place, disk);
-                let same = found.is_some_and(|found| open(&found).is_ok_and(|found| open(&object) == Ok(found)));
+                let ours = SealedFolded::parse(&place, &object).and_then(|sealed| sealed.open(&key, &place, disk));
+                let same = match self.vault.folded(disk, lane, part).await {
+                    Ok(found) => found.is_some() && ours.ok() == found,
+                    Err(VaultError::Object(_)) => false,
+                    Err(error) => return Err(error),
+                };
                 Ok((!same).then(|| format!("{path} says something else than the indexes of its lane: delete it")))
             }
             Err(error) => Err(error),
@@ -496,12 +501,12 @@ impl Pass {
         self.after.as_ref().is_none_or(|after| disk > after) && self.beyond.as_ref().is_none_or(|beyond| disk < beyond)
     }
 
-    /// Whether a batch has this index wherever it stands.
-    fn agrees(&mut self, entry: &Entry) -> bool {
-        let hash = blake3::hash(&entry.index.bytes);
+    /// Whether a batch's index says the same wherever it stands.
+    fn agrees(&mut self, n: u64, rows: &BatchIndex) -> bool {
+        let hash = blake3::hash(&rows.encode());
         let mut digest = [0; 16];
         digest.copy_from_slice(&hash.as_bytes()[..16]);
-        *self.digests.entry(entry.n).or_insert(digest) == digest
+        *self.digests.entry(n).or_insert(digest) == digest
     }
 
     /// Lets the last disks wait while there is no room for all. One always stays, and its full parts are written as they come.

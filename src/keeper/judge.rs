@@ -25,7 +25,7 @@ use crate::restore::source;
 use crate::types::{DiskId, Id128, Micros, PointId};
 use crate::vault::lane::ListedLane;
 use crate::vault::objects::EpochObject;
-use crate::vault::reader::{Catalog, CatalogBatch, Finding, Problem, Want};
+use crate::vault::reader::{Catalog, CatalogBatch, Finding, Want};
 use crate::vault::store::Listed;
 use crate::vault::{Vault, names};
 
@@ -433,7 +433,7 @@ fn held_back(
     history: Option<&History>,
 ) -> Option<String> {
     let concerns = |finding: &&Finding| {
-        finding.problem != Problem::Foreign && lane_of(&finding.object).is_none_or(|lane| lanes.contains(&lane))
+        !finding.problem.is_beside() && lane_of(&finding.object).is_none_or(|lane| lanes.contains(&lane))
     };
     if let Some(finding) = catalog.findings.iter().find(concerns) {
         return Some(finding.to_string());

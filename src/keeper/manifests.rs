@@ -43,7 +43,12 @@ impl Manifests {
             |one: &Listed| Some((names::manifest_number(lane, &one.path)?, one.modified_micros, one.size_bytes));
         let mut listed: Vec<(u64, i64, u64)> = listed.iter().filter_map(numbered).collect();
         listed.sort_unstable();
-        let newest = vault.newest_manifest(lane, listed.last().map(|one| one.0)).await?;
+        let mut late = Vec::new();
+        let newest = match listed.last() {
+            Some(last) => vault.manifest_of_numbers(lane, Some(last.0), &mut late).await?,
+            None => None,
+        };
+        late.iter().for_each(|late| tracing::warn!("{late}"));
         Ok(Self { newest, listed })
     }
 
@@ -97,7 +102,12 @@ impl Manifests {
             if marked.is_empty() || !budget.take(1, *size_bytes) {
                 return none;
             }
-            let Some(manifest) = vault.manifest_of(lane, *n).await? else { return none };
+            let manifest = match vault.manifest_of(lane, *n).await {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) => return none,
+                Err(error) if error.is_too_late() => return none,
+                Err(error) => return Err(error),
+            };
             marked.retain(|n| manifest.policies == policies && marks::names(&manifest.let_go, *n));
         }
         let mut ripe = Numbers::default();

@@ -27,13 +27,14 @@ use super::report::{Budget, Report};
 use super::sparse::Sparse;
 use crate::fault::{self, Classify, Fault};
 use crate::flow::{Clock, Drain};
+use crate::keys::CatalogKey;
 use crate::types::{DiskId, Id128, Micros};
 use crate::vault::batch::{self, BatchBuilder, BatchHeader};
 use crate::vault::index::lane::{LANE_INDEX_BYTES_MAX, LaneIndexBuilder};
 use crate::vault::index::{BATCH_RECORDS_MAX, INDEX_PLAIN_BYTES_MAX, IndexPlace, MessageMeta, Origin};
 use crate::vault::lane::Lane;
 use crate::vault::objects::{LaneEndObject, LaneSealObject, ObjectError};
-use crate::vault::{Vault, VaultError, names};
+use crate::vault::{Found, Vault, VaultError, names};
 
 /// Rows that one move holds: twice what one index may have, some 100 MiB. The next run moves the rest.
 const RECORDS_MAX: usize = 2 * BATCH_RECORDS_MAX;
@@ -84,18 +85,23 @@ impl Mover<'_> {
             a.disk.cmp(&b.disk).then(place(a).cmp(&place(b)))
         });
         let emptied: BTreeSet<(Id128, u64)> = messages.iter().map(|one| one.source).collect();
-        let lane = Lane::register_moved(self.vault, self.now).await?;
+        let (lane, key) = Lane::register_moved(self.vault, self.now).await?;
         // Before the batches: a lane that holds records of a disk must be found from it.
         let disks: BTreeSet<&DiskId> = messages.iter().map(|one| &one.disk).collect();
         for disk in disks {
             self.vault.create_route(disk, lane).await?;
         }
-        let mut written = Written::new(self.vault, lane);
+        let mut written = Written::new(self.vault, lane, key);
         let mut waiting = messages.into_iter().peekable();
         while let Some(group) = next_group(&mut waiting, self.batch_bytes) {
             if self.stop.started() || self.clock.boot().saturating_sub(began) > MOVE_TIME_MAX {
                 self.report
                     .note(format!("lane {lane} of moved messages gets no end: the run was stopped, or took too long"));
+                return Ok(());
+            }
+            if !self.vault.is_present(written.key.kid()).await? {
+                self.report
+                    .note(format!("lane {lane} of moved messages gets no end: its catalog key was replaced meanwhile"));
                 return Ok(());
             }
             written.put(group).await?;
@@ -141,8 +147,10 @@ impl Mover<'_> {
         let present = Present { n: one.n, size_bytes: one.size_bytes, modified_micros: one.appeared_micros };
         let place = IndexPlace { vault: self.vault.id(), object: path.as_ref(), lane: one.lane, n: one.n };
         let opened = match cover::tail(self.vault, one.lane, present).await? {
-            Ok((trailer, sealed)) => batch::open_index(self.vault.need_key()?, &place, &trailer, &sealed)
-                .map_err(|error| fault::chain_text(&error)),
+            Ok((trailer, sealed)) => {
+                let found = Found { object: path.as_ref(), appeared_micros: one.appeared_micros };
+                self.vault.open_batch(&place, &trailer, &sealed, found).map_err(|error| fault::chain_text(&error))
+            }
             Err(what) => Err(what),
         };
         let index = match opened {
@@ -196,6 +204,8 @@ fn next_group(
 struct Written<'a> {
     vault: &'a Vault,
     lane: Id128,
+    /// The catalog key of its indexes.
+    key: CatalogKey,
     /// Its last batch, and the bytes of all.
     n: u64,
     bytes: u64,
@@ -205,8 +215,8 @@ struct Written<'a> {
 }
 
 impl<'a> Written<'a> {
-    fn new(vault: &'a Vault, lane: Id128) -> Self {
-        Self { vault, lane, n: 0, bytes: 0, index: LaneIndexBuilder::new(vault.id(), lane, 1), k: 0 }
+    fn new(vault: &'a Vault, lane: Id128, key: CatalogKey) -> Self {
+        Self { vault, lane, key, n: 0, bytes: 0, index: LaneIndexBuilder::new(vault.id(), lane, 1), k: 0 }
     }
 
     /// Writes the next batch and reads it back. What is gone meanwhile is left out: another keeper was faster.
@@ -225,10 +235,10 @@ impl<'a> Written<'a> {
         if builder.messages() == 0 {
             return Ok(());
         }
-        let key = self.vault.need_key()?;
         // Those before it were read back.
-        let finished =
-            builder.finish(key, path.as_ref(), self.n).map_err(|error| malformed(&path, fault::chain_text(&error)))?;
+        let finished = builder
+            .finish(&self.key, path.as_ref(), self.n)
+            .map_err(|error| malformed(&path, fault::chain_text(&error)))?;
         let bytes = Bytes::from(finished.body);
         let size_bytes = bytes.len() as u64;
         write(self.vault, &path, &bytes, size_bytes).await?;
@@ -248,9 +258,13 @@ impl<'a> Written<'a> {
         write(self.vault, &names::lane_index(self.lane, self.k), &full.finish(), LANE_INDEX_BYTES_MAX).await
     }
 
-    /// Writes what is left of the lane's indexes, and its end: from then on it counts. `false` if somebody has sealed it.
+    /// Writes what is left of the lane's indexes, and its end: from then on it counts. `false` if somebody has sealed it, or what was written
+    /// may have come after its catalog key's time.
     async fn finish(&mut self) -> Result<bool, VaultError> {
         self.put_index().await?;
+        if !self.vault.is_present(self.key.kid()).await? {
+            return Ok(false);
+        }
         if self.vault.get_object::<LaneSealObject>(&names::lane_seal(self.lane)).await?.is_some() {
             return Ok(false);
         }

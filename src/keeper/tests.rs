@@ -4,6 +4,7 @@ mod fold;
 mod harm;
 mod moving;
 mod replay;
+mod rotation;
 mod shred;
 mod site;
 mod week;

@@ -187,12 +187,12 @@ impl LaneKeys {
         &self.key
     }
 
-    /// With what messages of a disk are sealed. Asked by one thread for each message, and by another for each new disk.
+    /// The secret of a disk's messages. Asked by one thread for each message, and by another for each new disk.
     ///
     /// # Errors
     /// [`RandomError`] if the disk is new and the operating system has no random bytes.
-    pub fn of_messages(&self, disk: &DiskId) -> Result<MessageKey, RandomError> {
-        self.made(disk, |made| made.secret.clone().into())
+    pub fn of_messages(&self, disk: &DiskId) -> Result<DiskSecret, RandomError> {
+        self.made(disk, |made| made.secret.clone())
     }
 
     /// The disk's key as it stands in its route: the same whenever it is asked for.
@@ -263,10 +263,7 @@ mod tests {
     #[test]
     fn a_lane_makes_one_key_for_each_disk_and_always_gives_the_same() {
         let keys = LaneKeys::new(Id128([1; 16]), Id128([2; 16]), LaneKey::from_secret([3; 32]));
-        let secret = |name: &str| match keys.of_messages(&disk(name)).expect("random") {
-            MessageKey::Disk(secret) => *secret.expose(),
-            MessageKey::Lane(_) => panic!("sealed with the lane's key alone"),
-        };
+        let secret = |name: &str| *keys.of_messages(&disk(name)).expect("random").expose();
         let first = secret("d1");
         let sealed = keys.sealed(&disk("d1")).expect("random");
         assert_eq!(keys.sealed(&disk("d1")).expect("random"), sealed, "a route is written again as it was");

@@ -8,6 +8,7 @@
 //!                                 └► of both together: one AES-256-GCM key per message ([`seal`])
 //!      opens  recipients/<n> ──► signing key: names the next recipients (`sign`), wraps lane keys anew
 //!  catalog key ──► one AES-256-GCM key per index object, one HMAC key per kind of control object
+//!      └► the catalog key before it ([`chain`])
 //! ```
 //!
 //! Purpose: make, read, write and wrap these keys, and derive from them. What it does not own: object names and control
@@ -21,6 +22,7 @@
 //! - Who the recipients are is signed, not MACed: gateways hold the catalog key, and must not be able to name recipients.
 //! - Every derivation names its purpose, so no two uses share a key.
 
+pub mod chain;
 mod disk;
 pub(crate) mod file;
 pub(crate) mod locked;

@@ -15,7 +15,7 @@ use super::source;
 use super::touched::{self, Runs};
 use crate::types::{Chain, DiskId, Epoch, Seq};
 use crate::vault::index::{MessageMeta, RecordMeta};
-use crate::vault::reader::{Catalog, Newest, Problem, Want};
+use crate::vault::reader::{Catalog, Newest, Want};
 use crate::vault::{Vault, VaultError};
 
 /// What is read before everything is: the usual loss shows in the first, a vault that was away for a while in the second.
@@ -96,8 +96,7 @@ fn messages<'a>(catalog: &'a Catalog, disk: &DiskId, epoch: Epoch) -> Vec<&'a Me
 
 /// Whether what was left unread holds no record of `epoch` above `floor`. What a keeper moved is told by the lane that it came from too.
 fn hides_nothing(catalog: &Catalog, disk: &DiskId, epoch: Epoch, floor: Seq) -> bool {
-    let whole =
-        catalog.lanes_left_out == 0 && catalog.findings.iter().all(|finding| finding.problem == Problem::Foreign);
+    let whole = catalog.lanes_left_out == 0 && catalog.findings.iter().all(|finding| finding.problem.is_beside());
     whole
         && catalog.lanes.iter().filter(|lane| lane.cut && !lane.is_moved()).all(|lane| {
             let batches = catalog.batches.iter().filter(|batch| batch.index.lane == lane.lane);

@@ -17,6 +17,9 @@ use crate::vault::{Vault, VaultError, names};
 /// The key of a disk's messages in a lane, or why it cannot be had.
 pub(super) type Found = Result<MessageKey, Arc<str>>;
 
+/// What is known of the key of a disk in a lane: read once, whoever asks.
+type Cell = Arc<OnceCell<Found>>;
+
 /// A lane that the identity opens.
 #[derive(Debug)]
 struct OpenLane {
@@ -28,7 +31,7 @@ struct OpenLane {
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     lanes: HashMap<Id128, OpenLane>,
-    disks: Mutex<HashMap<Id128, HashMap<DiskId, Arc<OnceCell<Found>>>>>,
+    disks: Mutex<HashMap<Id128, HashMap<DiskId, Cell>>>,
 }
 
 impl Keys {
@@ -42,7 +45,7 @@ impl Keys {
     }
 
     /// What is known of the key of a disk in a lane whose disks have keys.
-    fn cell(&self, disk: &DiskId, lane: Id128) -> Option<Arc<OnceCell<Found>>> {
+    fn cell(&self, disk: &DiskId, lane: Id128) -> Option<Cell> {
         self.disks.lock().get(&lane)?.get(disk).cloned()
     }
 

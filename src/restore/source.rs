@@ -94,6 +94,9 @@ pub fn lost_tail(catalog: &Catalog, history: &History) -> Option<String> {
         history.spans.iter().rev().find_map(|span| span.picks.last()).map(|pick| place(&history.rows[pick.row]).0);
     let lost = catalog.findings.iter().find(|finding| {
         let Some((lane, n)) = batch_of(&finding.object) else { return false };
+        if finding.problem.is_beside() {
+            return false;
+        }
         let known = catalog.batches.binary_search_by_key(&(lane, n), |batch| (batch.index.lane, batch.index.n)).is_ok();
         let last = newest.get(&lane).copied();
         !known && !moved(lane) && last.is_none_or(|last| n > last && head == Some(lane))

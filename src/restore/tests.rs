@@ -16,6 +16,8 @@ use crate::types::{
 };
 
 use super::history::{History, Presence, Row};
+use super::open::{MessagePlace, Scratch};
+use super::plan::Plan;
 use super::source::{self, Source};
 use crate::flow::{Clock, SystemClock};
 use crate::keys::{Identity, MessageKey};
@@ -326,7 +328,7 @@ impl TestVault {
 
     /// With what messages of a disk are sealed in the present lane.
     pub fn message_key(&self, disk: &DiskId) -> MessageKey {
-        if self.older { self.lane.key().clone().into() } else { self.lane.keys().of_messages(disk).unwrap() }
+        if self.older { self.lane.key().clone().into() } else { self.lane.keys().of_messages(disk).unwrap().into() }
     }
 
     pub async fn put_route(&self, disk: &DiskId) {
@@ -389,8 +391,7 @@ impl TestVault {
             builder.push(&disk.id, meta, sealed.freeze());
             self.put_route(&disk.id).await;
         }
-        let key = self.vault.catalog_key().unwrap();
-        let batch = builder.finish(key, path.as_ref(), through).unwrap();
+        let batch = builder.finish(self.lane.catalog_key(), path.as_ref(), through).unwrap();
         self.batches.push((self.next_batch, batch.body.content_length() as u64, batch.sealed_index));
         create_only(self.vault.store(), &path, batch.body, Duration::from_secs(5)).await.unwrap();
         self.next_batch += 1;
@@ -453,5 +454,40 @@ impl TestVault {
         let (source, damage) = Source::open(&self.vault, &self.identity, &catalog).unwrap();
         assert!(damage.is_empty());
         (source, Arc::new(history))
+    }
+
+    /// The image at a point by what the vault gives; none if something is missing.
+    pub async fn image(&self, disk: &ModelDisk, point: PointId) -> Option<Vec<u8>> {
+        let (source, history) = self.open(&disk.id).await;
+        let plan = Plan::build(&history, point)?;
+        let mut image = vec![0; plan.disk_bytes as usize];
+        let mut scratch = Scratch::default();
+        for read in &plan.reads {
+            let path = source.path(read.object);
+            let range = read.offset_bytes..read.offset_bytes + read.length_bytes;
+            let bytes = self.vault.store().get_range(path, range).await.ok()?;
+            for message in &read.messages {
+                let meta = &history.rows[message.row].message;
+                let start = (meta.offset_bytes - read.offset_bytes) as usize;
+                source.make_ready(read.object, &disk.id, meta).await.ok()?;
+                let sealed = source.sealed(read.object, &disk.id, meta);
+                let place = MessagePlace {
+                    vault: self.vault.id(),
+                    object: &sealed.object,
+                    key: &sealed.key.unwrap(),
+                    disk: &disk.id,
+                    disk_bytes: plan.disk_bytes,
+                };
+                let opened = scratch.open(&place, meta, &bytes[start..start + meta.stored_bytes as usize]).unwrap();
+                for owned in &message.owned {
+                    let data = opened.extent(owned.seq, owned.extent).unwrap();
+                    let skip = owned.skip_bytes as usize;
+                    let at = owned.offset_bytes as usize;
+                    let length = owned.length_bytes as usize;
+                    image[at..at + length].copy_from_slice(&data[skip..skip + length]);
+                }
+            }
+        }
+        Some(image)
     }
 }

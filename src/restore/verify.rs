@@ -365,7 +365,8 @@ async fn epochs_again(
 
 fn take_findings(catalog: &Catalog, listing: &list::Listing, report: &mut Report) {
     for finding in catalog.findings.iter().filter(|finding| finding.problem != Problem::Foreign) {
-        let around = around(catalog, listing, &finding.object).unwrap_or_default();
+        let around =
+            around(catalog, listing, &finding.object).filter(|_| !finding.problem.is_beside()).unwrap_or_default();
         report.replace(Damage::object(finding.object.clone(), format!("{}{around}", finding.problem)));
     }
 }

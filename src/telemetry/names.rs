@@ -92,7 +92,7 @@ metric_names! {
     gauge UPLOAD_QUEUE_BATCHES = "tidegate_upload_queue_batches";
     /// Sealed bytes waiting for or in upload.
     gauge UPLOAD_QUEUE_BYTES = "tidegate_upload_queue_bytes";
-    /// 1 while uploads wait for somebody to change something, such as a credential.
+    /// 1 while uploads wait for somebody to change something, such as a credential or a catalog key that was replaced.
     gauge UPLOAD_PARKED = "tidegate_upload_parked";
     /// Bytes of vaulted batches as they are stored: packed, sealed, with their indexes.
     counter VAULTED_STORED_BYTES = "tidegate_vaulted_stored_bytes_total";

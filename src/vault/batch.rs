@@ -26,6 +26,7 @@ use bytes::Bytes;
 use object_store::PutPayload;
 
 use super::index::{BatchIndex, DiskPart, IndexError, IndexPlace, IndexWriteError, MessageMeta, SealedIndex};
+use super::objects::TooLate;
 use crate::fault::{Classify, Fault};
 use crate::keys::CatalogKey;
 use crate::pipeline::codec::Codec;
@@ -96,6 +97,9 @@ pub enum BatchError {
     /// The index is damaged.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// The index was sealed with an older catalog key, after that key's time.
+    #[error(transparent)]
+    TooLate(#[from] TooLate),
 }
 
 impl Classify for BatchError {

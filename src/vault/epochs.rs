@@ -4,12 +4,12 @@
 //! so. [`Lineage`] is the merge rule as a pure function: clones of an agent, gateways that return after hours and
 //! disks that were rolled back are all cut off by what stands in the epochs, never by timing.
 
-use super::objects::{self, EpochObject};
+use super::objects::EpochObject;
 use super::put::Created;
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::mutants::{self, Mutant};
-use crate::types::{Chain, Epoch, PointId, Seq};
+use crate::types::{Chain, DiskId, Epoch, PointId, Seq};
 
 /// Epoch objects that are read at the same time.
 pub(super) const READS_AT_ONCE: usize = 16;
@@ -23,6 +23,14 @@ pub enum CreateEpochError {
         /// The epoch that stands there.
         existing: Box<EpochObject>,
     },
+    /// What stands under the number counts for nobody: it was made with an older catalog key, after its time.
+    #[error("epoch {epoch} of disk {disk} can be used by nobody: take the next number")]
+    Spent {
+        /// The disk.
+        disk: DiskId,
+        /// The number.
+        epoch: Epoch,
+    },
     /// A request failed, or the object that stands there is not believed.
     #[error(transparent)]
     Vault(#[from] VaultError),
@@ -31,7 +39,7 @@ pub enum CreateEpochError {
 impl Classify for CreateEpochError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Exists { .. } => Fault::Reject,
+            Self::Exists { .. } | Self::Spent { .. } => Fault::Reject,
             Self::Vault(error) => error.fault(),
         }
     }
@@ -39,12 +47,17 @@ impl Classify for CreateEpochError {
 
 pub(super) async fn create(vault: &Vault, epoch: &EpochObject) -> Result<Created, CreateEpochError> {
     let path = names::epoch(&epoch.disk, epoch.epoch);
-    match vault.put_object(&path, epoch).await {
+    let written = vault.put_object(&path, epoch).await;
+    let spent = || CreateEpochError::Spent { disk: epoch.disk.clone(), epoch: epoch.epoch };
+    match written {
         Ok(created) => Ok(created),
-        Err(VaultError::Taken { found, .. }) => {
-            let existing = objects::decode(vault.need_key()?, &path, &found).map_err(VaultError::from)?;
-            Err(CreateEpochError::Exists { existing: Box::new(existing) })
-        }
+        Err(error) if error.is_too_late() => Err(spent()),
+        Err(error @ VaultError::Taken { .. }) => match vault.get_object(&path).await {
+            Ok(Some(existing)) => Err(CreateEpochError::Exists { existing: Box::new(existing) }),
+            Ok(None) => Err(error.into()),
+            Err(error) if error.is_too_late() => Err(spent()),
+            Err(error) => Err(error.into()),
+        },
         Err(error) => Err(error.into()),
     }
 }
@@ -158,7 +171,7 @@ impl Lineage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{DiskId, Id128, Micros};
+    use crate::types::{Id128, Micros};
     use proptest::prelude::*;
 
     fn epoch(number: u64, previous: Option<(u64, u64)>) -> EpochObject {

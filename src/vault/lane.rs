@@ -10,7 +10,7 @@ use super::recipients::Lists;
 use super::store::Listed;
 use super::{Vault, VaultError, names};
 use crate::flow::Clock;
-use crate::keys::{self, LaneKey, LaneKeys};
+use crate::keys::{self, CatalogKey, LaneKey, LaneKeys};
 use crate::limits;
 use crate::mutants::{self, Mutant};
 use crate::types::{Id128, Micros};
@@ -20,6 +20,7 @@ use crate::types::{Id128, Micros};
 pub struct Lane {
     id: Id128,
     keys: Arc<LaneKeys>,
+    catalog: CatalogKey,
     list: u64,
     opened: Duration,
 }
@@ -79,20 +80,20 @@ impl Lane {
     async fn wrapped_to(vault: &Vault, gateway: &str, clock: &dyn Clock, lists: &Lists) -> Result<Self, VaultError> {
         let key = LaneKey::generate()?;
         let id = if mutants::on(Mutant::LaneReused) { Id128([7; 16]) } else { Id128(keys::random()?) };
-        let list = register(vault, lists, (id, &key), gateway, clock.wall(), false).await?;
+        let catalog = register(vault, lists, (id, &key), gateway, clock.wall(), false).await?;
         let keys = Arc::new(LaneKeys::new(vault.id(), id, key));
-        Ok(Self { id, keys, list, opened: clock.boot() })
+        Ok(Self { id, keys, catalog, list: lists.present().n, opened: clock.boot() })
     }
 
     /// Registers a lane for messages that a keeper moves as they are. It has a key like any other, so that everybody treats it alike; nothing
-    /// is sealed with it, and it is forgotten at once.
+    /// is sealed with it, and it is forgotten at once. Also returns the catalog key under which its indexes are to be sealed.
     ///
     /// # Errors
     /// As [`Lane::open`].
-    pub async fn register_moved(vault: &Vault, now: Micros) -> Result<Id128, VaultError> {
+    pub async fn register_moved(vault: &Vault, now: Micros) -> Result<(Id128, CatalogKey), VaultError> {
         let id = Id128(keys::random()?);
-        register(vault, &vault.lists().await?, (id, &LaneKey::generate()?), KEEPER, now, true).await?;
-        Ok(id)
+        let catalog = register(vault, &vault.lists().await?, (id, &LaneKey::generate()?), KEEPER, now, true).await?;
+        Ok((id, catalog))
     }
 
     /// Its id.
@@ -111,6 +112,12 @@ impl Lane {
     #[must_use]
     pub fn keys(&self) -> &Arc<LaneKeys> {
         &self.keys
+    }
+
+    /// The catalog key under which its indexes are sealed, whatever takes that key's place meanwhile.
+    #[must_use]
+    pub fn catalog_key(&self) -> &CatalogKey {
+        &self.catalog
     }
 
     /// The list of recipients that its key was wrapped to.
@@ -145,7 +152,7 @@ impl Lane {
 /// What stands in the place of the gateway in lanes of moved messages.
 const KEEPER: &str = "keeper";
 
-/// Returns the list of recipients that the key was wrapped to.
+/// Returns the catalog key of the lane's indexes.
 async fn register(
     vault: &Vault,
     lists: &Lists,
@@ -153,22 +160,22 @@ async fn register(
     gateway: &str,
     created_micros: Micros,
     moved: bool,
-) -> Result<u64, VaultError> {
-    let catalog_kid = vault.need_key()?.kid();
+) -> Result<CatalogKey, VaultError> {
+    let catalog = vault.key_named(lists.present().catalog_kid)?;
     lists.refused.iter().for_each(|refused| tracing::error!("{refused}"));
     let list = lists.present().n;
     let object = LaneObject {
         lane,
         gateway: gateway.to_owned(),
         created_micros,
-        catalog_kid,
+        catalog_kid: catalog.kid(),
         wrapped_key: keys::wrap(&lists.present().recipients, key.expose())?,
         list: (list > 0).then_some(list),
         moved,
         disk_keys: !moved,
     };
     vault.put_object(&names::lane(lane), &object).await?;
-    Ok(list)
+    Ok(catalog)
 }
 
 /// A lane as a listing shows it.

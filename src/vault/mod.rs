@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Purpose: [`Vault`] opens and makes it; [`lane::Lane`] is a gateway's right to write; [`uploader`] carries batches
-//! there; [`reader`] finds them again; [`epochs`] decides which records count; [`recipients`] says to whom keys are wrapped.
+//! there; [`reader`] finds them again; [`epochs`] decides which records count; [`recipients`] says to whom keys are wrapped,
+//! `keyring` what counts under which catalog key, [`rotation`] puts another in its place.
 //!
 //! Invariants
 //! - Every object is written once, by one PUT that fails if the name is taken, and never overwritten. Only the keeper deletes, and
@@ -20,7 +21,7 @@
 //!   So a credential that can only create suffices for a gateway, and any two writers are safe beside each other.
 //! - "Already exists" is never believed: `put` reads back and compares, or says that nothing is known.
 //! - A batch is reported as vaulted only after every batch before it in the lane, and after the route objects of its
-//!   disks, are there, and while no seal of the lane was seen.
+//!   disks, are there, and while no seal of the lane was seen and its catalog key stands.
 //! - A lane's key is random, lives in memory only, and is never used by another incarnation. Numbers of batches in a
 //!   lane are dense from 1.
 //! - Nothing that was read is used before its MAC or seal was checked. What fails is reported by name; the rest goes on.
@@ -39,6 +40,7 @@ mod credential;
 pub mod epochs;
 pub mod fault;
 pub mod index;
+mod keyring;
 pub mod lane;
 pub mod names;
 pub mod objects;
@@ -46,6 +48,7 @@ pub mod put;
 pub mod reader;
 pub mod recipients;
 pub mod rng;
+pub mod rotation;
 mod routes;
 pub mod store;
 mod store_clock;
@@ -64,9 +67,11 @@ use object_store::PutPayload;
 use object_store::path::Path;
 use parking_lot::Mutex;
 
-use self::objects::{ControlObject, DiskObject, EpochObject, LaneObject, ManifestObject, ObjectError, VaultObject};
+pub(crate) use self::keyring::Found;
+use self::keyring::{Judged, in_time};
+use self::objects::{DiskObject, EpochObject, LaneObject, ManifestObject, ObjectError, TooLate, VaultObject};
 use self::put::{Created, PutError, create_only};
-use self::recipients::{Lists, Reader};
+use self::recipients::Reader;
 use self::rng::Rng;
 use self::store::{GetError, Listed, VaultStore};
 pub(crate) use self::store_clock::store_ahead;
@@ -218,6 +223,30 @@ pub enum VaultError {
         /// The place.
         place: String,
     },
+    /// The catalog key is not the present one any more.
+    #[error(
+        "catalog key {given} of the vault at {place} was replaced by {by} (list {list} of the recipients, {made}): write the new key's file \
+         with `tidegate vault catalog-key --identity FILE --out FILE`, put it in the place of the old one and restart; a journal keeps what it \
+         has until then"
+    )]
+    CatalogKeyReplaced {
+        /// Key given.
+        given: KeyId,
+        /// The key that took its place, when this list was made.
+        by: KeyId,
+        /// The list of recipients that said so.
+        list: u64,
+        /// When it was made.
+        made: Micros,
+        /// The place.
+        place: String,
+    },
+    /// No catalog key is staged that could become the present one.
+    #[error("no catalog key is staged in {place}: `tidegate vault rotate stage --out FILE` comes first")]
+    NothingStaged {
+        /// The place.
+        place: String,
+    },
     /// Something needs the catalog key, and none was given.
     #[error("the catalog key is needed: give --catalog-key FILE or --identity FILE")]
     KeyNeeded,
@@ -253,8 +282,15 @@ impl VaultError {
                 | Self::Unproven { .. }
                 | Self::ListTaken { .. }
                 | Self::TooManyLists { .. }
+                | Self::NothingStaged { .. }
                 | Self::Unwrap { .. }
         )
+    }
+
+    /// Whether an object was made with an older catalog key, after its time: it counts for nobody.
+    #[must_use]
+    pub fn is_too_late(&self) -> bool {
+        matches!(self, Self::Object(ObjectError::TooLate(_)))
     }
 }
 
@@ -279,6 +315,8 @@ impl Classify for VaultError {
             | Self::TooManyLists { .. }
             | Self::NotRewrapped { .. }
             | Self::OtherCatalogKey { .. }
+            | Self::CatalogKeyReplaced { .. }
+            | Self::NothingStaged { .. }
             | Self::KeyNeeded
             | Self::Taken { .. } => Fault::Reject,
         }
@@ -302,8 +340,8 @@ pub struct Vault {
     key: Option<CatalogKey>,
     /// For whom lane keys are looked up.
     reader: Option<Arc<Reader>>,
-    /// The lists of recipients, as far as they were judged.
-    judged: Arc<Mutex<Lists>>,
+    /// The lists of recipients, as far as they were judged, and what follows for the catalog keys.
+    judged: Arc<Mutex<Judged>>,
 }
 
 impl Vault {
@@ -333,6 +371,7 @@ impl Vault {
         };
         let wrapped = keys::wrap(&head.recipients, key.expose())?;
         let vault = Self::with(store, head, Some(key.clone()));
+        vault.has_no_lists_yet();
         // The key first: a vault object without its key would be a vault that no identity opens.
         vault.put_bytes(&names::key(&key.kid().to_string()), wrapped.into()).await?;
         vault.put_object(&names::vault(), &vault.head).await?;
@@ -345,50 +384,8 @@ impl Vault {
         Ok((objects::decode_unchecked(&names::vault(), &bytes)?, bytes))
     }
 
-    /// Opens a vault with its catalog key.
-    ///
-    /// # Errors
-    /// [`VaultError::NoVault`], [`VaultError::OtherCatalogKey`], a damaged or newer `vault` object, a failed request.
-    pub async fn open(store: VaultStore, key: CatalogKey) -> Result<Self, VaultError> {
-        let (head, bytes) = Self::read_head(&store).await?;
-        if head.catalog_kid != key.kid() {
-            let (given, wanted) = (key.kid(), head.catalog_kid);
-            return Err(VaultError::OtherCatalogKey { given, wanted, place: store.shown().to_owned() });
-        }
-        let head = objects::decode(&key, &names::vault(), &bytes)?;
-        Ok(Self::with(store, head, Some(key)))
-    }
-
-    /// Opens a vault with a recovery identity alone: the catalog key is in the vault, wrapped to it, and so is what was wrapped for it
-    /// later (see [`Vault::read_as`]).
-    ///
-    /// # Errors
-    /// As [`Vault::open`]; [`VaultError::Unwrap`] if the identity is not one of the vault's.
-    pub async fn open_with_identity(store: VaultStore, identity: &Identity) -> Result<Self, VaultError> {
-        let (head, _) = Self::read_head(&store).await?;
-        let path = names::key(&head.catalog_kid.to_string());
-        let failure = match store.get(&path, limits::CONTROL_OBJECT_BYTES_MAX).await? {
-            Some(bytes) => match keys::unwrap(identity, &String::from_utf8_lossy(&bytes)) {
-                Ok(secret) => {
-                    let key = CatalogKey::from_secret(*secret);
-                    return Ok(Self::open(store, key).await?.read_as(identity));
-                }
-                Err(source) => VaultError::Unwrap { object: path.to_string(), source },
-            },
-            None => VaultError::Missing { object: path.to_string(), place: store.shown().to_owned() },
-        };
-        // Whoever became a recipient later finds it in the lists.
-        let kid = head.catalog_kid;
-        let lists = Self::with(store.clone(), head, None).lists().await?;
-        if lists.present().n == 0 {
-            return Err(failure);
-        }
-        let key = recipients::catalog_key_of(&lists, identity, kid)?;
-        Ok(Self::open(store, key).await?.read_as(identity))
-    }
-
     fn with(store: VaultStore, head: VaultObject, key: Option<CatalogKey>) -> Self {
-        let judged = Arc::new(Mutex::new(Lists::of(&head)));
+        let judged = Arc::new(Mutex::new(Judged::of(&head, key.as_ref())));
         Self { store, head, key, reader: None, judged }
     }
 
@@ -426,50 +423,10 @@ impl Vault {
         &self.head.recipients
     }
 
-    /// The catalog key, if the vault was opened with one.
-    #[must_use]
-    pub fn catalog_key(&self) -> Option<&CatalogKey> {
-        self.key.as_ref()
-    }
-
-    /// The catalog key, or the error that says how to give one.
-    ///
-    /// # Errors
-    /// [`VaultError::KeyNeeded`].
-    pub fn need_key(&self) -> Result<&CatalogKey, VaultError> {
-        self.key.as_ref().ok_or(VaultError::KeyNeeded)
-    }
-
     /// The store below.
     #[must_use]
     pub fn store(&self) -> &VaultStore {
         &self.store
-    }
-
-    /// Reads and authenticates a control object; `None` if it is not there.
-    ///
-    /// # Errors
-    /// [`VaultError`].
-    pub async fn get_object<T: ControlObject>(&self, path: &Path) -> Result<Option<T>, VaultError> {
-        let key = self.need_key()?;
-        match self.store.get(path, limits::CONTROL_OBJECT_BYTES_MAX).await? {
-            Some(bytes) => Ok(Some(objects::decode(key, path, &bytes)?)),
-            None => Ok(None),
-        }
-    }
-
-    async fn require_object<T: ControlObject>(&self, path: &Path) -> Result<T, VaultError> {
-        let missing = || VaultError::Missing { object: path.to_string(), place: self.store.shown().to_owned() };
-        self.get_object(path).await?.ok_or_else(missing)
-    }
-
-    /// Writes a control object if its name is free, with some tries. Writing the same twice is a success.
-    ///
-    /// # Errors
-    /// [`VaultError::Taken`] with what stands there; a failed request.
-    pub async fn put_object<T: ControlObject>(&self, path: &Path, content: &T) -> Result<Created, VaultError> {
-        let bytes = objects::encode(self.need_key()?, path, content)?;
-        self.put_bytes(path, bytes.into()).await
     }
 
     /// Writes an object of any size if its name is free, with some tries. Writing the same twice is a success.
@@ -532,11 +489,14 @@ impl Vault {
     /// The epochs of a disk, oldest first.
     ///
     /// # Errors
-    /// A failed request, or the first epoch object that is not believed: without all of them no lineage is certain.
+    /// A failed request, or the first epoch object that is not believed: without all of them no lineage is certain. One that is too late
+    /// for its catalog key is none.
     pub async fn epochs(&self, disk: &DiskId) -> Result<Vec<EpochObject>, VaultError> {
         let listed = self.store.list(Some(&names::epochs(disk))).await?;
-        let reads = listed.into_iter().map(|one| async move { self.require_object(&one.path).await });
-        let mut epochs: Vec<EpochObject> = stream::iter(reads).buffered(epochs::READS_AT_ONCE).try_collect().await?;
+        let reads = listed.into_iter().map(|one| async move { in_time(self.require_object(&one.path).await) });
+        let epochs: Vec<Option<EpochObject>> =
+            stream::iter(reads).buffered(epochs::READS_AT_ONCE).try_collect().await?;
+        let mut epochs: Vec<EpochObject> = epochs.into_iter().flatten().collect();
         epochs.sort_unstable_by_key(|epoch| epoch.epoch);
         Ok(epochs)
     }
@@ -546,13 +506,15 @@ impl Vault {
     /// # Errors
     /// A failed request, or an epoch object that is not believed.
     pub async fn newest_epoch(&self, disk: &DiskId) -> Result<Option<EpochObject>, VaultError> {
-        let listed = self.store.list(Some(&names::epochs(disk))).await?;
+        let mut listed = self.store.list(Some(&names::epochs(disk))).await?;
         // Names are of one width up to the eighth digit only.
-        let newest = listed.into_iter().max_by_key(|listed| names::number(&listed.path));
-        match newest {
-            None => Ok(None),
-            Some(Listed { path, .. }) => self.require_object(&path).await.map(Some),
+        listed.sort_by_key(|listed| std::cmp::Reverse(names::number(&listed.path)));
+        for Listed { path, .. } in listed {
+            if let Some(newest) = in_time(self.require_object(&path).await)? {
+                return Ok(Some(newest));
+            }
         }
+        Ok(None)
     }
 
     /// Whether an epoch of a disk exists.
@@ -566,7 +528,8 @@ impl Vault {
     /// Creates an epoch. Exactly one caller in the world succeeds; a repeated call with the same content does too.
     ///
     /// # Errors
-    /// [`epochs::CreateEpochError::Exists`] with the epoch that stands there; a failed request.
+    /// [`epochs::CreateEpochError::Exists`] with the epoch that stands there, [`epochs::CreateEpochError::Spent`] if that counts for nobody; a
+    /// failed request.
     pub async fn create_epoch(&self, epoch: &EpochObject) -> Result<Created, epochs::CreateEpochError> {
         epochs::create(self, epoch).await
     }
@@ -617,24 +580,37 @@ impl Vault {
     /// # Errors
     /// A failed request, or a manifest that is not believed.
     pub async fn manifest(&self, lane: Id128) -> Result<Option<ManifestObject>, VaultError> {
-        let listed = self.store.list(Some(&names::manifests(lane))).await?;
-        let numbers = listed.iter().filter_map(|listed| names::manifest_number(lane, &listed.path));
-        self.newest_manifest(lane, numbers.max()).await
+        self.manifest_of_numbers(lane, None, &mut Vec::new()).await
     }
 
-    /// The newest manifest of a lane, if a listing has shown its number. One that was listed and is not there is an error: without it
-    /// nobody knows what was let go.
-    pub(crate) async fn newest_manifest(
+    /// The same, if a listing has shown its number `newest`, or else by a listing. One that was listed and is not there is an error: without it
+    /// nobody knows what was let go. One that is too late for its catalog key is told in `late`, and the one before it counts.
+    pub(crate) async fn manifest_of_numbers(
         &self,
         lane: Id128,
-        n: Option<u64>,
+        newest: Option<u64>,
+        late: &mut Vec<TooLate>,
     ) -> Result<Option<ManifestObject>, VaultError> {
-        let Some(n) = n else { return Ok(None) };
-        let missing = || VaultError::Missing {
-            object: names::manifest(lane, n).to_string(),
-            place: self.store.shown().to_owned(),
-        };
-        self.manifest_of(lane, n).await?.ok_or_else(missing).map(Some)
+        let mut numbers: Vec<u64> = newest.into_iter().collect();
+        let mut is_listed = false;
+        loop {
+            while let Some(n) = numbers.pop() {
+                let object = names::manifest(lane, n).to_string();
+                match self.manifest_of(lane, n).await {
+                    Ok(Some(manifest)) => return Ok(Some(manifest)),
+                    Ok(None) => return Err(VaultError::Missing { object, place: self.store.shown().to_owned() }),
+                    Err(VaultError::Object(ObjectError::TooLate(one))) => late.push(one),
+                    Err(error) => return Err(error),
+                }
+            }
+            if std::mem::replace(&mut is_listed, true) {
+                return Ok(None);
+            }
+            let listed = self.store.list(Some(&names::manifests(lane))).await?;
+            numbers.extend(listed.iter().filter_map(|one| names::manifest_number(lane, &one.path)));
+            numbers.retain(|n| late.iter().all(|late| late.object != names::manifest(lane, *n).as_ref()));
+            numbers.sort_unstable();
+        }
     }
 
     /// Manifest `n` of a lane; `None` if it is not there.

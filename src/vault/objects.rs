@@ -20,11 +20,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Classify, Fault};
+use crate::keys::chain::SealedOlderKey;
 use crate::keys::{CatalogKey, KeyId, Recipient, SealedDiskKey, VerifyingKey, mac, mac_holds};
 use crate::limits;
 use crate::types::{Chain, DiskId, Epoch, Id128, Micros, PointId, Seq};
 
-pub use signed::{Signed, SignedError};
+pub use signed::{Signed, SignedContent, SignedError};
 
 /// A kind of control object: its format's name, version and content.
 pub trait ControlObject: Serialize + DeserializeOwned {
@@ -87,6 +88,9 @@ pub enum ObjectError {
         /// The key that was tried.
         kid: KeyId,
     },
+    /// It authenticates under a catalog key that had been replaced when it appeared.
+    #[error(transparent)]
+    TooLate(#[from] TooLate),
     /// It is not a control object at all, or a field is missing or of the wrong form.
     #[error("{object} is damaged: {what}")]
     Malformed {
@@ -101,9 +105,24 @@ impl Classify for ObjectError {
     fn fault(&self) -> Fault {
         match self {
             Self::Version { .. } => Fault::Reject,
-            Self::Format { .. } | Self::Mac { .. } | Self::Malformed { .. } => Fault::Corrupt,
+            Self::Format { .. } | Self::Mac { .. } | Self::Malformed { .. } | Self::TooLate(_) => Fault::Corrupt,
         }
     }
+}
+
+/// Whoever had an older catalog key made it, after that key's time: nobody who knew better, or who could do better. It counts for
+/// nobody, as if it were not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{object} does not count: it appeared after catalog key {kid} was replaced (list {list} of the recipients), and was made with that key"
+)]
+pub struct TooLate {
+    /// The object.
+    pub object: String,
+    /// The key.
+    pub kid: KeyId,
+    /// The list of recipients that made another one the present key.
+    pub list: u64,
 }
 
 /// Hexadecimal digits of the MAC.
@@ -242,17 +261,47 @@ pub struct RecipientsObject {
     pub made_micros: Micros,
     /// The recipients.
     pub recipients: Vec<Recipient>,
-    /// The catalog key's name.
+    /// The catalog key's name: that of the list before, or the one that was staged there.
     #[serde(with = "kid_text")]
     pub catalog_kid: KeyId,
     /// The catalog key, wrapped to the recipients.
     pub wrapped_catalog_key: String,
+    /// The list that made it the present one; none for the vault's first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalog_key_since: Option<u64>,
+    /// The catalog key that is staged to take its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_catalog_key: Option<NextCatalogKey>,
     /// What signs the next list, and the lane keys that are wrapped anew to this one.
     pub signer: Signer,
 }
 
+/// A catalog key that gateways and keepers are to have before anything is written under it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextCatalogKey {
+    /// Its name.
+    #[serde(with = "kid_text")]
+    pub kid: KeyId,
+    /// The key, wrapped to the recipients.
+    pub wrapped_key: String,
+    /// The present key, sealed under it.
+    pub sealed_older_key: SealedOlderKey,
+}
+
 impl ControlObject for Signed<RecipientsObject> {
     const FORMAT: &'static str = "tidegate-recipients";
+    const VERSION: u32 = 2;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl SignedContent for RecipientsObject {
+    /// Whoever does not know of other catalog keys than the first must stop here, and may read everything else.
+    fn version(&self) -> u32 {
+        if self.catalog_key_since.is_some() || self.next_catalog_key.is_some() { 2 } else { 1 }
+    }
 }
 
 /// `rewraps/<lane>/<n>`: a lane key, wrapped to recipients who came after the lane was opened.
@@ -269,6 +318,8 @@ pub struct RewrapObject {
     /// The lane key.
     pub wrapped_key: String,
 }
+
+impl SignedContent for RewrapObject {}
 
 impl ControlObject for Signed<RewrapObject> {
     const FORMAT: &'static str = "tidegate-rewrap";

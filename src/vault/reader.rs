@@ -31,11 +31,12 @@ use tokio::task::JoinSet;
 use super::batch::BatchError;
 use super::index::BatchIndex;
 use super::lane::ListedLane;
-use super::objects::LaneObject;
+use super::objects::{LaneObject, ObjectError, TooLate};
 use super::store::{GetError, Listed};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::Budget;
+use crate::keys::KeyId;
 use crate::types::{DiskId, Id128};
 
 /// Requests at the same time, over all lanes.
@@ -123,6 +124,24 @@ pub enum Problem {
     /// Nothing of this kind belongs there.
     #[error("is not of a vault: nothing of that name belongs there")]
     Foreign,
+    /// It was made with an older catalog key, after that key's time.
+    #[error(
+        "does not count: it appeared after catalog key {kid} was replaced (list {list} of the recipients), and was made with that key"
+    )]
+    TooLate {
+        /// The key.
+        kid: KeyId,
+        /// The list that replaced it.
+        list: u64,
+    },
+}
+
+impl Problem {
+    /// Whether what the vault holds is whole all the same: it is of something that never was a part of it.
+    #[must_use]
+    pub fn is_beside(&self) -> bool {
+        matches!(self, Self::Foreign | Self::TooLate { .. })
+    }
 }
 
 impl std::fmt::Display for Finding {
@@ -136,8 +155,16 @@ impl Finding {
         Self { object: object.to_string(), problem }
     }
 
+    fn too_late(TooLate { object, kid, list }: TooLate) -> Self {
+        Self { object, problem: Problem::TooLate { kid, list } }
+    }
+
     /// The finding that an error stands for, or the error back if it says nothing about the object itself.
     fn of(object: &Path, error: VaultError) -> Result<Self, VaultError> {
+        let error = match error {
+            VaultError::Object(ObjectError::TooLate(late)) => return Ok(Self::too_late(late)),
+            error => error,
+        };
         match error.fault() {
             Fault::Corrupt => Ok(Self::new(object, Problem::Damaged(crate::fault::chain_text(&error)))),
             Fault::Reject if matches!(error, VaultError::Object(_)) => {
@@ -148,6 +175,9 @@ impl Finding {
     }
 
     fn of_batch(object: &Path, error: &BatchError) -> Self {
+        if let BatchError::TooLate(late) = error {
+            return Self::too_late(late.clone());
+        }
         let what = crate::fault::chain_text(error);
         let newer = error.fault() == Fault::Reject;
         Self::new(object, if newer { Problem::Newer(what) } else { Problem::Damaged(what) })
@@ -231,6 +261,8 @@ impl Catalog {
     /// [`VaultError::KeyNeeded`] without a catalog key; a failed request. Damage is a finding, not an error.
     pub async fn load(vault: &Vault, want: &Want) -> Result<Self, VaultError> {
         vault.need_key()?;
+        // What counts may have changed since the vault was opened.
+        vault.look_again().await?;
         let shared = Shared {
             vault: vault.clone(),
             want: Arc::new(want.clone()),

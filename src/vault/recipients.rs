@@ -3,7 +3,7 @@
 //! ```text
 //!  vault              list 0: recipients, and signing key 0, wrapped to them
 //!  recipients/1       list 1, signed by key 0: its recipients, signing key 1 and the catalog key, wrapped to them
-//!  recipients/2       list 2, signed by key 1: …
+//!  recipients/2       list 2, signed by key 1: …; it may stage another catalog key, and a later one makes that the present one (`rotation`)
 //!  rewraps/<lane>/1   a lane key for recipients who came after the lane was opened; signed by the key of the list it names
 //! ```
 //!
@@ -24,164 +24,29 @@
 //!
 //! What it does not own: when a gateway looks for a new list (`gateway`), what is shown (`cli`).
 
+mod lists;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use object_store::path::Path;
 use zeroize::Zeroizing;
 
-use super::lane::{self, ListedLane, NotPinned};
-use super::objects::{LaneObject, RecipientsObject, RewrapObject, Signed, SignedError, Signer, VaultObject};
+use super::lane::{self, ListedLane};
+use super::objects::{LaneObject, NextCatalogKey, RecipientsObject, RewrapObject, Signed, Signer};
 use super::store::Listed;
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault, chain_text};
-use crate::keys::{self, CatalogKey, Identity, KeyId, Recipient, SECRET_BYTES, SigningKey};
+use crate::keys::{self, CatalogKey, Identity, Recipient, SECRET_BYTES, SigningKey};
 use crate::limits;
 use crate::types::{Id128, Micros};
 
+pub(super) use lists::Replaced;
+pub use lists::{Lists, RecipientList, Refused, pin_of};
+
 /// Small reads in flight.
 const READS: usize = 16;
-/// What the digest of a set of recipients is for.
-const PIN_CONTEXT: &str = "tidegate 1 pin of recipients";
-
-/// A list of recipients that counts, or did until the next one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecipientList {
-    /// Its number; zero for the vault's own.
-    pub n: u64,
-    /// When it was made.
-    pub made: Micros,
-    /// The recipients.
-    pub recipients: Vec<Recipient>,
-    /// When it appeared, by the store's clock, in microseconds since 1970; zero for the vault's own.
-    appeared_micros: i64,
-    signer: Option<Signer>,
-    /// None for the vault's own list, whose catalog key stands in `keys/`.
-    wrapped_catalog_key: Option<String>,
-}
-
-/// What a configuration names a set of recipients by: 64 hexadecimal digits, the same in whatever order they stand.
-#[must_use]
-pub fn pin_of(recipients: &[Recipient]) -> String {
-    let mut texts = texts(recipients);
-    texts.sort();
-    let mut hasher = blake3::Hasher::new_derive_key(PIN_CONTEXT);
-    texts.iter().for_each(|text| {
-        hasher.update(text.as_bytes()).update(b"\n");
-    });
-    hasher.finalize().to_hex().to_string()
-}
-
-impl RecipientList {
-    /// Whether a gateway with these pins may wrap to the list: with none to any.
-    ///
-    /// # Errors
-    /// [`NotPinned`] names the pin.
-    pub fn check_pinned(&self, pins: &[String]) -> Result<(), NotPinned> {
-        let pin = pin_of(&self.recipients);
-        if pins.is_empty() || pins.contains(&pin) {
-            return Ok(());
-        }
-        Err(NotPinned { list: self.n, recipients: texts(&self.recipients), pin })
-    }
-}
-
-/// An object that is not believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// Its name.
-    pub object: String,
-    /// Why.
-    pub reason: String,
-}
-
-impl Refused {
-    fn new(path: &Path, reason: impl Into<String>) -> Self {
-        Self { object: path.to_string(), reason: reason.into() }
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} does not count: {}", self.object, self.reason)
-    }
-}
-
-/// All lists of a vault.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lists {
-    /// Those that count, from the vault's own on. Never empty.
-    counted: Vec<RecipientList>,
-    /// What stands under the name of a list and is none.
-    pub refused: Vec<Refused>,
-    /// The lowest number that is free.
-    next_n: u64,
-}
-
-impl Lists {
-    /// The vault's own list alone.
-    pub(super) fn of(head: &VaultObject) -> Self {
-        let own = RecipientList {
-            n: 0,
-            made: head.created_micros,
-            recipients: head.recipients.clone(),
-            appeared_micros: 0,
-            signer: head.signer.clone(),
-            wrapped_catalog_key: None,
-        };
-        Self { counted: vec![own], refused: Vec::new(), next_n: 1 }
-    }
-
-    /// The list that counts now.
-    #[must_use]
-    pub fn present(&self) -> &RecipientList {
-        let Some(last) = self.counted.last() else { unreachable!("the vault's own list is always there") };
-        last
-    }
-
-    /// Those that count or did, from the vault's own on.
-    pub fn all(&self) -> impl DoubleEndedIterator<Item = &RecipientList> {
-        self.counted.iter()
-    }
-
-    /// Judges the object that has the next number.
-    fn judge(&mut self, vault: &Vault, n: u64, appeared_micros: i64, bytes: &[u8]) -> Result<(), VaultError> {
-        let path = names::recipients_list(n);
-        let present = self.present();
-        let Some(signer) = &present.signer else { return Ok(()) };
-        let opened = Signed::<RecipientsObject>::open(vault.catalog_key(), &signer.public, vault.id(), &path, bytes);
-        let reason = match opened {
-            Ok(content) => match unfit(&content, n, vault.head().catalog_kid) {
-                Some(reason) => reason,
-                None => {
-                    let RecipientsObject { made_micros, recipients, wrapped_catalog_key, signer, .. } = content;
-                    let (signer, wrapped_catalog_key) = (Some(signer), Some(wrapped_catalog_key));
-                    let made = made_micros;
-                    let list = RecipientList { n, made, recipients, appeared_micros, signer, wrapped_catalog_key };
-                    self.counted.push(list);
-                    return Ok(());
-                }
-            },
-            Err(SignedError::Newer(error)) => return Err(error.into()),
-            Err(SignedError::Refused(reason)) => reason,
-        };
-        self.refused.push(Refused::new(&path, reason));
-        Ok(())
-    }
-}
-
-/// What is wrong with a list that is signed as it should be.
-fn unfit(list: &RecipientsObject, n: u64, kid: KeyId) -> Option<String> {
-    if list.n != n {
-        return Some(format!("it says that it is list {}", list.n));
-    }
-    if list.recipients.is_empty() || list.recipients.len() > limits::RECIPIENTS_MAX {
-        return Some(format!("it names {} recipients", list.recipients.len()));
-    }
-    (list.catalog_kid != kid).then(|| format!("it is for catalog key {}", list.catalog_kid))
-}
 
 /// Who reads a vault, for whom lane keys may have been wrapped anew.
 #[derive(Debug)]
@@ -246,21 +111,24 @@ pub(super) fn new_signer(recipients: &[Recipient]) -> Result<Signer, VaultError>
     Ok(Signer { public: key.verifying_key(), wrapped_seed: keys::wrap(recipients, key.expose())? })
 }
 
-/// The catalog key that a list brings for an identity.
-pub(super) fn catalog_key_of(lists: &Lists, identity: &Identity, kid: KeyId) -> Result<CatalogKey, VaultError> {
+/// The newest catalog key that the lists bring for an identity: a staged one before the present one.
+pub(super) fn catalog_key_of(lists: &Lists, identity: &Identity) -> Result<CatalogKey, VaultError> {
     let mut newest_failure = None;
     for list in lists.all().rev() {
-        let Some(text) = &list.wrapped_catalog_key else { continue };
-        match keys::unwrap(identity, text) {
-            Ok(secret) => {
-                let key = CatalogKey::from_secret(*secret);
-                if key.kid() == kid {
-                    return Ok(key);
+        let staged = list.next.as_ref().map(|next| (&next.wrapped_key, next.kid));
+        let own = list.wrapped_catalog_key.as_ref().map(|text| (text, list.catalog_kid));
+        for (text, kid) in staged.into_iter().chain(own) {
+            match keys::unwrap(identity, text) {
+                Ok(secret) => {
+                    let key = CatalogKey::from_secret(*secret);
+                    if key.kid() == kid {
+                        return Ok(key);
+                    }
                 }
-            }
-            Err(source) => {
-                let object = names::recipients_list(list.n).to_string();
-                newest_failure.get_or_insert(VaultError::Unwrap { object, source });
+                Err(source) => {
+                    let object = names::recipients_list(list.n).to_string();
+                    newest_failure.get_or_insert(VaultError::Unwrap { object, source });
+                }
             }
         }
     }
@@ -268,15 +136,15 @@ pub(super) fn catalog_key_of(lists: &Lists, identity: &Identity, kid: KeyId) -> 
 }
 
 impl Vault {
-    /// All lists of recipients: one listing, and one small read for each that is new to this process. Without the catalog key
-    /// signatures alone are checked.
+    /// All lists of recipients: one listing, and one small read for each that is new to this process.
     ///
     /// # Errors
     /// A failed request; a list that a newer release made and the present key signed. Any other object that is no list of this vault is told in
     /// [`Lists::refused`] instead.
     pub async fn lists(&self) -> Result<Lists, VaultError> {
-        let mut lists = self.judged.lock().clone();
+        let (mut lists, began) = self.judged.lock().begin();
         if self.head().signer.is_none() {
+            self.judged.lock().take(self, &lists, began);
             return Ok(lists);
         }
         let listed = self.store().list(Some(&names::recipients())).await?;
@@ -293,10 +161,7 @@ impl Vault {
             }
             lists.next_n = n + 1;
         }
-        let mut judged = self.judged.lock();
-        if judged.next_n < lists.next_n {
-            judged.clone_from(&lists);
-        }
+        self.judged.lock().take(self, &lists, began);
         Ok(lists)
     }
 
@@ -319,25 +184,48 @@ impl Vault {
         if !recipients.contains(&identity.recipient()) {
             return Err(VaultError::Unproven { given: identity.recipient().to_string() });
         }
+        let present = basis.present();
+        let next = match &present.next {
+            Some(next) => Some(NextCatalogKey {
+                wrapped_key: keys::wrap(recipients, self.open_staged(present, identity)?.expose())?,
+                ..next.clone()
+            }),
+            None => None,
+        };
+        let key = self.key_named(present.catalog_kid)?;
+        self.put_list(identity, basis, (recipients, key, next), now).await
+    }
+
+    /// Writes the list that comes after `basis`: its recipients, its catalog key, and the one that it stages. Returns the lists as they are
+    /// then, read back.
+    pub(super) async fn put_list(
+        &self,
+        identity: &Identity,
+        basis: &Lists,
+        (recipients, key, next): (&[Recipient], CatalogKey, Option<NextCatalogKey>),
+        now: Micros,
+    ) -> Result<Lists, VaultError> {
         let lists = self.lists().await?;
-        if lists.present() != basis.present() {
-            return Err(VaultError::ListTaken { n: lists.present().n });
+        let before = lists.present();
+        if before != basis.present() {
+            return Err(VaultError::ListTaken { n: before.n });
         }
         let n = lists.next_n;
         if n > limits::RECIPIENT_LISTS_MAX {
             return Err(VaultError::TooManyLists { place: self.place() });
         }
-        let key = self.open_signer(lists.present(), identity)?;
-        let (catalog, path) = (self.need_key()?, names::recipients_list(n));
+        let (signer, path) = (self.open_signer(before, identity)?, names::recipients_list(n));
         let content = RecipientsObject {
             n,
             made_micros: now,
             recipients: recipients.to_vec(),
-            catalog_kid: catalog.kid(),
-            wrapped_catalog_key: keys::wrap(recipients, catalog.expose())?,
+            catalog_kid: key.kid(),
+            wrapped_catalog_key: keys::wrap(recipients, key.expose())?,
+            catalog_key_since: if key.kid() == before.catalog_kid { before.key_since } else { Some(n) },
+            next_catalog_key: next,
             signer: new_signer(recipients)?,
         };
-        match self.put_object(&path, &Signed::new(&key, self.id(), &path, &content)?).await {
+        match self.put_object(&path, &Signed::new(&signer, self.id(), &path, &content)?).await {
             Err(VaultError::Taken { .. }) => return Err(VaultError::ListTaken { n }),
             written => written?,
         };
@@ -350,16 +238,27 @@ impl Vault {
         Ok(lists)
     }
 
+    /// The key that a list stages.
+    pub(super) fn open_staged(&self, list: &RecipientList, identity: &Identity) -> Result<CatalogKey, VaultError> {
+        let (object, place) = (names::recipients_list(list.n).to_string(), self.place());
+        let Some(next) = &list.next else { return Err(VaultError::NothingStaged { place }) };
+        let secret = keys::unwrap(identity, &next.wrapped_key)
+            .map_err(|source| VaultError::Unwrap { object: object.clone(), source })?;
+        let key = CatalogKey::from_secret(*secret);
+        let older = next.sealed_older_key.open(self.id(), list.catalog_kid, &key);
+        if key.kid() == next.kid && older.is_ok() { Ok(key) } else { Err(VaultError::NotAsWritten { object, place }) }
+    }
+
     fn place(&self) -> String {
         self.store().shown().to_owned()
     }
 
-    /// Whether an identity opens both keys that a list brings.
+    /// Whether an identity opens all keys that a list brings.
     #[must_use]
     pub fn opens_list(&self, list: &RecipientList, identity: &Identity) -> bool {
-        let kid = self.head().catalog_kid;
         let catalog = list.wrapped_catalog_key.as_deref().and_then(|text| keys::unwrap(identity, text).ok());
-        catalog.is_some_and(|secret| CatalogKey::from_secret(*secret).kid() == kid)
+        catalog.is_some_and(|secret| CatalogKey::from_secret(*secret).kid() == list.catalog_kid)
+            && (list.next.is_none() || self.open_staged(list, identity).is_ok())
             && self.open_signer(list, identity).is_ok()
     }
 
@@ -499,7 +398,7 @@ impl Vault {
         let after = lane.list.unwrap_or(0);
         for list in lists.all().filter(|list| list.n > after) {
             let Some(signer) = &list.signer else { continue };
-            let opened = Signed::<RewrapObject>::open(self.catalog_key(), &signer.public, self.id(), &path, &bytes);
+            let opened = Signed::<RewrapObject>::open(None, &signer.public, self.id(), &path, &bytes);
             let Ok(found) = opened else { continue };
             let on_the_list = texts(&list.recipients);
             let fits = (found.lane, found.n, found.list) == (lane.lane, n, list.n)

@@ -70,7 +70,7 @@ pub struct Listed {
     pub path: Path,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// When it was written, by the store's clock, in microseconds since 1970. Good for an order to look in, no more.
+    /// When it was written, by the store's clock, in microseconds since 1970.
     pub modified_micros: i64,
 }
 
@@ -160,17 +160,17 @@ impl VaultStore {
     }
 
     /// One try to read an object whole, refusing one that is larger than `bytes_max`.
-    pub(super) async fn get_once(&self, path: &Path, bytes_max: u64) -> Result<Bytes, GetError> {
+    async fn get_once(&self, path: &Path, bytes_max: u64) -> Result<(Bytes, i64), GetError> {
         let request = async {
             let result = self.store.get_opts(path, GetOptions::default()).await?;
-            let size_bytes = result.meta.size;
+            let (size_bytes, appeared_micros) = (result.meta.size, result.meta.last_modified.timestamp_micros());
             if size_bytes > bytes_max {
                 return Ok(Err(size_bytes));
             }
-            collect(result, bytes_max).await
+            Ok(collect(result, bytes_max).await?.map(|bytes| (bytes, appeared_micros)))
         };
         match self.run("get", path, read_timeout(bytes_max), request).await? {
-            Ok(bytes) => Ok(bytes),
+            Ok(found) => Ok(found),
             Err(size_bytes) => Err(GetError::TooLarge { object: path.to_string(), size_bytes, bytes_max }),
         }
     }
@@ -180,8 +180,16 @@ impl VaultStore {
     /// # Errors
     /// [`GetError`] after some tries, or at once for a lasting failure or an object above `bytes_max`.
     pub async fn get(&self, path: &Path, bytes_max: u64) -> Result<Option<Bytes>, GetError> {
+        Ok(self.get_timed(path, bytes_max).await?.map(|(bytes, _)| bytes))
+    }
+
+    /// The same, and when the object appeared, by the store's clock, in microseconds since 1970.
+    ///
+    /// # Errors
+    /// As [`VaultStore::get`].
+    pub async fn get_timed(&self, path: &Path, bytes_max: u64) -> Result<Option<(Bytes, i64)>, GetError> {
         match self.again("get", || self.get_once(path, bytes_max)).await {
-            Ok(bytes) => Ok(Some(bytes)),
+            Ok(found) => Ok(Some(found)),
             Err(GetError::Blob(error)) if error.cause == BlobCause::NotFound => Ok(None),
             Err(error) => Err(error),
         }

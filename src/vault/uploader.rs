@@ -10,7 +10,8 @@
 //!
 //! Invariants
 //! - [`UploadEvent::Vaulted`] for batch n comes after those of all batches before it, after the store confirmed the
-//!   object (see `put`), after the routes of its disks are there, and while the last look found no seal.
+//!   object (see `put`), after the routes of its disks are there, while the last look found no seal, and while a look of the last half hour
+//!   found the lane's catalog key to be the present one.
 //! - `confirmed_through` is what the next batch's index may claim: batches that are there, with their routes, and acked.
 //!   A reader takes it as proof that what is missing was lost.
 //! - Memory: at most `queue_bytes_max` of bodies, `queue_batches_max` batches, one open and one leaving lane index.
@@ -18,8 +19,8 @@
 //!   within the same bounds.
 //! - Nothing is dropped. A lasting failure parks (the journal keeps the records) and a probe resumes by itself.
 //!
-//! Two things end a lane early: a seal, and an object under one of its names with other content. Then the driver stops,
-//! nothing more is confirmed, and the gateway takes the unconfirmed records from its journal into a new lane.
+//! Three things end a lane early: a seal, a catalog key that was replaced half an hour ago, and an object under one of its names with
+//! other content. Then the driver stops, nothing more is confirmed, and the gateway takes the unconfirmed records from its journal into a new lane.
 //!
 //! Shutdown: [`Uploader::finish`] waits for everything, writes the open lane index and the lane's end. Dropping the
 //! uploader instead abandons what was not confirmed, which is what a crash does.
@@ -44,6 +45,7 @@ use super::upload_queue::{Next, QueueLimits, Turn, UploadQueue, Verdict};
 use super::{Vault, VaultError, names};
 use crate::fault::{Classify, Fault};
 use crate::flow::{Budget, BudgetGuard, Clock, Hold, Pace, Tally, Watermark};
+use crate::keys::KeyId;
 use crate::mutants::{self, Mutant};
 use crate::pipeline::BatchObject;
 use crate::telemetry;
@@ -131,6 +133,16 @@ pub enum UploadStop {
         /// As the seal says.
         reason: String,
     },
+    /// The catalog key of its indexes was replaced before everything was vaulted.
+    #[error(
+        "catalog key {kid} of lane {lane} was replaced: nothing more of it counts; what is not vaulted goes into another lane"
+    )]
+    CatalogKeyReplaced {
+        /// The lane.
+        lane: Id128,
+        /// The key.
+        kid: KeyId,
+    },
     /// An object under one of its names has other content.
     #[error("lane {lane} is stopped")]
     Taken {
@@ -163,7 +175,7 @@ impl Classify for UploadStop {
     fn fault(&self) -> Fault {
         match self {
             // Another lane takes over.
-            Self::Sealed { .. } | Self::Taken { .. } => Fault::Retry,
+            Self::Sealed { .. } | Self::CatalogKeyReplaced { .. } | Self::Taken { .. } => Fault::Retry,
             Self::Vault { source, .. } => source.fault(),
             Self::Task { .. } => Fault::Fatal,
         }

@@ -36,6 +36,7 @@ mod refusals;
 mod reload;
 mod restores;
 mod retention;
+mod rotation;
 mod several;
 mod shred;
 mod signed;

@@ -170,7 +170,7 @@ impl OldVault {
                 let mut scratch = message::Scratch::default();
                 let room = BytesMut::with_capacity;
                 let (info, sealed) =
-                    message::seal(&lane.keys().of_messages(&id)?, &context, &plain, &mut scratch, room)?;
+                    message::seal(&lane.keys().of_messages(&id)?.into(), &context, &plain, &mut scratch, room)?;
                 builder.push(&id, MessageMeta { codec: info.codec, ..meta }, sealed.freeze());
             } else {
                 builder.push(&id, self.likely_message(disk, number, at), Bytes::from_static(&FILLER));

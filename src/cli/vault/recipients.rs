@@ -36,7 +36,7 @@ enum Verb {
     /// Take somebody off the list: lanes that gateways open from now on are not wrapped to them.
     ///
     /// What was written before stays open to them for ever, in the vault and in every copy of it; and so do the indexes of what comes
-    /// later (names of disks, times, places, no data), as the catalog key stays. If an identity has leaked, see
+    /// later (names of disks, times, places, no data), until `vault rotate` replaces the catalog key. If an identity has leaked, see
     /// docs/OPERATING.md, "A leaked identity". Needs the identity of somebody who stays.
     Remove(RemoveArgs),
 }

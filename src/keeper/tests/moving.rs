@@ -326,7 +326,7 @@ async fn forged_copy(delete_after: Duration) {
     let kept = site.kept_of_all().await;
     let vault = &site.vault.vault;
     let catalog = source::load(vault, &Want::default()).await.unwrap();
-    let lane = Lane::register_moved(vault, Micros(1)).await.unwrap();
+    let (lane, _) = Lane::register_moved(vault, Micros(1)).await.unwrap();
     for disk in &site.disks {
         vault.create_route(&disk.id, lane).await.unwrap();
     }

@@ -15,8 +15,6 @@ use crate::keeper::policy::{self, Policy, Term};
 use crate::keeper::report::{Progress, Report};
 use crate::keeper::run::{self, Keeper};
 use crate::restore::history::{History, Row};
-use crate::restore::open::{MessagePlace, Scratch};
-use crate::restore::plan::Plan;
 use crate::restore::tests::{ModelDisk, TestVault};
 use crate::restore::{points, source};
 use crate::types::{BarrierKind, Id128, Micros, PointId, Seq};
@@ -226,37 +224,7 @@ impl Site {
 
     /// The image at a point by what the vault gives; none if something is missing.
     pub(super) async fn image(&self, disk: &ModelDisk, point: PointId) -> Option<Vec<u8>> {
-        let (source, history) = self.vault.open(&disk.id).await;
-        let plan = Plan::build(&history, point)?;
-        let mut image = vec![0; plan.disk_bytes as usize];
-        let mut scratch = Scratch::default();
-        for read in &plan.reads {
-            let path = source.path(read.object);
-            let range = read.offset_bytes..read.offset_bytes + read.length_bytes;
-            let bytes = self.vault.vault.store().get_range(path, range).await.ok()?;
-            for message in &read.messages {
-                let meta = &history.rows[message.row].message;
-                let start = (meta.offset_bytes - read.offset_bytes) as usize;
-                source.make_ready(read.object, &disk.id, meta).await.ok()?;
-                let sealed = source.sealed(read.object, &disk.id, meta);
-                let place = MessagePlace {
-                    vault: self.vault.vault.id(),
-                    object: &sealed.object,
-                    key: &sealed.key.unwrap(),
-                    disk: &disk.id,
-                    disk_bytes: plan.disk_bytes,
-                };
-                let opened = scratch.open(&place, meta, &bytes[start..start + meta.stored_bytes as usize]).unwrap();
-                for owned in &message.owned {
-                    let data = opened.extent(owned.seq, owned.extent).unwrap();
-                    let skip = owned.skip_bytes as usize;
-                    let at = owned.offset_bytes as usize;
-                    let length = owned.length_bytes as usize;
-                    image[at..at + length].copy_from_slice(&data[skip..skip + length]);
-                }
-            }
-        }
-        Some(image)
+        self.vault.image(disk, point).await
     }
 
     /// Kept points are offered, everything that is offered is right, and nothing looks damaged.

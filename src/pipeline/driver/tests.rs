@@ -49,7 +49,7 @@ fn read(batch: &BatchObject) -> Vec<(DiskId, Vec<u8>)> {
             };
             let mut plain = Vec::new();
             let sealed = &body[start..start + meta.stored_bytes as usize];
-            let key = context.keys.of_messages(&part.disk).unwrap();
+            let key = context.keys.of_messages(&part.disk).unwrap().into();
             message::open(&key, &bound, sealed, &mut plain).unwrap();
             records.extend(plain);
         }
@@ -315,7 +315,7 @@ fn a_threads_memory_does_not_grow_with_the_number_of_its_messages() {
         }
         batcher.flush(&mut steps);
         let Some(Step::Message(message)) = steps.into_iter().next() else { panic!("no message") };
-        let key = target.lane.keys.of_messages(&message.disk).unwrap();
+        let key = target.lane.keys.of_messages(&message.disk).unwrap().into();
         assert!(matches!(worker.seal(message, &key, Arc::clone(&target)), Done::Sealed(..)));
     }
     let held_bytes = worker.plain.capacity() + worker.scratch.packed_capacity_bytes();

@@ -16,7 +16,7 @@ use crate::types::{Digest, DiskId, Epoch, Id128, parse_hex};
 use crate::vault::epochs::Lineage;
 use crate::vault::objects::{
     self, CertificateObject, ControlObject, DiskObject, EpochObject, LaneEndObject, LaneObject, LaneSealObject,
-    RouteObject, ShredObject,
+    RecipientsObject, RewrapObject, RouteObject, ShredObject, Signed,
 };
 use crate::vault::store::Listed;
 use crate::vault::{Vault, VaultError, batch, names};
@@ -306,14 +306,13 @@ async fn read(vault: &Vault, identity: Option<&Identity>, path: &Path, found: Na
             object::<ShredObject>(vault, path).await.map(|object| (object.disk == disk, Told::Shred(object)))
         }
         Named::Certificate(disk, digest) => return read_certificate(vault, path, disk, digest).await,
-        // Opening the vault checked its own description; lists and wraps are checked together, as each list signs what follows.
-        Named::Vault
-        | Named::Recipients
-        | Named::Rewrap
-        | Named::Batch(..)
-        | Named::LaneIndex(..)
-        | Named::Folded(..)
-        | Named::Hint => return Ok(Told::Nothing),
+        // What they are worth is checked together, as each list signs what follows; here that they authenticate too.
+        Named::Recipients => object::<Signed<RecipientsObject>>(vault, path).await.map(|_| (true, Told::Nothing)),
+        Named::Rewrap => object::<Signed<RewrapObject>>(vault, path).await.map(|_| (true, Told::Nothing)),
+        // Opening the vault checked its own description.
+        Named::Vault | Named::Batch(..) | Named::LaneIndex(..) | Named::Folded(..) | Named::Hint => {
+            return Ok(Told::Nothing);
+        }
     };
     match told {
         Ok((true, told)) => Ok(told),
@@ -373,6 +372,8 @@ async fn read_key(vault: &Vault, identity: Option<&Identity>, path: &Path, kid: 
 /// The lists of recipients, and with the key at hand the lane keys that were wrapped anew.
 async fn check_recipients(vault: &Vault, identity: Option<&Identity>, report: &mut Report) -> Result<(), VaultError> {
     let lists = vault.lists().await?;
+    let untimed = lists.activated().filter(|activated| activated.counts_until.is_none());
+    report.notes.extend(untimed.map(|activated| activated.to_string()));
     let present = lists.present();
     let named = identity.filter(|one| present.n > 0 && present.recipients.contains(&one.recipient()));
     if named.is_some_and(|identity| !vault.opens_list(present, identity)) {

@@ -69,7 +69,7 @@ pub(super) async fn tail(
     size_bytes: u64,
 ) -> Result<Result<BatchIndex, String>, VaultError> {
     let path = names::batch(lane, n);
-    let key = vault.need_key()?;
+    vault.need_key()?;
     let place = IndexPlace { vault: vault.id(), object: path.as_ref(), lane, n };
     let mut range = batch::tail_range(size_bytes);
     // Twice at most: the second read starts where the index does.
@@ -81,7 +81,7 @@ pub(super) async fn tail(
         match batch::parse_tail(size_bytes, &bytes) {
             Ok(Tail::More { range: more, .. }) => range = more,
             Ok(Tail::Whole { trailer, index }) => {
-                let opened = batch::open_index(key, &place, &trailer, &index);
+                let opened = vault.open_batch_asked(&place, &trailer, &index, &path).await?;
                 return Ok(opened.map_err(|error| fault::chain_text(&error)));
             }
             Err(error) => return Ok(Err(fault::chain_text(&error))),

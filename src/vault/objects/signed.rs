@@ -22,14 +22,29 @@ use crate::types::Id128;
 /// What every signed text begins with.
 const PURPOSE: &str = "tidegate 1 signed";
 
+/// What is signed.
+pub trait SignedContent: Serialize + DeserializeOwned {
+    /// The version of the object that this very content makes: an older one, where that says everything, is read by older builds too.
+    fn version(&self) -> u32 {
+        1
+    }
+}
+
 /// A content and the signature that it came with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound = "")]
 pub struct Signed<T> {
     signed: String,
     signature: Signature,
+    /// As it is to be written; of one that was read, the first.
+    #[serde(skip, default = "first_version")]
+    pub(super) version: u32,
     #[serde(skip)]
     content: PhantomData<T>,
+}
+
+fn first_version() -> u32 {
+    1
 }
 
 /// As much of it as every version has.
@@ -48,7 +63,7 @@ pub enum SignedError {
     Refused(String),
 }
 
-impl<T: Serialize + DeserializeOwned> Signed<T> {
+impl<T: SignedContent> Signed<T> {
     /// Signs a content for its place.
     ///
     /// # Errors
@@ -56,7 +71,7 @@ impl<T: Serialize + DeserializeOwned> Signed<T> {
     pub fn new(key: &SigningKey, vault: Id128, path: &Path, content: &T) -> Result<Self, ObjectError> {
         let signed = serde_json::to_string(content).map_err(|error| malformed(path, &error))?;
         let signature = key.sign(&text(vault, path, &signed));
-        Ok(Self { signed, signature, content: PhantomData })
+        Ok(Self { signed, signature, version: content.version(), content: PhantomData })
     }
 
     /// Opens the bytes of a signed object: its signature by the key that must have made it, then everything else. Without the catalog

@@ -178,6 +178,8 @@ fn list_of(key: &CatalogKey, recipient: Recipient, wrapped: &str) -> RecipientsO
         recipients: vec![recipient],
         catalog_kid: key.kid(),
         wrapped_catalog_key: wrapped.to_owned(),
+        catalog_key_since: None,
+        next_catalog_key: None,
         signer: Signer { public: signing([9; 32]).verifying_key(), wrapped_seed: wrapped.to_owned() },
     }
 }
@@ -222,10 +224,10 @@ fn a_signature_holds_for_its_content_place_and_vault_only() {
     assert!(matches!(open(&right, vault, &path, &forged), Err(SignedError::Refused(_))));
     // Of a newer release is what says so and is signed, not what says so alone.
     let newer =
-        |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text").replace("\"version\":1", "\"version\":2");
+        |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text").replace("\"version\":1", "\"version\":3");
     assert!(matches!(open(&right, vault, &path, newer(&bytes).as_bytes()), Err(SignedError::Newer(_))));
     assert!(matches!(open(&right, vault, &path, newer(&forged).as_bytes()), Err(SignedError::Refused(_))));
-    let bare = b"{\"format\":\"tidegate-recipients\",\"version\":2}\n";
+    let bare = b"{\"format\":\"tidegate-recipients\",\"version\":3}\n";
     assert!(matches!(open(&right, vault, &path, bare), Err(SignedError::Refused(_))));
 }
 
@@ -305,6 +307,39 @@ fn a_lane_whose_disks_have_keys_is_of_version_3_and_their_routes_are_of_version_
     let stored = recorded_of(2, &path, &RouteObject { sealed_key: Some(sealed), ..older });
     assert!(stored.starts_with(b"{\"format\":\"tidegate-route\",\"version\":2,"));
     sealed.open(&lane_key, Id128([1; 16]), &disk, lane).expect("opens");
+}
+
+#[test]
+fn a_list_that_stages_a_catalog_key_or_follows_another_is_of_version_2() {
+    let (older, newer, vault) = (key(), CatalogKey::from_secret([8; 32]), Id128([1; 16]));
+    let (recipient, wrapped) = recorded().expect("the fixtures of version 1 are read");
+    let first = list_of(&older, recipient, &wrapped);
+    assert_eq!(first.version(), 1, "older builds read what touches no key");
+    let sealed_older_key = SealedOlderKey::with_salt(vault, &older, &newer, [5; 24]);
+    let next = NextCatalogKey { kid: newer.kid(), wrapped_key: wrapped, sealed_older_key };
+    let staged = RecipientsObject { n: 2, next_catalog_key: Some(next), ..first.clone() };
+    let activated = RecipientsObject { n: 3, catalog_kid: newer.kid(), catalog_key_since: Some(3), ..first };
+    for content in [staged, activated] {
+        assert_eq!(content.version(), 2);
+        let path = names::recipients_list(content.n);
+        let signed = Signed::new(&signing([8; 32]), vault, &path, &content).expect("signed");
+        let bytes = encode(&older, &path, &signed).expect("encodes");
+        let recorded = fixture_of(2, &path);
+        if std::env::var_os("TIDEGATE_RECORD_FIXTURES").is_some() && !recorded.exists() {
+            std::fs::write(&recorded, &bytes).expect("written");
+        }
+        let stored = std::fs::read(&recorded).expect("a fixture of version 2");
+        assert_eq!(String::from_utf8_lossy(&stored), String::from_utf8_lossy(&bytes));
+        assert!(stored.starts_with(b"{\"format\":\"tidegate-recipients\",\"version\":2,"));
+        let signer = signing([8; 32]).verifying_key();
+        let opened = Signed::<RecipientsObject>::open(Some(&older), &signer, vault, &path, &stored);
+        assert_eq!(opened.expect("opens"), content);
+        if let Some(next) = content.next_catalog_key {
+            let opened =
+                next.sealed_older_key.open(vault, older.kid(), &newer).expect("who has the newer has the older");
+            assert_eq!(opened.expose(), older.expose());
+        }
+    }
 }
 
 /// Wrapping is random, so the wrapped lane key and the recipient of the fixtures are read from the fixtures.

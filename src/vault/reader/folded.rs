@@ -12,7 +12,9 @@ use super::lane_rows::{self, manifest_numbered, registration};
 use super::{Catalog, CatalogBatch, CatalogLane, Finding, Problem, Shared, task_error};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::types::{DiskId, Id128};
+use crate::vault::batch::BatchError;
 use crate::vault::index::folded::{FOLDED_BYTES_MAX, FoldedIndex, FoldedPlace, SealedFolded};
+use crate::vault::keyring::Found;
 use crate::vault::lane::ListedLane;
 use crate::vault::objects::{ManifestObject, ObjectError};
 use crate::vault::store::Listed;
@@ -162,12 +164,20 @@ impl Vault {
     /// # Errors
     /// A failed request, or a part that does not open.
     pub async fn folded(&self, disk: &DiskId, lane: Id128, part: u32) -> Result<Option<FoldedIndex>, VaultError> {
-        let key = self.need_key()?;
+        self.need_key()?;
         let path = names::folded(disk, lane, part);
-        let Some(object) = self.store().get(&path, FOLDED_BYTES_MAX).await? else { return Ok(None) };
+        let Some((object, appeared_micros)) = self.store().get_timed(&path, FOLDED_BYTES_MAX).await? else {
+            return Ok(None);
+        };
         let place = FoldedPlace { vault: self.id(), object: path.as_ref(), lane, part };
-        let opened = SealedFolded::parse(&place, &object).and_then(|sealed| sealed.open(key, &place, disk));
-        let damaged = |error| ObjectError::Malformed { object: path.to_string(), what: chain_text(&error) };
-        Ok(Some(opened.map_err(damaged)?))
+        let found = Found { object: path.as_ref(), appeared_micros };
+        let opened = SealedFolded::parse(&place, &object)
+            .and_then(|sealed| self.unseal(|key| sealed.open(key, &place, disk)))
+            .and_then(|opened| Ok(opened.counts(found)?));
+        match opened {
+            Ok(folded) => Ok(Some(folded)),
+            Err(BatchError::TooLate(late)) => Err(ObjectError::from(late).into()),
+            Err(error) => Err(ObjectError::Malformed { object: path.to_string(), what: chain_text(&error) }.into()),
+        }
     }
 }

@@ -10,8 +10,9 @@ use crate::types::Id128;
 use crate::vault::batch::{self, BatchError, Tail};
 use crate::vault::index::lane::{LANE_INDEX_BYTES_MAX, LaneIndex};
 use crate::vault::index::{BatchIndex, INDEX_PLAIN_BYTES_MAX, IndexPlace, SealedIndex};
+use crate::vault::keyring::Found;
 use crate::vault::lane::ListedLane;
-use crate::vault::objects::{LaneEndObject, LaneObject, ManifestObject};
+use crate::vault::objects::{LaneEndObject, LaneObject, ManifestObject, TooLate};
 use crate::vault::store::Listed;
 use crate::vault::{VaultError, names};
 
@@ -27,7 +28,7 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     let appeared = present(&shared, &listed, &mut out.findings).await?;
     // A lane is sealed before anything of it is let go.
     let manifest = if listed.sealed.is_some() { manifest(&shared, lane, &mut out.findings).await? } else { None };
-    let mut present: BTreeMap<u64, u64> = appeared.iter().map(|(&n, &(size_bytes, _))| (n, size_bytes)).collect();
+    let mut present = appeared.clone();
     let mut rows = BTreeMap::new();
     let mut cut = false;
     match shared.want.newest {
@@ -52,7 +53,7 @@ pub(super) async fn load(shared: Shared, listed: ListedLane) -> Result<Catalog, 
     for n in missing(&accounted, first_read, confirmed_through.max(indexed)) {
         out.findings.push(Finding::new(&names::batch(lane, n), Problem::Missing));
     }
-    let (batches, bytes) = (present.len() as u64, present.values().sum());
+    let (batches, bytes) = (present.len() as u64, present.values().map(|(size_bytes, _)| size_bytes).sum());
     for row in rows.into_values() {
         let listed = present.get(&row.index.n).and_then(|_| appeared.get(&row.index.n)).copied();
         out.batches.extend(batch_of(lane, row, listed, manifest.as_ref(), &mut out.findings));
@@ -70,11 +71,7 @@ pub(super) async fn present(
 ) -> Result<BTreeMap<u64, (u64, i64)>, VaultError> {
     let mut batches = shared.vault.store().list(Some(&names::batches(listed.lane))).await?;
     batches.retain(|batch| !listed.is_late(batch.modified_micros));
-    let appeared: BTreeMap<u64, i64> =
-        batches.iter().filter_map(|batch| Some((names::number(&batch.path)?, batch.modified_micros))).collect();
-    let sizes = numbered(batches, findings, |n| names::batch(listed.lane, n));
-    let both = |(n, size_bytes)| Some((n, (size_bytes, *appeared.get(&n)?)));
-    Ok(sizes.into_iter().filter_map(both).collect())
+    Ok(numbered(batches, findings, |n| names::batch(listed.lane, n)))
 }
 
 /// A batch as the catalog has it; `listed` is size and time, if the batch is there. None if it holds no wanted disk.
@@ -162,7 +159,9 @@ async fn manifest(
     lane: Id128,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<ManifestObject>, VaultError> {
-    take_manifest(lane, shared.vault.manifest(lane).await, findings)
+    let mut late = Vec::new();
+    let found = shared.vault.manifest_of_numbers(lane, None, &mut late).await;
+    take_manifest(lane, found, late, findings)
 }
 
 /// The same, if a listing has shown its number.
@@ -172,14 +171,19 @@ pub(super) async fn manifest_numbered(
     n: Option<u64>,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<ManifestObject>, VaultError> {
-    take_manifest(lane, shared.vault.newest_manifest(lane, n).await, findings)
+    let Some(n) = n else { return Ok(None) };
+    let mut late = Vec::new();
+    let found = shared.vault.manifest_of_numbers(lane, Some(n), &mut late).await;
+    take_manifest(lane, found, late, findings)
 }
 
 fn take_manifest(
     lane: Id128,
     found: Result<Option<ManifestObject>, VaultError>,
+    late: Vec<TooLate>,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<ManifestObject>, VaultError> {
+    findings.extend(late.into_iter().map(Finding::too_late));
     match found {
         Ok(found) => Ok(found),
         Err(error) => {
@@ -200,13 +204,13 @@ async fn end(shared: &Shared, lane: Id128, findings: &mut Vec<Finding>) -> Resul
     }
 }
 
-/// Listed objects by number; what has no number, or is written otherwise, is foreign.
-fn numbered(listed: Vec<Listed>, findings: &mut Vec<Finding>, name: impl Fn(u64) -> Path) -> BTreeMap<u64, u64> {
+/// Listed objects by number, with size and time; what has no number, or is written otherwise, is foreign.
+fn numbered(listed: Vec<Listed>, findings: &mut Vec<Finding>, name: impl Fn(u64) -> Path) -> BTreeMap<u64, (u64, i64)> {
     let mut out = BTreeMap::new();
-    for Listed { path, size_bytes, .. } in listed {
+    for Listed { path, size_bytes, modified_micros } in listed {
         match names::number(&path).filter(|&n| n > 0 && name(n) == path) {
             Some(n) => {
-                out.insert(n, size_bytes);
+                out.insert(n, (size_bytes, modified_micros));
             }
             None => findings.push(Finding::new(&path, Problem::Foreign)),
         }
@@ -214,14 +218,16 @@ fn numbered(listed: Vec<Listed>, findings: &mut Vec<Finding>, name: impl Fn(u64)
     out
 }
 
-/// Opens a sealed index for its place and keeps the wanted disks.
-fn open(shared: &Shared, lane: Id128, n: u64, sealed: &SealedIndex) -> Result<BatchIndex, BatchError> {
+/// Opens an index that stands in a lane index, for its place, and keeps the wanted disks.
+fn open(
+    shared: &Shared,
+    lane: Id128,
+    (n, sealed): (u64, &SealedIndex),
+    found: Found<'_>,
+) -> Result<BatchIndex, BatchError> {
     let object = names::batch(lane, n);
     let place = IndexPlace { vault: shared.vault.id(), object: object.as_ref(), lane, n };
-    let Some(key) = shared.vault.catalog_key() else {
-        return Err(BatchError::Field { part: "vault", field: "catalog key" });
-    };
-    let mut index = BatchIndex::open(key, &place, sealed)?;
+    let mut index = shared.vault.open_index(&place, sealed, found)?;
     index.disks.retain(|part| shared.want.holds(&part.disk));
     Ok(index)
 }
@@ -234,7 +240,7 @@ async fn read_lane_indexes(
 ) -> Result<(), VaultError> {
     let listed = shared.vault.store().list(Some(&names::lane_indexes(lane))).await?;
     let mut running = JoinSet::new();
-    for (k, size_bytes) in numbered(listed, findings, |k| names::lane_index(lane, k)) {
+    for (k, (size_bytes, _)) in numbered(listed, findings, |k| names::lane_index(lane, k)) {
         running.spawn(read_lane_index(shared.clone(), lane, names::lane_index(lane, k), size_bytes));
     }
     while let Some(ended) = running.join_next().await {
@@ -253,8 +259,9 @@ async fn read_lane_index(shared: Shared, lane: Id128, path: Path, size_bytes: u6
     // Sealed and opened form are in memory at the same time.
     let _bytes = shared.bytes.claim(size_bytes.min(LANE_INDEX_BYTES_MAX) * 2).await;
     let (mut rows, mut findings) = (BTreeMap::new(), Vec::new());
-    let object = match shared.vault.store().get(&path, LANE_INDEX_BYTES_MAX).await.map_err(VaultError::from) {
-        Ok(Some(object)) => object,
+    let found = shared.vault.store().get_timed(&path, LANE_INDEX_BYTES_MAX).await.map_err(VaultError::from);
+    let (object, appeared_micros) = match found {
+        Ok(Some(found)) => found,
         Ok(None) => return Ok((rows, findings)),
         Err(error) => return Ok((rows, vec![Finding::of(&path, error)?])),
     };
@@ -265,9 +272,17 @@ async fn read_lane_index(shared: Shared, lane: Id128, path: Path, size_bytes: u6
     match parsed {
         Ok(index) => {
             for entry in &index.entries {
-                match open(&shared, lane, entry.n, &entry.index) {
+                let found = Found { object: path.as_ref(), appeared_micros };
+                match open(&shared, lane, (entry.n, &entry.index), found) {
                     Ok(index) => {
                         rows.insert(entry.n, Row { size_bytes: entry.total_bytes, index });
+                    }
+                    // Said once of the whole object.
+                    Err(BatchError::TooLate(late)) => {
+                        let finding = Finding::too_late(late);
+                        if findings.last() != Some(&finding) {
+                            findings.push(finding);
+                        }
                     }
                     Err(error) => findings.push(Finding::of_batch(&path, &error)),
                 }
@@ -281,18 +296,18 @@ async fn read_lane_index(shared: Shared, lane: Id128, path: Path, size_bytes: u6
 async fn read_tails(
     shared: &Shared,
     lane: Id128,
-    present: &BTreeMap<u64, u64>,
+    present: &BTreeMap<u64, (u64, i64)>,
     rows: &mut BTreeMap<u64, Row>,
     findings: &mut Vec<Finding>,
 ) -> Result<(), VaultError> {
-    let uncovered: Vec<(u64, u64)> =
-        present.iter().filter(|(n, _)| !rows.contains_key(n)).map(|(&n, &size_bytes)| (n, size_bytes)).collect();
+    let uncovered: Vec<(u64, (u64, i64))> =
+        present.iter().filter(|(n, _)| !rows.contains_key(n)).map(|(&n, &listed)| (n, listed)).collect();
     let mut waiting = uncovered.into_iter();
     let mut running = JoinSet::new();
     loop {
         while running.len() < super::REQUESTS_AT_ONCE {
-            let Some((n, size_bytes)) = waiting.next() else { break };
-            running.spawn(read_tail(shared.clone(), lane, n, size_bytes));
+            let Some((n, listed)) = waiting.next() else { break };
+            running.spawn(read_tail(shared.clone(), lane, n, listed));
         }
         match running.join_next().await {
             None => return Ok(()),
@@ -311,9 +326,10 @@ async fn read_tail(
     shared: Shared,
     lane: Id128,
     n: u64,
-    size_bytes: u64,
+    (size_bytes, appeared_micros): (u64, i64),
 ) -> Result<Result<(u64, Row), Finding>, VaultError> {
     let path = names::batch(lane, n);
+    let found = Found { object: path.as_ref(), appeared_micros };
     let _request = shared.requests.acquire().await;
     let mut range = batch::tail_range(size_bytes);
     loop {
@@ -332,7 +348,8 @@ async fn read_tail(
             Ok(Tail::Whole { trailer, index }) => {
                 let right = trailer.lane == lane && trailer.n == n;
                 let place = || BatchError::Place { lane: trailer.lane, n: trailer.n };
-                let opened = if right { open_checked(&shared, lane, n, &trailer, &index) } else { Err(place()) };
+                let opened =
+                    if right { open_checked(&shared, (lane, n), &trailer, &index, found) } else { Err(place()) };
                 return Ok(opened
                     .map(|index| (n, Row { size_bytes, index }))
                     .map_err(|error| Finding::of_batch(&path, &error)));
@@ -349,17 +366,13 @@ async fn read_tail(
 
 fn open_checked(
     shared: &Shared,
-    lane: Id128,
-    n: u64,
+    (lane, n): (Id128, u64),
     trailer: &batch::BatchTrailer,
     sealed: &SealedIndex,
+    found: Found<'_>,
 ) -> Result<BatchIndex, BatchError> {
-    let object = names::batch(lane, n);
-    let place = IndexPlace { vault: shared.vault.id(), object: object.as_ref(), lane, n };
-    let Some(key) = shared.vault.catalog_key() else {
-        return Err(BatchError::Field { part: "vault", field: "catalog key" });
-    };
-    let mut index = batch::open_index(key, &place, trailer, sealed)?;
+    let place = IndexPlace { vault: shared.vault.id(), object: found.object, lane, n };
+    let mut index = shared.vault.open_batch(&place, trailer, sealed, found)?;
     index.disks.retain(|part| shared.want.holds(&part.disk));
     Ok(index)
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::flow::{Clock, SystemClock};
 use crate::vault::lane::Lane;
+use crate::vault::objects::VaultObject;
 use crate::vault::store::VaultStore;
 use crate::vault::testing::{Fate, FaultStore, vault_in};
 use crate::vault::{InitOptions, objects, url};
@@ -136,6 +137,8 @@ fn forged_list(vault: &Vault, n: u64, signer: &SigningKey, thief: &Identity) -> 
         recipients: vec![thief.recipient()],
         catalog_kid: key.kid(),
         wrapped_catalog_key: keys::wrap(&[thief.recipient()], key.expose()).expect("wrapped"),
+        catalog_key_since: None,
+        next_catalog_key: None,
         signer: new_signer(&[thief.recipient()]).expect("made"),
     };
     let object = Signed::new(signer, vault.id(), &path, &content).expect("signed");
@@ -158,7 +161,7 @@ async fn a_list_made_with_the_catalog_key_alone_or_by_somebody_removed_does_not_
     put(&store, &names::recipients_list(1), forged_list(&vault, 1, &stray, &thief)).await;
     put(&store, &names::recipients_list(2), b"noise".to_vec()).await;
     // Whoever says to be newer than this release is not believed either.
-    let newer = b"{\"format\":\"tidegate-recipients\",\"version\":2,\"signed\":\"\",\"signature\":\"\"}\n".to_vec();
+    let newer = b"{\"format\":\"tidegate-recipients\",\"version\":3,\"signed\":\"\",\"signature\":\"\"}\n".to_vec();
     put(&store, &names::recipients_list(3), newer).await;
     let lists = vault.lists().await.expect("read");
     assert_eq!((lists.present().n, lists.refused.len()), (0, 3), "{:?}", lists.refused);

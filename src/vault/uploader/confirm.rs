@@ -13,6 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::{UploadEvent, UploadStop, Uploaded, UploaderConfig, Vaulted};
 use crate::fault::{Classify, Fault, chain_text};
 use crate::flow::{Clock, Watermark};
+use crate::keys::KeyId;
 use crate::mutants::{self, Mutant};
 use crate::telemetry;
 use crate::types::{DiskId, Id128};
@@ -20,7 +21,6 @@ use crate::vault::index::lane::LaneIndexBuilder;
 use crate::vault::lane::Lane;
 use crate::vault::put::{PutError, create_only};
 use crate::vault::rng::Rng;
-use crate::vault::store::VaultStore;
 use crate::vault::{Vault, VaultError, names};
 
 /// Route objects written at the same time: a thousand disks must not wait for each other's round trips.
@@ -103,6 +103,7 @@ impl Confirmer {
         let Uploaded { vaulted, sealed_index, received, _place } = uploaded;
         self.write_routes(&vaulted).await?;
         self.check_seal().await?;
+        self.check_catalog_key().await?;
         self.confirmed.advance(vaulted.n);
         let now = self.clock.wall();
         telemetry::latency::vaulted().record(received.iter().flat_map(|span| span.times(now)));
@@ -161,6 +162,19 @@ impl Confirmer {
         }
     }
 
+    /// What appears too long after the lane's catalog key was replaced counts for nobody.
+    async fn check_catalog_key(&self) -> Result<(), UploadStop> {
+        let (lane, kid) = (self.lane.id(), self.lane.catalog_key().kid());
+        let mut pauses = Pauses::new(lane);
+        loop {
+            match self.vault.is_present(kid).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(UploadStop::CatalogKeyReplaced { lane, kid }),
+                Err(error) => pauses.after(error).await?,
+            }
+        }
+    }
+
     /// Sends the lane index off in the background: it only makes recoveries faster, and no ack waits for it.
     async fn write_index(&mut self) {
         if let Some(writer) = self.index_writer.take() {
@@ -176,8 +190,8 @@ impl Confirmer {
         }
         let path = names::lane_index(lane, self.index_k);
         self.index_k += 1;
-        let (store, limit) = (self.vault.store().clone(), self.config.request_timeout * 4);
-        self.index_writer = Some(tokio::spawn(put_index(store, path, full.finish(), limit)));
+        let (vault, kid, limit) = (self.vault.clone(), self.lane.catalog_key().kid(), self.config.request_timeout * 4);
+        self.index_writer = Some(tokio::spawn(put_index(vault, kid, path, full.finish(), limit)));
     }
 
     async fn end(&mut self, last: u64) {
@@ -192,13 +206,21 @@ impl Confirmer {
     }
 }
 
-async fn put_index(store: VaultStore, path: Path, body: Bytes, limit: Duration) {
+async fn put_index(vault: Vault, kid: KeyId, path: Path, body: Bytes, limit: Duration) {
     let mut pause_ms = PAUSE_MS_MIN;
     loop {
-        match create_only(&store, &path, PutPayload::from(body.clone()), limit).await {
-            Ok(_) => return,
-            Err(error @ PutError::Taken { .. }) => {
-                tracing::error!(%error, "lane index not written; recoveries read its batches one by one");
+        match vault.is_present(kid).await {
+            Ok(true) => match create_only(vault.store(), &path, PutPayload::from(body.clone()), limit).await {
+                Ok(_) => return,
+                Err(error @ PutError::Taken { .. }) => {
+                    tracing::error!(%error, "lane index not written; recoveries read its batches one by one");
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "lane index is tried again"),
+            },
+            // It would count for nobody, and look like somebody's who has the old key.
+            Ok(false) => {
+                tracing::warn!(%path, "lane index not written, as its catalog key was replaced; recoveries read its batches one by one");
                 return;
             }
             Err(error) => tracing::warn!(%error, "lane index is tried again"),
@@ -237,8 +259,8 @@ impl Pauses {
     /// Waits a little longer each time. What is refused now counts as passing: credentials and policies are changed by
     /// people, and the records are safe in the journal.
     async fn after(&mut self, source: VaultError) -> Result<(), UploadStop> {
-        let hopeless =
-            matches!(source.fault(), Fault::Corrupt | Fault::Fatal) || matches!(source, VaultError::Taken { .. });
+        let hopeless = matches!(source.fault(), Fault::Corrupt | Fault::Fatal)
+            || matches!(source, VaultError::Taken { .. } | VaultError::CatalogKeyReplaced { .. });
         if hopeless {
             return Err(UploadStop::Vault { lane: self.lane, source });
         }
