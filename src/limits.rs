@@ -50,6 +50,9 @@ pub const LANE_AGE_SECONDS_MAX: u64 = 24 * 3600;
 pub const RECIPIENTS_MAX: usize = 64;
 /// Most lists of recipients, with objects under such names that are none: a change a day for ten years. A process reads each once.
 pub const RECIPIENT_LISTS_MAX: u64 = 4096;
+/// Of those that were refused after the present list, so many are read again at each look, as a store may have answered wrongly once: a
+/// minute's work that noise does not make long.
+pub const RECIPIENT_LISTS_JUDGED_AGAIN: u64 = 16;
 /// What an older catalog key sealed or authenticated counts if it appeared, by the store's clock, no later than so long after the list
 /// of recipients that made another one the present key. Long enough for every gateway to end what it has under way, short enough to be
 /// waited for after a leak.

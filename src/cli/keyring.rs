@@ -126,8 +126,12 @@ async fn open(store: VaultStore, keyring: Keyring) -> Result<Opened, VaultError>
             Err(VaultError::CatalogKeyReplaced { .. }) if identity.is_some() => {}
             vault => {
                 let vault = vault?;
-                let vault = if let Some(identity) = &identity { vault.read_as(identity) } else { vault };
-                return Ok(Opened { vault, identity });
+                let Some(identity) = identity else { return Ok(Opened { vault, identity: None }) };
+                // Another key may become the present one while this goes on; who has the identity has that one too.
+                let is_staged = vault.lists().await?.present().stages_a_key();
+                let newest = if is_staged { Vault::open_with_identity(store, &identity).await.ok() } else { None };
+                let vault = newest.unwrap_or_else(|| vault.read_as(&identity));
+                return Ok(Opened { vault, identity: Some(identity) });
             }
         }
     }

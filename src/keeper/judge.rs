@@ -258,7 +258,7 @@ impl Pass<'_> {
         let roles = if fixed {
             vec![Role::Taken; history.rows.len()]
         } else {
-            places::roles(&history.rows, |row| standing(catalog, row, self.terms.ripe_micros))
+            places::roles(&history.rows, |row| standing(catalog, row, &lanes, self.terms.ripe_micros))
         };
         self.note(catalog, &history, &roles, needed, fixed);
         let verdict = &mut self.verdict;
@@ -377,15 +377,16 @@ fn may_be_emptied(catalog: &Catalog, batch: &CatalogBatch, old_micros: i64) -> b
     is_over && !batch.let_go && batch.modified_micros <= old_micros
 }
 
-/// What the place of a row is worth.
-fn standing(catalog: &Catalog, row: &Row, ripe_micros: i64) -> Standing {
+/// What the place of a row is worth. A copy in a lane to which the disk has no route (`lanes`) is known by another disk's route alone: a restore of
+/// this one never looks there.
+fn standing(catalog: &Catalog, row: &Row, lanes: &BTreeSet<Id128>, ripe_micros: i64) -> Standing {
     let batch = &catalog.batches[row.object as usize];
     let at = (batch.index.lane, batch.index.n);
     let lane = catalog.read_lane(at.0);
     let whole = lane.is_some_and(|lane| lane.is_moved() && lane.end.is_some_and(|end| at.1 <= end));
     let worth = match row.message.origin {
         None => Worth::First,
-        Some(_) if !whole || batch.let_go => Worth::Loose,
+        Some(_) if !whole || batch.let_go || !lanes.contains(&at.0) => Worth::Loose,
         Some(_) if batch.modified_micros > ripe_micros => Worth::Young,
         Some(_) => Worth::Ripe,
     };

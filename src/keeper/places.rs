@@ -24,7 +24,7 @@ use crate::vault::index::MessageMeta;
 /// What a place is worth.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Worth {
-    /// A copy that its keeper did not come to an end with, or that is marked.
+    /// A copy that its keeper did not come to an end with, that is marked, or to which no route of the disk leads.
     Loose,
     /// A copy that readers who began a while ago do not know.
     Young,

@@ -137,6 +137,15 @@ pub enum ShredError {
         /// How many.
         kept: u64,
     },
+    /// What a write left beside the routes of a vault that is a directory cannot be removed.
+    #[error("{routes}: files whose names hold a # may be routes with a key that nobody lists: remove them by hand")]
+    Staged {
+        /// The directory.
+        routes: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Some of its data was sealed before disks had keys.
     #[error(
         "{} batches of {} lanes hold data of disk {disk} from before disks had keys: who opens those lanes opens it, whatever is \
@@ -156,7 +165,7 @@ impl Classify for ShredError {
     fn fault(&self) -> Fault {
         match self {
             Self::Vault(error) => error.fault(),
-            Self::NoDisk { .. } | Self::Older { .. } | Self::Kept { .. } => Fault::Reject,
+            Self::NoDisk { .. } | Self::Older { .. } | Self::Kept { .. } | Self::Staged { .. } => Fault::Reject,
             Self::Pinned { .. } | Self::PinsUnread { .. } | Self::InUse { .. } => Fault::Retry,
         }
     }
@@ -178,6 +187,11 @@ pub async fn shred(vault: &Vault, wish: &Wish) -> Result<Shredded, ShredError> {
         destroyed += work.destroy(&word.lanes).await?;
         let (routes, left) = work.keyed().await?;
         if left.is_empty() {
+            if let Some(directory) = vault.store().directory() {
+                let routes = directory.join(names::routes(&wish.disk).as_ref());
+                let failed = |source| ShredError::Staged { routes: routes.display().to_string(), source };
+                remove_staged(&routes).map_err(failed)?;
+            }
             return Ok(Shredded { word, destroyed, routes, older });
         }
         // A gateway that had the disk open went on with it, or there are more than one word names.
@@ -212,13 +226,21 @@ impl Shredding<'_> {
         self.say(word).await
     }
 
-    /// Writes the word. Of two who do so at once, both go on with the one that stands.
+    /// Writes the word. Of two who do so at once, both go on with the one that stands; one that nobody believes makes room.
     async fn say(&self, word: ShredObject) -> Result<ShredObject, ShredError> {
-        match self.vault.put_object(&names::shred(&word.disk), &word).await {
-            Ok(_) => Ok(word),
-            Err(error @ VaultError::Taken { .. }) => self.vault.shred(&word.disk).await?.ok_or_else(|| error.into()),
-            Err(error) => Err(error.into()),
+        let path = names::shred(&word.disk);
+        for _ in 0..WORDS_MAX {
+            match self.vault.put_object(&path, &word).await {
+                Ok(_) => return Ok(word),
+                Err(VaultError::Taken { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(stands) = self.vault.shred(&word.disk).await? {
+                return Ok(stands);
+            }
+            self.vault.store().delete(&path).await.map_err(VaultError::from)?;
         }
+        Err(ShredError::Kept { disk: word.disk.clone(), kept: word.lanes.len() as u64 })
     }
 
     /// Names other lanes in the word. All that it named before have their routes back, so nothing is forgotten if this is the last step.
@@ -325,6 +347,17 @@ impl Shredding<'_> {
             stream::iter(lanes).map(read).buffer_unordered(ROUTES_AT_ONCE).try_collect().await?;
         Ok((count, keyed.into_iter().flatten().collect()))
     }
+}
+
+/// What a write that was cut off has left beside the routes of a vault that is a directory: no listing shows it, and it may be a whole route.
+fn remove_staged(routes: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(routes)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().contains('#') {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the lane's key alone opens what was sealed in it. Of a lane without registration nothing opens anything.

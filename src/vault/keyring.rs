@@ -18,7 +18,8 @@
 //!   older than half an hour: whoever writes under a key that is replaced meanwhile is done, or knows of it, while it counts.
 //! - Where the store's time of such a list is not the time at which it was made, the vault was copied, and times say nothing: then the next
 //!   list that replaces a key ends the time of all older ones.
-//! - A look is as old as its beginning, by a clock that runs on while the machine sleeps.
+//! - A look is as old as its beginning, by a clock that runs on while the machine sleeps, or by the wall's if that says more: a machine
+//!   that its hypervisor held does not know of it, until its wall clock is set right.
 //! - What is too late is told by name, and else as if it were not there.
 //!
 //! What it does not own: the lists (`recipients`), who makes a key the present one (`rotation`), the sealing (`index`, `objects`).
@@ -42,12 +43,31 @@ use crate::keys::seal::UnsealError;
 use crate::keys::{self, CatalogKey, Identity, KeyId};
 use crate::limits;
 use crate::mutants::{self, Mutant};
-use crate::types::Id128;
+use crate::types::{Id128, Micros};
 
 /// Oldest look by which something is written.
 const LOOK_AGE_MAX: Duration = Duration::from_secs(limits::LISTS_AGE_SECONDS_MAX);
 /// Oldest look by which what was written is relied on.
 pub(super) const LOOK_AGE_ACK_MAX: Duration = Duration::from_secs(limits::LISTS_AGE_SECONDS_ACK_MAX);
+
+/// When a look at the lists began, by two clocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Began {
+    boot: Duration,
+    wall: Micros,
+}
+
+impl Began {
+    fn now(clock: &dyn Clock) -> Self {
+        Self { boot: clock.boot(), wall: clock.wall() }
+    }
+
+    /// The longer of two ages.
+    fn age(self, clock: &dyn Clock) -> Duration {
+        let by_wall = Duration::from_micros(clock.wall().0.saturating_sub(self.wall.0));
+        clock.boot().saturating_sub(self.boot).max(by_wall)
+    }
+}
 
 /// Tells an attempt with another key from damage.
 trait WrongKey {
@@ -164,7 +184,7 @@ pub(super) struct Judged {
     keys: Option<Arc<Keys>>,
     clock: Arc<dyn Clock>,
     /// When a look began that found each key to be the present one: the last such look.
-    present_at: BTreeMap<KeyId, Duration>,
+    present_at: BTreeMap<KeyId, Began>,
 }
 
 impl fmt::Debug for Judged {
@@ -182,18 +202,21 @@ impl Judged {
     }
 
     /// The lists, and when a look that goes on from them begins.
-    pub(super) fn begin(&self) -> (Lists, Duration) {
-        (self.lists.clone(), self.clock.boot())
+    pub(super) fn begin(&self) -> (Lists, Began) {
+        (self.lists.clone(), Began::now(&*self.clock))
     }
 
     /// Takes over what a look found that began at `began`. What was judged once stays judged.
-    pub(super) fn take(&mut self, vault: &Vault, lists: &Lists, began: Duration) {
+    pub(super) fn take(&mut self, vault: &Vault, lists: &Lists, began: Began) {
         if self.lists.is_behind(lists) {
             self.lists.clone_from(lists);
             self.hold(vault);
         }
-        let at = self.present_at.entry(lists.present().catalog_kid).or_default();
-        *at = began.max(*at);
+        // Of two looks that were under way at once the one that began later counts.
+        let at = self.present_at.entry(lists.present().catalog_kid).or_insert(began);
+        if at.boot < began.boot {
+            *at = began;
+        }
     }
 
     /// Finds the keys at hand anew.
@@ -205,7 +228,7 @@ impl Judged {
     /// How old the last look is by which a key was the present one; of any key, if none is named.
     fn look_age(&self, kid: Option<KeyId>) -> Option<Duration> {
         let looks = self.present_at.iter().filter(|(of, _)| kid.is_none_or(|kid| **of == kid));
-        looks.map(|(_, at)| *at).max().map(|at| self.clock.boot().saturating_sub(at))
+        looks.map(|(_, at)| at.age(&*self.clock)).min()
     }
 
     /// The present key, as far as is known.

@@ -147,6 +147,7 @@ impl Vault {
             self.judged.lock().take(self, &lists, began);
             return Ok(lists);
         }
+        lists.judge_refused_again();
         let listed = self.store().list(Some(&names::recipients())).await?;
         let appeared = numbered(&listed, names::recipients_list);
         let fresh = (lists.next_n..=limits::RECIPIENT_LISTS_MAX).map_while(|n| Some((n, *appeared.get(&n)?)));

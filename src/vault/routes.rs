@@ -5,6 +5,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use super::epochs::READS_AT_ONCE;
 use super::objects::{ControlObject, ObjectError, RouteObject, ShredObject};
 use super::{Vault, VaultError, names};
+use crate::fault::{self, Classify, Fault};
 use crate::keys::SealedDiskKey;
 use crate::types::{DiskId, Id128};
 
@@ -53,31 +54,32 @@ impl Vault {
         Ok(route)
     }
 
-    /// The word that a disk is shredded, if there is one.
+    /// The word that a disk is shredded, if there is one. One that is not believed, or came too late for its catalog key, is as if it were not
+    /// there, so that nobody without that key keeps a disk from its owner; `verify` says what is wrong with it.
     ///
     /// # Errors
-    /// A failed request, or an object that is not believed.
+    /// A failed request, or a word of a newer release.
     pub async fn shred(&self, disk: &DiskId) -> Result<Option<ShredObject>, VaultError> {
         let path = names::shred(disk);
-        let shred = self.get_object::<ShredObject>(&path).await?;
-        if shred.as_ref().is_some_and(|shred| shred.disk != *disk) {
-            let what = "it names another disk".to_owned();
-            return Err(ObjectError::Malformed { object: path.to_string(), what }.into());
+        match self.get_object::<ShredObject>(&path).await {
+            Ok(Some(shred)) if shred.disk != *disk => {
+                tracing::warn!("{path} names another disk, and is not believed");
+                Ok(None)
+            }
+            Err(VaultError::Object(error)) if error.fault() == Fault::Corrupt => {
+                tracing::warn!("{}, and is not believed", fault::chain_text(&error));
+                Ok(None)
+            }
+            read => read,
         }
-        Ok(shred)
     }
 
-    /// Those of `disks` that were shredded. One that is not believed is left out: what is wrong with it `verify` says.
+    /// Those of `disks` that were shredded.
     ///
     /// # Errors
-    /// A failed request.
+    /// As [`Vault::shred`].
     pub async fn shreds(&self, disks: &[DiskId]) -> Result<Vec<ShredObject>, VaultError> {
-        let read = |disk: DiskId| async move {
-            match self.shred(&disk).await {
-                Err(VaultError::Object(_)) => Ok(None),
-                read => read,
-            }
-        };
+        let read = |disk: DiskId| async move { self.shred(&disk).await };
         let reads = stream::iter(disks.to_vec()).map(read).buffered(READS_AT_ONCE);
         let words: Vec<Option<ShredObject>> = reads.try_collect().await?;
         Ok(words.into_iter().flatten().collect())

@@ -53,8 +53,15 @@ fn a_shredded_disk_comes_back_for_nobody_and_its_neighbour_is_whole() {
     assert!(empty_folder(&scene.dir().join("vault/m/p")) >= 2);
     assert!(!scene.dir().join("vault/d/disk1/shred").exists());
 
+    // What a write leaves that is cut off.
+    let routes = scene.dir().join("vault/d/disk1/r");
+    let route = std::fs::read_dir(&routes).unwrap().next().unwrap().unwrap().path();
+    let staged = route.with_file_name(format!("{}#1", route.file_name().unwrap().to_string_lossy()));
+    std::fs::copy(&route, &staged).unwrap();
+
     let (code, out, err) = shred(&scene, &yes);
     assert_eq!(code, 0, "{out}\n{err}");
+    assert!(!staged.exists(), "a key stands where no listing shows it");
     assert!(out.contains("none has a key") && out.contains("soft delete"), "{out}");
     let again = json(&scene, &["vault", "shred"], &["--disk", "disk1", "--yes-destroy", "disk1"]);
     assert_eq!(

@@ -356,6 +356,29 @@ async fn forged_copy(delete_after: Duration) {
     assert!(!report.damage.is_empty() && report.damage.iter().all(of_lane), "{:?}", report.damage);
 }
 
+/// Another disk's route leads there, so the keeper sees the copies; a restore of this disk does not.
+#[tokio::test(start_paused = true)]
+async fn copies_in_a_lane_to_which_the_disk_has_no_route_stand_for_nothing() {
+    let site = scattered_site().await;
+    let vault = &site.vault.vault;
+    let kept = site.kept_of_all().await;
+    while copies(&site).await == 0 {
+        site.wait(site.work.delete_after);
+        site.once().await.unwrap();
+    }
+    let disk = &site.disks[0].id;
+    for lane in vault.routes(disk).await.unwrap() {
+        if vault.lane(lane).await.unwrap().moved {
+            vault.store().delete(&names::route(disk, lane)).await.unwrap();
+        }
+    }
+    for _ in 0..20 {
+        site.wait(site.work.delete_after / 2);
+        site.once().await.unwrap();
+        site.check_images(&kept).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_is_lost_by_name_if_the_lane_in_which_it_was_sealed_has_no_key_any_more() {
     let site = scattered_site().await;

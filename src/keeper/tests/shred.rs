@@ -114,6 +114,24 @@ async fn a_shredded_disk_is_opened_by_nothing_and_the_other_in_its_batches_is_wh
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_word_that_nobody_with_the_catalog_key_wrote_holds_up_neither_readers_nor_who_shreds() {
+    let site = busy_site().await;
+    let (vault, disk) = (&site.vault.vault, site.disks[0].id.clone());
+    vault
+        .put_bytes(&names::shred(&disk), b"{\"format\":\"tidegate-shred\",\"version\":1}\n".to_vec().into())
+        .await
+        .unwrap();
+    assert_eq!(vault.shred(&disk).await.unwrap(), None);
+    let kept = site.kept_of_all().await;
+    site.settle().await;
+    site.check(&kept).await;
+    let done = shred_now(&site, &disk).await.unwrap();
+    assert!(done.destroyed > 0);
+    assert_eq!(vault.shred(&disk).await.unwrap().unwrap(), done.word);
+    assert_eq!(routes(&site, &disk).await.1, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_keeper_has_moved_of_a_shredded_disk_is_opened_by_nothing_either() {
     let mut site = scattered_site().await;
     site.settle().await;

@@ -9,8 +9,8 @@ fn what_a_record_costs_comes_from_two_measurements() {
     let capacity = Capacity::default();
     let sparse = capacity.cpu_seconds_per_sparse_record.value;
     let dense = capacity.cpu_seconds_per_dense_record.value;
-    assert!((150e-6..250e-6).contains(&sparse), "{sparse}");
-    assert!((5e-6..20e-6).contains(&dense), "{dense}");
+    assert!((100e-6..250e-6).contains(&sparse), "{sparse}");
+    assert!((2e-6..20e-6).contains(&dense), "{dense}");
 }
 
 #[test]

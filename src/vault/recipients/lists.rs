@@ -78,6 +78,12 @@ impl RecipientList {
         apart_micros <= limits::CATALOG_KEY_CLOCKS_APART_SECONDS_MAX * 1_000_000
     }
 
+    /// Whether another catalog key may soon take the present one's place.
+    #[must_use]
+    pub fn stages_a_key(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// Whether a gateway with these pins may wrap to the list: with none to any.
     ///
     /// # Errors
@@ -120,7 +126,7 @@ pub struct Lists {
     /// What stands under the name of a list and is none.
     pub refused: Vec<Refused>,
     /// The lowest number that is free.
-    pub(super) next_n: u64,
+    pub(in crate::vault) next_n: u64,
 }
 
 impl Lists {
@@ -154,7 +160,18 @@ impl Lists {
 
     /// Whether others were judged further.
     pub(in crate::vault) fn is_behind(&self, others: &Self) -> bool {
-        self.next_n < others.next_n
+        (self.next_n, self.counted.len()) < (others.next_n, others.counted.len())
+    }
+
+    /// Forgets the last ones that were refused after the present list, so that they are judged once more: one wrong answer of a store must not
+    /// hide for the life of a process that another catalog key took this one's place.
+    pub(super) fn judge_refused_again(&mut self) {
+        let after = (self.present().n + 1).max(self.next_n.saturating_sub(limits::RECIPIENT_LISTS_JUDGED_AGAIN));
+        if after < self.next_n {
+            let again: Vec<String> = (after..self.next_n).map(|n| names::recipients_list(n).to_string()).collect();
+            self.refused.retain(|refused| !again.contains(&refused.object));
+            self.next_n = after;
+        }
     }
 
     /// When a catalog key was replaced; none if it is the present one, a staged one, or none of the vault's.
@@ -189,7 +206,7 @@ impl Lists {
     }
 
     /// Judges the object that has the next number.
-    pub(super) fn judge(
+    pub(in crate::vault) fn judge(
         &mut self,
         vault: &Vault,
         n: u64,

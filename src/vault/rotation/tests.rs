@@ -283,6 +283,51 @@ async fn of_two_who_take_a_step_at_the_same_moment_one_is_told() {
     assert!(matches!(late, VaultError::ListTaken { n: 2 }), "{late}");
 }
 
+/// Clock of a machine that its hypervisor held: its wall clock was set right since, and nothing else knows.
+struct Held(AtomicU64);
+
+impl Clock for Held {
+    fn wall(&self) -> Micros {
+        Micros(now().0 + self.0.load(Ordering::Relaxed) * 1_000_000)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(1000)
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_was_held_for_an_hour_relies_on_no_look_from_before() {
+    let world = World::new().await;
+    let second = world.stage().await;
+    let clock = Arc::new(Held(AtomicU64::new(0)));
+    let vault = Vault::open(world.place(), second.clone()).await.unwrap();
+    vault.set_clock(Arc::clone(&clock) as _);
+    let first = vault.key_to_write().await.unwrap().kid();
+    world.activate(&second).await;
+    assert!(vault.is_present(first).await.unwrap(), "what appears until now counts");
+    clock.0.store(limits::CATALOG_KEY_GRACE_SECONDS, Ordering::Relaxed);
+    assert!(!vault.is_present(first).await.unwrap());
+    assert_eq!(vault.key_to_write().await.unwrap().kid(), second.kid());
+}
+
+#[tokio::test]
+async fn one_wrong_answer_of_a_store_hides_no_list() {
+    let world = World::new().await;
+    let second = world.stage().await;
+    let vault = Vault::open(world.place(), second.clone()).await.unwrap();
+    let (mut lists, began) = vault.judged.lock().begin();
+    let next = lists.next_n;
+    lists.judge(&vault, next, 0, b"<html>come back later</html>").unwrap();
+    lists.next_n = next + 1;
+    assert_eq!(lists.refused.len(), 1);
+    vault.judged.lock().take(&vault, &lists, began);
+    world.activate(&second).await;
+    let found = vault.lists().await.unwrap();
+    assert_eq!((found.present().n, found.refused.len()), (next, 0));
+    assert_eq!(vault.key_to_write().await.unwrap().kid(), second.kid());
+}
+
 /// Clock whose time somebody sets.
 struct Hands(AtomicU64);
 
