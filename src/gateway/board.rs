@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::bandwidth::{Bandwidth, LimitView};
+use super::disks::Disks;
 use super::habit::EventView;
-use super::host::Disks;
 use super::outlook::{Heading, Outlook};
 use super::runs::DiskSlot;
 use crate::flow::{Clock, Drain};

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::disks::Disks;
 use super::habit::Had;
-use super::host::Disks;
 use super::runs::DiskSlot;
 use crate::fault::chain_text;
 use crate::flow::{Clock, Drain};

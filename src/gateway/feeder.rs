@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::admin::Health;
 use super::config::GatewayConfig;
-use super::host::Disks;
+use super::disks::Disks;
 use super::live::Live;
 use super::recipients::{self, Look, RecipientsWatch};
 use super::runs::Span;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::host::Disks;
+use super::disks::Disks;
 use super::live::Live;
 use crate::flow::{Clock, Drain};
 use crate::journal::{Journal, Level};

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::host::StreamCount;
+use super::disks::StreamCount;
 use super::runs::{Run, Session};
 use crate::fault::chain_text;
 use crate::journal::{AppendError, Entry, Journal};

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::bandwidth::calendar::Setting;
-use super::host::{Disks, GatewayHost};
+use super::disks::Disks;
+use super::host::GatewayHost;
 use super::lanes::Lanes;
 use super::lookout::Lookout;
 use super::overload::Overload;
