@@ -191,14 +191,22 @@ impl LaneKeys {
     ///
     /// # Errors
     /// [`RandomError`] if the disk is new and the operating system has no random bytes.
+    pub fn secret(&self, disk: &DiskId) -> Result<DiskSecret, RandomError> {
+        self.made(disk, |made| made.secret.clone())
+    }
+
+    /// The same as the key of messages.
+    ///
+    /// # Errors
+    /// As [`LaneKeys::secret`].
     pub fn of_messages(&self, disk: &DiskId) -> Result<MessageKey, RandomError> {
-        self.made(disk, |made| made.secret.clone().into())
+        self.secret(disk).map(MessageKey::from)
     }
 
     /// The disk's key as it stands in its route: the same whenever it is asked for.
     ///
     /// # Errors
-    /// As [`LaneKeys::of_messages`].
+    /// As [`LaneKeys::secret`].
     pub fn sealed(&self, disk: &DiskId) -> Result<SealedDiskKey, RandomError> {
         self.made(disk, |made| made.sealed)
     }

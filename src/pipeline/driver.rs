@@ -29,7 +29,7 @@ use super::message::{MessageContext, Scratch, SealMessageError, SealedInfo, seal
 use super::pool::{Pool, PoolConfig, PoolError};
 use super::slabs::{Shelf, Slabs};
 use crate::fault::{Classify, Fault};
-use crate::keys::MessageKey;
+use crate::keys::{DiskSecret, MessageKey};
 use crate::limits;
 use crate::telemetry::names;
 use crate::types::{DiskId, Id128, Micros, PointId, RecordError, Seq};
@@ -179,7 +179,7 @@ struct Sealed {
 }
 
 enum Job {
-    Seal(OpenMessage, MessageKey, Arc<Target>),
+    Seal(OpenMessage, DiskSecret, Arc<Target>),
     Close(CloseReason, Arc<Target>),
 }
 
@@ -435,9 +435,9 @@ impl Pipeline {
                 Step::Message(message) => {
                     let bytes = message.content.capacity_bytes().max(message.plain_bytes);
                     // Here, where one thread asks, and not in the workers: they would wait for each other.
-                    let key = target.lane.keys.of_messages(&message.disk);
-                    let key = key.map_err(|error| PipelineError::seal(&message.disk, error.into()))?;
-                    (Job::Seal(message, key, target), bytes)
+                    let secret = target.lane.keys.secret(&message.disk);
+                    let secret = secret.map_err(|error| PipelineError::seal(&message.disk, error.into()))?;
+                    (Job::Seal(message, secret, target), bytes)
                 }
                 Step::Close(reason) => {
                     self.target = None;
@@ -490,7 +490,7 @@ impl Worker {
     fn work(&mut self, job: Job) -> Done {
         match job {
             Job::Close(reason, target) => Done::Close(reason, target),
-            Job::Seal(message, key, target) => self.seal(message, &key, target),
+            Job::Seal(message, secret, target) => self.seal(message, &secret.into(), target),
         }
     }
 

@@ -17,6 +17,9 @@ use crate::vault::{Vault, VaultError, names};
 /// The key of a disk's messages in a lane, or why it cannot be had.
 pub(super) type Found = Result<MessageKey, Arc<str>>;
 
+/// What is known of the disks of each lane: a cell is filled by the first read, and who comes meanwhile waits for it.
+type Cells = HashMap<Id128, HashMap<DiskId, Arc<OnceCell<Found>>>>;
+
 /// A lane that the identity opens.
 #[derive(Debug)]
 struct OpenLane {
@@ -28,7 +31,7 @@ struct OpenLane {
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     lanes: HashMap<Id128, OpenLane>,
-    disks: Mutex<HashMap<Id128, HashMap<DiskId, Arc<OnceCell<Found>>>>>,
+    disks: Mutex<Cells>,
 }
 
 impl Keys {
