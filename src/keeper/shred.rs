@@ -109,8 +109,8 @@ pub enum ShredError {
     /// A gateway may still write it.
     #[error(
         "lane {lane} of gateway {gateway}, begun {created}, holds records of disk {disk} and may be in use: stop protecting the disk, \
-         end the lane by restarting that gateway (or wait until the lane is {hours} hours old), and ask again. Routes that are left with \
-         a key: {left}"
+         restart that gateway, which ends its lane (one that it left when it was killed gets no end: wait until it is {hours} hours \
+         old), and ask again. Routes that are left with a key: {left}"
     )]
     InUse {
         /// The disk.
