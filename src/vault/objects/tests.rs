@@ -272,7 +272,7 @@ fn a_list_that_stages_a_catalog_key_or_follows_another_is_of_version_2() {
     let first = list_of(&older, recipient, &wrapped);
     assert_eq!(first.version(), 1, "older builds read what touches no key");
     let sealed_older_key = SealedOlderKey::with_salt(vault, &older, &newer, [5; 24]);
-    let next = NextCatalogKey { kid: newer.kid(), wrapped_key: wrapped.clone(), sealed_older_key };
+    let next = NextCatalogKey { kid: newer.kid(), wrapped_key: wrapped, sealed_older_key };
     let staged = RecipientsObject { n: 2, next_catalog_key: Some(next), ..first.clone() };
     let activated = RecipientsObject { n: 3, catalog_kid: newer.kid(), catalog_key_since: Some(3), ..first };
     for content in [staged, activated] {
