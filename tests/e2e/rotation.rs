@@ -24,6 +24,8 @@ fn a_catalog_key_is_replaced_under_load_and_everything_is_restored() {
     scene.write_more(&load, 4 << 20);
     scene.keep("disk1", "before", Some(&load));
     scene.wait_vaulted();
+    // What a gateway leaves behind that was killed: a lane without an end.
+    scene.kill_gateway();
     let (code, _, err) = run(&scene, &["vault", "rotate", "activate"], &[]);
     assert!(code == 1 && err.contains("rotate stage"), "nothing is staged: {code}: {err}");
 
@@ -48,6 +50,7 @@ fn a_catalog_key_is_replaced_under_load_and_everything_is_restored() {
     assert_eq!(activated["catalog_kid"], staged["staged_catalog_kid"]);
     assert_eq!(activated["replaced_catalog_kid"], staged["catalog_kid"]);
     assert_eq!(activated["open_lanes"].as_array().map(Vec::len), Some(0), "{activated}");
+    assert_eq!(activated["sealed_lanes"].as_array().map(Vec::len), Some(1), "of the one that was killed: {activated}");
     scene.write_more(&load, 8 << 20);
     scene.keep("disk1", "after", Some(&load));
     assert_eq!(load.done().interruptions, 0);
