@@ -25,7 +25,7 @@ use crate::limits::SHRED_LANES_MAX;
 use crate::restore::source;
 use crate::types::{DiskId, Id128, Micros};
 use crate::vault::objects::{LaneObject, ShredObject};
-use crate::vault::reader::{Catalog, Want};
+use crate::vault::reader::Want;
 use crate::vault::{Vault, VaultError, names};
 
 /// Routes that are read or changed at the same time.
@@ -295,8 +295,10 @@ impl Shredding<'_> {
             let mut bytes = 0;
             let mine = batch.index.disks.iter().filter(|part| part.disk == self.wish.disk);
             for message in mine.flat_map(|part| &part.messages) {
-                let lane = message.origin.map_or(batch.index.lane, |origin| origin.lane);
-                if *lanes.entry(lane).or_insert_with(|| opens_alone(&catalog, lane)) {
+                let (lane, _) = batch.index.sealed_in(message);
+                // Of a lane without registration nothing opens anything.
+                let opens_alone = || catalog.registration(lane).is_some_and(|object| !object.disk_keys);
+                if *lanes.entry(lane).or_insert_with(opens_alone) {
                     bytes += u64::from(message.stored_bytes);
                 }
             }
@@ -358,10 +360,4 @@ fn remove_staged(routes: &std::path::Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether the lane's key alone opens what was sealed in it. Of a lane without registration nothing opens anything.
-fn opens_alone(catalog: &Catalog, lane: Id128) -> bool {
-    let origin = || catalog.origins.iter().find(|object| object.lane == lane);
-    catalog.lane(lane).or_else(origin).is_some_and(|object| !object.disk_keys)
 }

@@ -15,19 +15,13 @@ use crate::vault::{Vault, VaultError};
 
 /// The lane in which a message was sealed.
 fn sealed_in(catalog: &Catalog, row: &Row) -> Id128 {
-    row.message.origin.map_or_else(|| catalog.batches[row.object as usize].index.lane, |origin| origin.lane)
-}
-
-/// Whether the disks of a lane have keys in it.
-fn has_keys(catalog: &Catalog, lane: Id128) -> bool {
-    let origin = || catalog.origins.iter().find(|object| object.lane == lane);
-    catalog.lane(lane).or_else(origin).is_some_and(|object| object.disk_keys)
+    catalog.batches[row.object as usize].index.sealed_in(&row.message).0
 }
 
 /// The lanes in which the disk's key was destroyed; none if it was not shredded.
 ///
 /// # Errors
-/// A failed request, or a word that it was shredded that is not believed.
+/// A failed request, or a word of a newer release.
 pub(super) async fn destroyed(
     vault: &Vault,
     catalog: &Catalog,
@@ -39,7 +33,8 @@ pub(super) async fn destroyed(
     }
     let lanes: BTreeSet<Id128> = history.rows.iter().map(|row| sealed_in(catalog, row)).collect();
     let mut destroyed = BTreeSet::new();
-    for lane in lanes.into_iter().filter(|lane| has_keys(catalog, *lane)) {
+    let has_keys = |lane: &Id128| catalog.registration(*lane).is_some_and(|object| object.disk_keys);
+    for lane in lanes.into_iter().filter(has_keys) {
         match vault.route(disk, lane).await {
             Ok(Some(route)) if route.sealed_key.is_none() => {
                 destroyed.insert(lane);

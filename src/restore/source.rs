@@ -80,10 +80,7 @@ pub fn damage(catalog: &Catalog) -> Vec<Damage> {
 /// moved counts where it came from, and a lane of moved messages holds none that its first lane does not tell of.
 #[must_use]
 pub fn lost_tail(catalog: &Catalog, history: &History) -> Option<String> {
-    let place = |row: &Row| {
-        let index = &catalog.batches[row.object as usize].index;
-        row.message.origin.map_or((index.lane, index.n), |origin| (origin.lane, origin.n))
-    };
+    let place = |row: &Row| catalog.batches[row.object as usize].index.sealed_in(&row.message);
     let moved = |lane| catalog.read_lane(lane).is_some_and(CatalogLane::is_moved);
     let mut newest: HashMap<Id128, u64> = HashMap::new();
     for (lane, n) in history.rows.iter().map(place) {

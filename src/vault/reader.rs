@@ -329,6 +329,12 @@ impl Catalog {
     pub fn lane(&self, lane: Id128) -> Option<&LaneObject> {
         self.read_lane(lane)?.object.as_ref()
     }
+
+    /// The registration of a lane in which messages were sealed, also where only moved ones are left of it.
+    #[must_use]
+    pub fn registration(&self, lane: Id128) -> Option<&LaneObject> {
+        self.lane(lane).or_else(|| self.origins.iter().find(|object| object.lane == lane))
+    }
 }
 
 /// Reads what one lane holds of the wanted disks.

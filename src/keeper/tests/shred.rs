@@ -56,7 +56,7 @@ async fn opened(site: &Site, disk: &DiskId) -> (usize, usize) {
     for batch in catalog.batches.iter().filter(|batch| batch.present) {
         let bytes = vault.store().get(&batch.object, 1 << 30).await.unwrap().unwrap();
         for message in batch.index.disks.iter().filter(|part| part.disk == *disk).flat_map(|part| &part.messages) {
-            let (lane, n) = message.origin.map_or((batch.index.lane, batch.index.n), |origin| (origin.lane, origin.n));
+            let (lane, n) = batch.index.sealed_in(message);
             let object = names::batch_name(lane, n);
             let context = MessageContext {
                 vault: vault.id(),

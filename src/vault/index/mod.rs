@@ -265,6 +265,12 @@ fn with_context<T>(place: &IndexPlace<'_>, codec: Codec, plain_bytes: u32, use_i
 }
 
 impl BatchIndex {
+    /// Lane and number of the batch in which one of its messages was sealed: this one, unless the message was moved.
+    #[must_use]
+    pub fn sealed_in(&self, message: &MessageMeta) -> (Id128, u64) {
+        message.origin.map_or((self.lane, self.n), |origin| (origin.lane, origin.n))
+    }
+
     /// Encodes the plaintext. It takes what decoding takes back: rows must obey the limits and stand in order.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
