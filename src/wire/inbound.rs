@@ -216,11 +216,18 @@ impl Grants {
         (taken_bytes + CREDIT_BASE_BYTES + lease_bytes).saturating_sub(self.granted_bytes)
     }
 
-    /// Whether what was taken is worth another grant, with a lease of `lease_bytes`: small steps wait until a quarter of
-    /// the window is together.
+    /// Whether what was taken is worth another grant, with a lease of `lease_bytes`. Where the grant goes `along` with an ack, small
+    /// steps wait until a quarter of the window is together. Where it would go by itself, until half of it is, and of the base alone all:
+    /// an ack of what was taken is seldom far, and an agent that cannot wait for it asks.
     #[must_use]
-    pub const fn is_due(&self, taken_bytes: u64, lease_bytes: u64) -> bool {
-        self.more_bytes(taken_bytes, lease_bytes) >= (CREDIT_BASE_BYTES + lease_bytes) / 4
+    pub const fn is_due(&self, taken_bytes: u64, lease_bytes: u64, along: bool) -> bool {
+        let window_bytes = CREDIT_BASE_BYTES + lease_bytes;
+        let step_bytes = match (along, lease_bytes) {
+            (true, _) => window_bytes / 4,
+            (false, 0) => window_bytes,
+            (false, _) => window_bytes / 2,
+        };
+        self.more_bytes(taken_bytes, lease_bytes) >= step_bytes
     }
 
     /// Grants the base and all that is leased.

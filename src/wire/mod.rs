@@ -77,9 +77,10 @@ pub const PROTOCOL_MAX: u16 = 2;
 pub const PROTOCOL_SIGNED: u16 = 2;
 /// The name by which TLS picks this protocol.
 pub const ALPN: &[u8] = b"tidegate/1";
-/// Credit that every open disk has at any time, unless it is stopped: a few small records, and little enough for 256 disks of
-/// an agent. All else is granted only when there is memory for it.
-pub const CREDIT_BASE_BYTES: u64 = 16 << 10;
+/// Credit that every open disk has at any time, unless it is stopped: a few small records or one of 16 KiB with its head and
+/// table, which the pages of common databases are, and little enough for 256 disks of an agent. All else is granted only when there is
+/// memory for it.
+pub const CREDIT_BASE_BYTES: u64 = (16 << 10) + (1 << 10);
 /// So long after an agent has sent less than the base on a stream, its credit there is no more than the base: what it does
 /// not use is for others.
 pub const CREDIT_LAPSE: Duration = Duration::from_millis(500);

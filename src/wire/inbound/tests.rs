@@ -119,14 +119,21 @@ fn bytes_beyond_the_credit_are_refused_to_the_byte() {
 #[test]
 fn what_is_granted_is_the_base_and_what_is_leased_and_no_more_for_who_has_lapsed() {
     let mut grants = Grants::default();
-    assert!(grants.is_due(0, 0));
+    assert!(grants.is_due(0, 0, false));
     assert_eq!(grants.grant(0, 0), CREDIT_BASE_BYTES);
     assert_eq!(grants.owed_bytes(0), 0, "the base needs no lease");
-    assert!(grants.is_due(0, 4 << 20), "a lease is worth a grant");
+    let page_bytes = (16 << 10) + 200;
+    assert!(
+        grants.is_due(page_bytes, 0, true) && !grants.is_due(page_bytes, 0, false),
+        "a page of the base waits for its ack"
+    );
+    assert!(grants.is_due(0, 4 << 20, false), "a lease is worth a grant");
     assert_eq!(grants.grant(0, 4 << 20), CREDIT_BASE_BYTES + (4 << 20));
     assert_eq!((grants.owed_bytes(0), grants.owed_bytes(1 << 20)), (4 << 20, 3 << 20));
-    assert!(!grants.is_due(1, 4 << 20), "one byte is not worth a frame");
-    assert!(grants.is_due((1 << 20) + 4096, 4 << 20), "a quarter is");
+    assert!(!grants.is_due(1, 4 << 20, true), "one byte is worth no bytes of a frame");
+    assert!(grants.is_due((1 << 20) + CREDIT_BASE_BYTES, 4 << 20, true), "a quarter is");
+    assert!(!grants.is_due((1 << 20) + CREDIT_BASE_BYTES, 4 << 20, false), "but no frame of its own");
+    assert!(grants.is_due((2 << 20) + CREDIT_BASE_BYTES, 4 << 20, false), "half is worth that");
     grants.lapse(1 << 20);
     assert_eq!((grants.granted_bytes(), grants.owed_bytes(1 << 20)), ((1 << 20) + CREDIT_BASE_BYTES, 0));
     assert_eq!(grants.most_bytes(), CREDIT_BASE_BYTES + (4 << 20), "who did not know is not at fault");
@@ -135,17 +142,19 @@ fn what_is_granted_is_the_base_and_what_is_leased_and_no_more_for_who_has_lapsed
 }
 
 #[test]
-fn an_agent_that_uses_its_window_never_has_less_than_three_quarters_of_it_granted() {
+fn an_agent_that_uses_its_window_never_has_less_than_three_quarters_of_it_granted_after_an_ack_nor_half_before() {
     let record_bytes = crate::limits::RECORD_BYTES_MAX as u64;
     let mut grants = Grants::default();
     let mut taken = 0;
     for step in 0..100_000_u64 {
         let lease = [4 << 20, 64 << 20, record_bytes, 8 << 20][(step / 25_000) as usize];
-        if grants.is_due(taken, lease) {
+        let along = step % 3 == 0;
+        if grants.is_due(taken, lease, along) {
             grants.grant(taken, lease);
         }
         let left = grants.granted_bytes() - taken;
-        assert!(left >= (lease + CREDIT_BASE_BYTES) * 3 / 4, "step {step}: {left} left of {lease}");
+        let quarters = if along { 3 } else { 2 };
+        assert!(left >= (lease + CREDIT_BASE_BYTES) * quarters / 4, "step {step}: {left} left of {lease}");
         taken += 1 + (step * 7919) % left.min(record_bytes);
     }
 }

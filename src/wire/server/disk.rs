@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -453,9 +454,9 @@ impl Outlet {
         flow.note(&self.grants);
     }
 
-    /// The grant that is due, if one is and it is its turn.
-    fn due(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
-        let granted = self.decide(taken_bytes, flow);
+    /// The grant that is due, if one is and it is its turn; `along` with an ack it is due sooner.
+    fn due(&mut self, taken_bytes: u64, along: bool, flow: &Flow) -> Option<u64> {
+        let granted = self.decide(taken_bytes, along, flow);
         if granted.is_none() && self.opens_in.is_none() {
             // It does not go: nobody is to wait for it.
             match self.lease.waits() {
@@ -467,7 +468,7 @@ impl Outlet {
     }
 
     /// What is to be granted now: see [`super::memory`].
-    fn decide(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
+    fn decide(&mut self, taken_bytes: u64, along: bool, flow: &Flow) -> Option<u64> {
         let window_bytes = self.hold.window(*self.window.borrow_and_update());
         let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
         let ungranted_bytes = wanted_bytes.saturating_sub(self.grants.granted_bytes());
@@ -481,7 +482,7 @@ impl Outlet {
         if ungranted_bytes > 0 && self.lease.waits() {
             return None;
         }
-        self.opens_in = self.look(taken_bytes, wanted_bytes, flow);
+        self.opens_in = self.look(taken_bytes, wanted_bytes, along, flow);
         if self.opens_in.is_some() {
             self.lease.withdraw();
             // What was granted before is paid for, and the agent's credit may have lapsed: it is told again out of turn.
@@ -505,7 +506,7 @@ impl Outlet {
         if self.lease.bytes() >= kept_bytes + GIVE_BACK_BYTES_MIN {
             self.lease.shrink_to(kept_bytes);
         }
-        if !self.is_due(taken_bytes) && (!asked || self.hold.is_limited()) {
+        if !self.is_due(taken_bytes, along) && (!asked || self.hold.is_limited()) {
             return asked.then(|| self.tell_again(flow));
         }
         if self.lease.bytes() < window_bytes && !self.lease.is_tight() {
@@ -518,13 +519,13 @@ impl Outlet {
     }
 
     /// How long the limits of bandwidth hold back a grant that is due, if one is.
-    fn look(&mut self, taken_bytes: u64, wanted_bytes: u64, flow: &Flow) -> Option<Duration> {
+    fn look(&mut self, taken_bytes: u64, wanted_bytes: u64, along: bool, flow: &Flow) -> Option<Duration> {
         let (granted_bytes, lease_bytes) = (self.grants.granted_bytes(), self.lease.bytes());
         let ungranted_bytes = wanted_bytes.saturating_sub(granted_bytes);
         // A record that has begun and whose credit has lapsed since holds memory, and is let through. One that has begun on
         // credit that still counts needs nothing: over a network there is nearly always one.
         let let_through = flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0;
-        if let_through || ungranted_bytes == 0 && !self.is_due(taken_bytes) {
+        if let_through || ungranted_bytes == 0 && !self.is_due(taken_bytes, along) {
             self.hold.release();
             return None;
         }
@@ -533,9 +534,9 @@ impl Outlet {
     }
 
     /// Whether a grant is due that nobody asked for. Under a limit a stream's first credit is what it asks for.
-    fn is_due(&self, taken_bytes: u64) -> bool {
+    fn is_due(&self, taken_bytes: u64, along: bool) -> bool {
         let has_begun = self.grants.granted_bytes() > 0 || !self.hold.is_limited();
-        has_begun && self.grants.is_due(taken_bytes, self.lease.bytes())
+        has_begun && self.grants.is_due(taken_bytes, self.lease.bytes(), along)
     }
 
     /// Grants what is granted once more, which costs nothing.
@@ -578,9 +579,9 @@ impl Outlet {
         blamed.then(|| DiskRefusal::refused(Code::Busy, text).into())
     }
 
-    /// Writes a message. An agent that does not read it keeps no memory by that.
-    async fn write(&mut self, send: &mut SendHalf, message: Message, flow: &Flow) -> Result<(), End> {
-        let written = write_message(send, &message);
+    /// Writes messages in one go, so that they share a datagram. An agent that does not read them keeps no memory by that.
+    async fn write(&mut self, send: &mut SendHalf, messages: &mut [Bytes], flow: &Flow) -> Result<(), End> {
+        let written = send.write_all(messages);
         tokio::pin!(written);
         loop {
             tokio::select! {
@@ -608,18 +609,17 @@ impl Outlet {
         loop {
             let taken_bytes = flow.taken_bytes.get();
             let ack = self.ack();
-            if ack != self.sent {
-                if let Err(end) = self.write(send, Message::Ack(ack), flow).await {
+            let acked = (ack != self.sent).then(|| Message::Ack(ack));
+            let credit = self.due(taken_bytes, acked.is_some(), flow);
+            let credit = credit.map(|granted_bytes| Message::Credit(Credit { granted_bytes }));
+            let mut messages: Vec<Bytes> = acked.iter().chain(&credit).map(Message::encode).collect();
+            if !messages.is_empty() {
+                if let Err(end) = self.write(send, &mut messages, flow).await {
                     return end;
                 }
                 acks[0].increment(u64::from(ack.journaled != self.sent.journaled));
                 acks[1].increment(u64::from(ack.vaulted != self.sent.vaulted));
                 self.sent = ack;
-            }
-            if let Some(granted_bytes) = self.due(taken_bytes, flow)
-                && let Err(end) = self.write(send, Message::Credit(Credit { granted_bytes }), flow).await
-            {
-                return end;
             }
             self.waits.set_for(self.waits_for(flow));
             let newest = *self.fenced.borrow_and_update();
