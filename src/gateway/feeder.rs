@@ -33,6 +33,9 @@ use crate::vault::{self, Vault, VaultError};
 
 /// Longest wait for a commit: bounds how late the feeder sees that it should stop or that a batch is due.
 const LOOK: Duration = Duration::from_millis(20);
+/// Pause once everything that was there is fed. Small commits come a millisecond apart, and to be woken for each costs its writer
+/// and the feeder more than its records do; so those of some milliseconds are taken together. A batch takes far longer.
+const NAP: Duration = Duration::from_millis(5);
 /// Wait before a new life after a failure, so that a lasting one does not open lanes by the thousand.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// Events of the uploader that may wait: each stands for one batch, and handling one takes microseconds.
@@ -232,6 +235,7 @@ impl Feeding {
     }
 
     async fn feed(&self, way: &mut Way, readers: &mut [CommitReader]) -> Result<End, PipelineError> {
+        let mut was_idle = true;
         loop {
             self.health.feeder_turned();
             if self.stopped.started() {
@@ -247,9 +251,12 @@ impl Feeding {
             for reader in readers.iter_mut() {
                 idle &= !self.feed_next(way, reader, Duration::ZERO).await?;
             }
-            if idle && let Some(first) = readers.first_mut() {
-                self.feed_next(way, first, LOOK).await?;
+            match readers.first_mut() {
+                Some(first) if idle && was_idle => idle &= !self.feed_next(way, first, LOOK).await?,
+                _ if idle => tokio::time::sleep(NAP).await,
+                _ => {}
             }
+            was_idle = idle;
             way.pipeline.poll(self.clock.monotonic())?;
             for (disk, point) in way.pipeline.take_damaged() {
                 self.break_off(&disk, point, "it changed in memory after it was journaled");
