@@ -111,3 +111,15 @@ fn a_fleet_and_a_flood_are_held_against_the_floor() {
     let flood = measured(&["--scenario", "fairness", "--agents", "5", "--duration", "3 s"]);
     assert!(flood["floor_beside_p99_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{flood}");
 }
+
+#[test]
+fn a_backlog_is_more_than_the_line_takes_and_is_held_against_the_memory() {
+    let told = measured(&["--scenario", "backlog", "--duration", "3 s", "--uplink", "8 MiB"]);
+    let figure = |name: &str| told[name].as_f64().expect("a figure");
+    assert_eq!(figure("uplink_bytes_per_second"), f64::from(8 << 20));
+    // Compressed at best fourfold; what had no place was not taken.
+    assert!(figure("throughput_bytes_per_second") < 4.0 * figure("uplink_bytes_per_second"), "{told}");
+    assert!(figure("vaulted_p99_seconds") > 1.0, "it waited for the line: {told}");
+    assert_eq!(told["targets"][0]["figure"], "memory_over_budget_bytes");
+    assert_eq!(told["targets"][0]["met"], true, "{told}");
+}

@@ -6,6 +6,7 @@
 //!  fleet     2 TB a day from 450 disks      share of two cores
 //!  fairness  99 light disks, one that       how much longer the light ones wait
 //!            floods or does not
+//!  backlog   more than the line takes       memory over what is configured
 //!  soak      70 % of what it can carry      what changes from the first quarter to the last
 //!  nbd       a guest at the agent's disk    its throughput over that at qemu-nbd
 //!  restore   a disk back from the vault     processor time over that of its primitives
@@ -13,6 +14,7 @@
 //!
 //! Sink and gateway are those of [`crate::bench`]: processes of their own on this machine.
 
+mod backlog;
 mod fairness;
 mod fleet;
 mod idle;
@@ -47,6 +49,8 @@ pub enum Scenario {
     Fleet,
     /// Light disks, with and without one beside them that writes as fast as it can.
     Fairness,
+    /// More than the line to the store takes, until the journal is full.
+    Backlog,
     /// Long.
     Soak,
     /// A guest that writes through the agent.
@@ -63,10 +67,11 @@ impl std::str::FromStr for Scenario {
             "idle" => Self::Idle,
             "fleet" => Self::Fleet,
             "fairness" => Self::Fairness,
+            "backlog" => Self::Backlog,
             "soak" => Self::Soak,
             "nbd" => Self::Nbd,
             "restore" => Self::Restore,
-            _ => return Err("write idle, fleet, fairness, soak, nbd or restore".into()),
+            _ => return Err("write idle, fleet, fairness, backlog, soak, nbd or restore".into()),
         })
     }
 }
@@ -98,6 +103,7 @@ impl Scenario {
             Self::Idle => ("idle", 10_000, 1, Profile::Idle, 600, 1),
             Self::Fleet => ("fleet", 225, 2, Profile::Mixed, 30, 3),
             Self::Fairness => ("fairness", 99, 1, Profile::Oltp8, 20, 3),
+            Self::Backlog => ("backlog", 4, 2, Profile::Files, 60, 1),
             Self::Soak => ("soak", 4, 2, Profile::Files, 3600, 1),
             Self::Nbd => ("nbd", 1, 1, Profile::Files, 10, 5),
             Self::Restore => ("restore", 1, 1, Profile::Files, 0, 3),
@@ -121,6 +127,7 @@ impl Scenario {
             Self::Idle => idle::measure(plan, duration, pool, say).await,
             Self::Fleet => fleet::measure(plan, duration, pool, say).await,
             Self::Fairness => fairness::measure(plan, duration, pool, say).await,
+            Self::Backlog => backlog::measure(plan, duration, pool, say).await,
             Self::Soak => soak::measure(plan, duration, pool, say).await,
             Self::Nbd => nbd::measure(plan, duration, pool, say).await,
             Self::Restore => restore::measure(plan, say).await,

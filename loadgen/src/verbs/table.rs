@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Outcome {
         told.add(&report)?;
         failures.extend(report.failures);
     }
-    let mut scenarios = vec![Scenario::Fleet, Scenario::Fairness, Scenario::Restore];
+    let mut scenarios = vec![Scenario::Fleet, Scenario::Fairness, Scenario::Backlog, Scenario::Restore];
     if ["fio", "qemu-nbd"].iter().all(|program| is_there(program)) {
         scenarios.push(Scenario::Nbd);
     } else {
