@@ -363,7 +363,8 @@ impl Opening {
 
     /// Opens the vault, waiting for it as long as it takes; `None` if the drain came first.
     async fn open_vault(&mut self, key: &CatalogKey) -> Result<Option<Arc<Vault>>, GatewayError> {
-        let store = vault::url::open_store(&self.config.vault_url).map_err(|error| GatewayError::of(&error))?;
+        let store = vault::url::open_store_on(&self.config.vault_url, &self.vault_runtime);
+        let store = store.map_err(|error| GatewayError::of(&error))?;
         loop {
             let error = match Vault::open(store.clone(), key.clone()).await {
                 Ok(vault) => return Ok(Some(Arc::new(vault))),

@@ -33,9 +33,11 @@ use crate::vault::{self, Vault, VaultError};
 
 /// Longest wait for a commit: bounds how late the feeder sees that it should stop or that a batch is due.
 const LOOK: Duration = Duration::from_millis(20);
-/// Pause once everything that was there is fed. Small commits come a millisecond apart, and to be woken for each costs its writer
-/// and the feeder more than its records do; so those of some milliseconds are taken together. A batch takes far longer.
+/// Pause once everything that was there is fed, if it was little. Small commits come a millisecond apart, and to be woken for each costs
+/// its writer and the feeder more than its records do; so those of some milliseconds are taken together. A batch takes far longer.
 const NAP: Duration = Duration::from_millis(5);
+/// What is little. More is fed while it is warm.
+const NAP_BYTES_MAX: usize = 256 << 10;
 /// Wait before a new life after a failure, so that a lasting one does not open lanes by the thousand.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// Events of the uploader that may wait: each stands for one batch, and handling one takes microseconds.
@@ -235,7 +237,8 @@ impl Feeding {
     }
 
     async fn feed(&self, way: &mut Way, readers: &mut [CommitReader]) -> Result<End, PipelineError> {
-        let mut was_idle = true;
+        // Since it paused, if anything was.
+        let mut fed_bytes: Option<usize> = None;
         loop {
             self.health.feeder_turned();
             if self.stopped.started() {
@@ -249,14 +252,21 @@ impl Feeding {
             }
             let mut idle = true;
             for reader in readers.iter_mut() {
-                idle &= !self.feed_next(way, reader, Duration::ZERO).await?;
+                if let Some(bytes) = self.feed_next(way, reader, Duration::ZERO).await? {
+                    fed_bytes = Some(fed_bytes.unwrap_or(0) + bytes);
+                    idle = false;
+                }
             }
             match readers.first_mut() {
-                Some(first) if idle && was_idle => idle &= !self.feed_next(way, first, LOOK).await?,
-                _ if idle => tokio::time::sleep(NAP).await,
-                _ => {}
+                _ if !idle => {}
+                Some(first) if fed_bytes.is_none_or(|bytes| bytes > NAP_BYTES_MAX) => {
+                    fed_bytes = self.feed_next(way, first, LOOK).await?;
+                }
+                _ => {
+                    tokio::time::sleep(NAP).await;
+                    fed_bytes = None;
+                }
             }
-            was_idle = idle;
             way.pipeline.poll(self.clock.monotonic())?;
             for (disk, point) in way.pipeline.take_damaged() {
                 self.break_off(&disk, point, "it changed in memory after it was journaled");
@@ -265,24 +275,29 @@ impl Feeding {
         }
     }
 
-    /// Feeds the next commit of one shard; returns whether there was one.
-    async fn feed_next(&self, way: &mut Way, reader: &mut CommitReader, wait: Duration) -> Result<bool, PipelineError> {
+    /// Feeds the next commit of one shard; returns the bytes of its records, if there was one.
+    async fn feed_next(
+        &self,
+        way: &mut Way,
+        reader: &mut CommitReader,
+        wait: Duration,
+    ) -> Result<Option<usize>, PipelineError> {
         let next = if wait.is_zero() { reader.try_next() } else { reader.next(wait).await };
         match next {
-            Ok(None) => Ok(false),
-            Ok(Some(commit)) => self.push_commit(way, &commit).await.map(|()| true),
+            Ok(None) => Ok(None),
+            Ok(Some(commit)) => self.push_commit(way, &commit).await.map(Some),
             Err(ReadError::Damaged(damage)) => {
                 self.note_damage(&damage);
-                Ok(true)
+                Ok(Some(0))
             }
             Err(ReadError::Closed) => {
                 tokio::time::sleep(wait).await;
-                Ok(false)
+                Ok(None)
             }
             Err(error @ ReadError::Io { .. }) => {
                 tracing::error!(error = chain_text(&error), "the journal cannot be read; trying again");
                 tokio::time::sleep(LOOK).await;
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -297,8 +312,10 @@ impl Feeding {
         Ok(())
     }
 
-    async fn push_commit(&self, way: &mut Way, commit: &Commit) -> Result<(), PipelineError> {
+    async fn push_commit(&self, way: &mut Way, commit: &Commit) -> Result<usize, PipelineError> {
+        let mut record_bytes = 0;
         for (number, entry) in commit.entries.iter().enumerate() {
+            record_bytes += entry.head.record_bytes();
             // A run that is gone was forked away: its records count no more.
             let Some(run) = self.disks.run(&entry.disk, entry.head.epoch) else { continue };
             if entry.head.seq.0 <= run.vaulted.get() {
@@ -314,7 +331,7 @@ impl Feeding {
                 }
             }
         }
-        Ok(())
+        Ok(record_bytes)
     }
 
     fn break_off(&self, disk: &DiskId, point: PointId, error: &str) {

@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use jiff::fmt::rfc2822;
 use object_store::client::{
     ClientOptions, HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    SpawnedReqwestConnector,
 };
+use tokio::runtime::Handle;
 
 use crate::flow::{Clock, SystemClock};
 use crate::telemetry::names;
@@ -21,7 +23,18 @@ const APART_MICROS: u64 = 5_000_000;
 
 /// Makes the clients of a store; each of their answers is looked at.
 #[derive(Debug, Clone, Default)]
-pub(super) struct DatedConnector(Arc<Told>);
+pub(super) struct DatedConnector {
+    told: Arc<Told>,
+    /// Where requests run, and with them the connections that they open and leave to the next ones; none for whoever asks.
+    runtime: Option<Handle>,
+}
+
+impl DatedConnector {
+    /// Its requests run on `runtime`, or on that of whoever asks.
+    pub(super) fn on(runtime: Option<&Handle>) -> Self {
+        Self { told: Arc::default(), runtime: runtime.cloned() }
+    }
+}
 
 /// Whether the clocks were apart when they were last compared.
 #[derive(Debug, Default)]
@@ -29,8 +42,11 @@ struct Told(AtomicBool);
 
 impl HttpConnector for DatedConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Dated { inner, clock: SystemClock::new(), told: Arc::clone(&self.0) }))
+        let inner = match &self.runtime {
+            Some(runtime) => SpawnedReqwestConnector::new(runtime.clone()).connect(options)?,
+            None => ReqwestConnector::default().connect(options)?,
+        };
+        Ok(HttpClient::new(Dated { inner, clock: SystemClock::new(), told: Arc::clone(&self.told) }))
     }
 }
 

@@ -21,6 +21,7 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, RetryConfig};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::credential::{Credential, Secret, Variables};
 use super::fault::BlobError;
@@ -107,13 +108,27 @@ pub(crate) enum Location {
 /// # Errors
 /// [`StoreError`] for a malformed URL, a missing directory or an unusable credential.
 pub fn open_store(url: &str) -> Result<VaultStore, StoreError> {
+    open(url, None)
+}
+
+/// As [`open_store`]; requests to a remote store run on `runtime`, whoever makes them. A connection is driven where its first
+/// request ran, so without this the uploads of one runtime are sent, and encrypted, by another one that had asked something
+/// before.
+///
+/// # Errors
+/// As [`open_store`].
+pub fn open_store_on(url: &str, runtime: &Handle) -> Result<VaultStore, StoreError> {
+    open(url, Some(runtime))
+}
+
+fn open(url: &str, runtime: Option<&Handle>) -> Result<VaultStore, StoreError> {
     match parse(url)? {
         Location::File(directory) if !directory.is_dir() => {
             Err(StoreError::NoDirectory { url: url.to_owned(), directory })
         }
         Location::File(directory) => directory_store(url, &directory),
         Location::Memory(name) => Ok(VaultStore::new(memory_store(&name), url)),
-        azure @ Location::Azure { .. } => azure_store(url, azure).map(|(store, _)| store),
+        azure @ Location::Azure { .. } => azure_store(url, azure, runtime).map(|(store, _)| store),
     }
 }
 
@@ -129,7 +144,7 @@ pub async fn create_store(url: &str) -> Result<VaultStore, StoreError> {
         }
         Location::Memory(_) => open_store(url),
         azure @ Location::Azure { .. } => {
-            let (store, client) = azure_store(url, azure)?;
+            let (store, client) = azure_store(url, azure, None)?;
             super::container::create_if_missing(&store, &client).await?;
             Ok(store)
         }
@@ -167,7 +182,11 @@ pub(super) struct AzureClient {
     pub(super) container: String,
 }
 
-fn azure_store(url: &str, location: Location) -> Result<(VaultStore, AzureClient), StoreError> {
+fn azure_store(
+    url: &str,
+    location: Location,
+    runtime: Option<&Handle>,
+) -> Result<(VaultStore, AzureClient), StoreError> {
     let Location::Azure { endpoint, account, container, prefix } = location else {
         return Err(StoreError::Client { url: url.to_owned(), problem: "no Azure URL".into() });
     };
@@ -175,7 +194,7 @@ fn azure_store(url: &str, location: Location) -> Result<(VaultStore, AzureClient
     let credential = Credential::find(&account, &Variables::process())
         .map_err(|problem| StoreError::Credential { url: url.to_owned(), problem })?;
     let options = client_options(&endpoint);
-    let connector = DatedConnector::default();
+    let connector = DatedConnector::on(runtime);
     let http = connector
         .connect(&options)
         .map_err(|error| StoreError::Client { url: url.to_owned(), problem: error.to_string() })?;

@@ -103,7 +103,7 @@ impl Scenario {
             Self::Idle => ("idle", 10_000, 1, Profile::Idle, 600, 1),
             Self::Fleet => ("fleet", 225, 2, Profile::Mixed, 30, 3),
             Self::Fairness => ("fairness", 99, 1, Profile::Oltp8, 20, 3),
-            Self::Backlog => ("backlog", 4, 2, Profile::Files, 60, 1),
+            Self::Backlog => ("backlog", 4, 2, Profile::Files, 40, 3),
             Self::Soak => ("soak", 4, 2, Profile::Files, 3600, 1),
             Self::Nbd => ("nbd", 1, 1, Profile::Files, 10, 5),
             Self::Restore => ("restore", 1, 1, Profile::Files, 0, 3),

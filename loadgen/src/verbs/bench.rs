@@ -46,7 +46,7 @@ pub struct Args {
     /// How long half load and 70 % load are kept. 0 s leaves them out.
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10 s", conflicts_with = "scenario")]
     steady: Duration,
-    /// How long each load of the scenario is kept [default: idle 10 min, fleet 30 s, fairness 20 s, backlog 1 min, soak 1 h, nbd 10 s].
+    /// How long each load of the scenario is kept [default: idle 10 min, fleet 30 s, fairness 20 s, backlog 40 s, soak 1 h, nbd 10 s].
     #[arg(long, value_name = "TIME", value_parser = time, requires = "scenario")]
     duration: Option<Duration>,
     #[command(flatten)]

@@ -64,7 +64,7 @@ fn io_uring(facts: &Facts) -> Option<Finding> {
         Finding::warn(
             "io_uring",
             measured,
-            "plain threads are used instead, at more processor time: allow io_uring_setup, io_uring_enter and \
+            "plain calls are used instead, for large writes too: allow io_uring_setup, io_uring_enter and \
              io_uring_register (deploy/container/seccomp.json), and set kernel.io_uring_disabled = 0",
         )
     })

@@ -1,5 +1,6 @@
 //! What this machine allows the journal to do, found out at boot by doing it: a probe file is written and synced in
-//! the journal's own directory, by each way in turn, best first.
+//! the journal's own directory, by each way in turn, best first: once with as many bytes as a ring is given, then small ones,
+//! which are timed.
 
 use std::fmt;
 use std::fs;
@@ -66,6 +67,8 @@ pub enum PreflightError {
 
 const PROBE_NAME: &str = "preflight.tmp";
 const PROBE_ROUNDS: usize = 9;
+/// Of the probe file.
+const PROBE_BYTES: usize = ring::WRITE_BYTES_MIN;
 /// Writes that are timed at most: enough for a 99th percentile.
 pub const TIMED_WRITES_MAX: usize = 100;
 /// On a slow disk fewer are, so that a look at a host stays short.
@@ -114,7 +117,7 @@ fn probe(path: &Path, choice: BackendChoice) -> Result<Preflight, PreflightError
 fn make_probe(path: &Path, direct: bool) -> io::Result<()> {
     let files = plain::StdFiles { direct };
     files.remove(path)?;
-    files.create_zeroed(path, BLOCK_BYTES as u64)
+    files.create_zeroed(path, PROBE_BYTES as u64)
 }
 
 /// On a thread of its own: the ring must not outlive the probe, and its library keeps state per thread.
@@ -126,30 +129,40 @@ fn try_ring(path: &Path, direct: bool) -> io::Result<u64> {
     })
 }
 
-/// Median time of a write with its sync, in microseconds; the content is read back and compared.
+/// Median time of a small write with its sync, in microseconds; what is written is read back and compared.
 async fn measure<D: Disk>(disk: D, path: &Path) -> io::Result<u64> {
     let clock = SystemClock::new();
     let file = disk.open(path)?;
+    let mut buf = write_probe(&file, AlignedBuf::zeroed(PROBE_BYTES), PROBE_BYTES, PROBE_ROUNDS as u8 + 1).await?;
+    buf = read_probe(&file, buf, PROBE_BYTES, PROBE_ROUNDS as u8 + 1).await?;
     let mut times = Vec::new();
-    let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
     for round in 0..PROBE_ROUNDS {
-        buf.fill(round as u8 + 1);
         let start = clock.monotonic();
-        let (written, back) = file.write_at(buf, 0..BLOCK_BYTES, 0).await;
-        buf = back;
-        if written? != BLOCK_BYTES {
-            return Err(io::Error::from(io::ErrorKind::WriteZero));
-        }
-        file.sync_data().await?;
+        buf = write_probe(&file, buf, BLOCK_BYTES, round as u8 + 1).await?;
         times.push((clock.monotonic() - start).as_micros() as u64);
     }
-    buf.fill(0);
-    let (read, buf) = file.read_at(buf, 0..BLOCK_BYTES, 0).await;
-    if read? != BLOCK_BYTES || buf.iter().any(|&byte| usize::from(byte) != PROBE_ROUNDS) {
-        return Err(io::Error::other("the probe did not read back what it wrote"));
-    }
+    read_probe(&file, buf, BLOCK_BYTES, PROBE_ROUNDS as u8).await?;
     times.sort_unstable();
     Ok(times[times.len() / 2])
+}
+
+async fn write_probe<F: DiskFile>(file: &F, mut buf: AlignedBuf, bytes: usize, fill: u8) -> io::Result<AlignedBuf> {
+    buf[..bytes].fill(fill);
+    let (written, buf) = file.write_at(buf, 0..bytes, 0).await;
+    if written? != bytes {
+        return Err(io::Error::from(io::ErrorKind::WriteZero));
+    }
+    file.sync_data().await?;
+    Ok(buf)
+}
+
+async fn read_probe<F: DiskFile>(file: &F, mut buf: AlignedBuf, bytes: usize, fill: u8) -> io::Result<AlignedBuf> {
+    buf.fill(0);
+    let (read, buf) = file.read_at(buf, 0..bytes, 0).await;
+    if read? != bytes || buf[..bytes].iter().any(|&byte| byte != fill) {
+        return Err(io::Error::other("the probe did not read back what it wrote"));
+    }
+    Ok(buf)
 }
 
 /// Times of writes of `bytes` with their sync in `dir`, in microseconds, the shortest first: by the backend that `found` names.

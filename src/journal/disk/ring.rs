@@ -22,10 +22,10 @@ use tokio_uring::buf::BoundedBuf;
 
 use super::{AlignedBuf, Disk, DiskFile};
 
-/// Operations in flight are two at most (a write or a sync, and a file being closed); the rest is slack.
+/// One operation is in flight at a time; the rest is slack.
 const RING_ENTRIES: u32 = 32;
-/// Writes of fewer bytes are plain calls: that many reach a disk in less time than waking a thread for their end takes.
-const RING_WRITE_BYTES_MIN: usize = 128 << 10;
+/// Writes of fewer bytes are plain calls: at the rates at which they come, what a completion costs the processor shows.
+pub(super) const WRITE_BYTES_MIN: usize = 128 << 10;
 
 /// The shard's disk by io_uring.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ impl DiskFile for RingFile {
         range: Range<usize>,
         offset_bytes: u64,
     ) -> (io::Result<usize>, AlignedBuf) {
-        if range.len() < RING_WRITE_BYTES_MIN {
+        if range.len() < WRITE_BYTES_MIN {
             return (self.plain.write_at(&buf[range], offset_bytes), buf);
         }
         let (bytes, window) = buf.take_out(&range);
@@ -79,7 +79,7 @@ impl DiskFile for RingFile {
     }
 
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> {
-        std::future::ready(self.plain.sync_data())
+        std::future::ready(super::std::sync_once(&self.plain))
     }
 }
 

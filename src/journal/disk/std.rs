@@ -49,6 +49,11 @@ pub(in crate::journal) fn sync_dir(dir: &Path) -> io::Result<()> {
     fs::File::open(dir)?.sync_all()
 }
 
+/// Makes the data of `file` durable by one call: the standard library's repeats one that a signal broke off, and no sync is repeated here.
+pub(super) fn sync_once(file: &fs::File) -> io::Result<()> {
+    Ok(rustix::fs::fdatasync(file)?)
+}
+
 fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
 }
@@ -160,7 +165,7 @@ impl DiskFile for StdFile {
     }
 
     fn sync_data(&self) -> impl Future<Output = io::Result<()>> {
-        std::future::ready(self.0.sync_data())
+        std::future::ready(sync_once(&self.0))
     }
 }
 

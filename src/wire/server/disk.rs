@@ -42,7 +42,7 @@ use crate::wire::transport::{RecvHalf, SendHalf, Session, StreamEnd};
 
 /// How long the other side has to take the last frame of a stream.
 const LAST_FRAME_PATIENCE: Duration = Duration::from_secs(5);
-/// A disk whose window was a quarter used within this time is given a larger one without being asked.
+/// A disk to which another grant is due within this time is given a larger window than it asked for.
 const BRISK: Duration = Duration::from_millis(250);
 /// Less is not worth giving back.
 const GIVE_BACK_BYTES_MIN: u64 = 64 << 10;
@@ -165,6 +165,7 @@ async fn carry<H: Host>(
         window,
         hold: pace.hold(),
         opens_in: None,
+        waits_along: false,
         fenced,
         must_fork,
         grants: Grants::default(),
@@ -408,6 +409,8 @@ struct Outlet {
     hold: Hold,
     /// How long until the limits of bandwidth let something through.
     opens_in: Option<Duration>,
+    /// What waits for that was due along with an ack, and stays so.
+    waits_along: bool,
     fenced: watch::Receiver<Option<Epoch>>,
     must_fork: watch::Receiver<Option<String>>,
     grants: Grants,
@@ -472,6 +475,7 @@ impl Outlet {
         let window_bytes = self.hold.window(*self.window.borrow_and_update());
         let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
         let ungranted_bytes = wanted_bytes.saturating_sub(self.grants.granted_bytes());
+        let along = std::mem::take(&mut self.waits_along) || along;
         self.opens_in = None;
         if window_bytes == 0 {
             self.hold.release();
@@ -484,6 +488,7 @@ impl Outlet {
         }
         self.opens_in = self.look(taken_bytes, wanted_bytes, along, flow);
         if self.opens_in.is_some() {
+            self.waits_along = along;
             self.lease.withdraw();
             // What was granted before is paid for, and the agent's credit may have lapsed: it is told again out of turn.
             let answered = wanted_bytes > 0 && ungranted_bytes == 0;
@@ -496,7 +501,11 @@ impl Outlet {
                 self.lapse(taken_bytes, flow);
                 self.lease.ask(need_bytes, window_bytes, self.clock.monotonic());
             }
-            return (self.lease.bytes() >= need_bytes).then(|| self.grant(taken_bytes, flow));
+            if self.lease.bytes() < need_bytes {
+                return None;
+            }
+            self.grow_if_brisk(window_bytes);
+            return Some(self.grant(taken_bytes, flow));
         }
         // A question that a grant has answered already: the agent's credit may have lapsed before it was used, and this side
         // cannot know. So it is granted again, which costs a frame where the two crossed on the way.
@@ -509,13 +518,16 @@ impl Outlet {
         if !self.is_due(taken_bytes, along) && (!asked || self.hold.is_limited()) {
             return asked.then(|| self.tell_again(flow));
         }
-        if self.lease.bytes() < window_bytes && !self.lease.is_tight() {
-            let now = self.clock.monotonic();
-            if now < self.granted_at + BRISK {
-                self.lease.grow(window_bytes, now);
-            }
-        }
+        self.grow_if_brisk(window_bytes);
         Some(self.grant(taken_bytes, flow))
+    }
+
+    /// Leases the whole window where the last grant did not last for long.
+    fn grow_if_brisk(&mut self, window_bytes: u64) {
+        let now = self.clock.monotonic();
+        if self.lease.bytes() < window_bytes && !self.lease.is_tight() && now < self.granted_at + BRISK {
+            self.lease.grow(window_bytes, now);
+        }
     }
 
     /// How long the limits of bandwidth hold back a grant that is due, if one is.
@@ -579,21 +591,25 @@ impl Outlet {
         blamed.then(|| DiskRefusal::refused(Code::Busy, text).into())
     }
 
-    /// Writes messages in one go, so that they share a datagram. An agent that does not read them keeps no memory by that.
-    async fn write(&mut self, send: &mut SendHalf, messages: &mut [Bytes], flow: &Flow) -> Result<(), End> {
+    /// Writes messages in one go, so that they share a datagram. An agent that does not read them keeps no memory by that. Whether
+    /// something was given up meanwhile of what the last look decided: then it is to be looked at anew.
+    async fn write(&mut self, send: &mut SendHalf, messages: &mut [Bytes], flow: &Flow) -> Result<bool, End> {
         let written = send.write_all(messages);
         tokio::pin!(written);
+        let mut gave_up = false;
         loop {
             tokio::select! {
                 biased;
-                written = &mut written => return written.map_err(|_| End::Quiet),
-                () = self.lease.told() => if let Some(end) = self.give_way(flow) {
-                    return Err(end);
+                written = &mut written => return written.map(|()| gave_up).map_err(|_| End::Quiet),
+                () = self.lease.told() => match self.give_way(flow) {
+                    Some(end) => return Err(end),
+                    None => gave_up = true,
                 },
                 // Its turn comes while it cannot go: it takes its place again when it can.
                 () = self.hold.opens(self.opens_in), if self.opens_in.is_some() => {
                     self.hold.step_aside();
                     self.opens_in = None;
+                    gave_up = true;
                 }
             }
         }
@@ -609,17 +625,21 @@ impl Outlet {
         loop {
             let taken_bytes = flow.taken_bytes.get();
             let ack = self.ack();
-            let acked = (ack != self.sent).then(|| Message::Ack(ack));
+            let acked = (ack != self.sent).then_some(Message::Ack(ack));
             let credit = self.due(taken_bytes, acked.is_some(), flow);
             let credit = credit.map(|granted_bytes| Message::Credit(Credit { granted_bytes }));
             let mut messages: Vec<Bytes> = acked.iter().chain(&credit).map(Message::encode).collect();
             if !messages.is_empty() {
-                if let Err(end) = self.write(send, &mut messages, flow).await {
-                    return end;
-                }
+                let gave_up = match self.write(send, &mut messages, flow).await {
+                    Ok(gave_up) => gave_up,
+                    Err(end) => return end,
+                };
                 acks[0].increment(u64::from(ack.journaled != self.sent.journaled));
                 acks[1].increment(u64::from(ack.vaulted != self.sent.vaulted));
                 self.sent = ack;
+                if gave_up {
+                    continue;
+                }
             }
             self.waits.set_for(self.waits_for(flow));
             let newest = *self.fenced.borrow_and_update();
