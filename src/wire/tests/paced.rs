@@ -4,7 +4,7 @@ use super::streams::open_raw;
 use super::support::*;
 use crate::flow::{BURST, Clock as _, Limiter, Pace, Rate, SystemClock};
 use crate::wire::messages::{Ask, Credit, Message};
-use crate::wire::stream::write_message;
+use crate::wire::stream::{FrameReader, write_message};
 use crate::wire::*;
 
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 over_both! {
     streams_that_open_at_once_bring_no_more_than_the_limit_lets_through,
     what_is_paid_for_is_told_again_while_others_wait_for_their_turn,
+    credit_that_was_due_with_an_ack_comes_in_its_turn_without_being_asked_for,
     records_that_waited_for_memory_come_no_faster_than_the_limit_lets_them,
 }
 
@@ -107,6 +108,65 @@ async fn what_is_paid_for_is_told_again_while_others_wait_for_their_turn() {
     sleep(CREDIT_LAPSE).await;
     let again = ask().await;
     assert_eq!(again, Message::Credit(Credit { granted_bytes }), "the same, for which it has paid");
+    drop(sending);
+}
+
+/// Puts the limit into a debt of two seconds, by a record of the disk `heavy`.
+async fn indebt(server: &TestServer, pki: &Pki, host: &MemoryHost) -> JoinSet<()> {
+    let heavy = Arc::new(connect(server, &pki.agent("a2", &["heavy"])).await);
+    let sending = send_one_each(&heavy, &["heavy"], 1 << 20);
+    while host.disk("heavy").records.lock().is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    sending
+}
+
+/// The next credit that the gateway tells of.
+async fn next_credit(reader: &mut FrameReader) -> u64 {
+    loop {
+        let message = timeout(Duration::from_secs(10), reader.next_message()).await.expect("credit in time");
+        if let Message::Credit(Credit { granted_bytes }) = message.expect("a frame") {
+            return granted_bytes;
+        }
+    }
+}
+
+async fn credit_that_was_due_with_an_ack_comes_in_its_turn_without_being_asked_for() {
+    let (pki, host) = (Pki::new(), paced(&["light", "heavy"], 512 << 10, Semaphore::MAX_PERMITS));
+    let server = start(&pki.gateway(), &host, 0);
+    let raw = Raw::connect(&server.addr, &pki.agent("a1", &["light"])).await;
+    let _control = raw.hello("a1").await;
+    let (mut send, mut reader, opened) = open_raw(&raw, fork("light")).await;
+    let record = record_frame(&body(&Source::new(&opened).record(8 << 10)));
+    write_message(&mut send, &Message::Ask(Ask { wanted_bytes: 9 << 10 })).await.expect("sent");
+    let first = next_credit(&mut reader).await;
+    let sending = indebt(&server, &pki, &host).await;
+    // Half of the base: little enough to wait for the turn, and none asks.
+    send.write(record).await.expect("sent");
+    assert!(next_credit(&mut reader).await > first);
+    drop(sending);
+}
+
+/// Over QUIC, where a window of some bytes holds back an ack.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_passed_while_an_ack_could_not_go_comes_again() {
+    const WANTED: u64 = 40 << 10;
+    let (pki, host) = (Pki::new(), paced(&["light", "heavy"], 512 << 10, Semaphore::MAX_PERMITS));
+    let server = start(&pki.gateway(), &host, 0);
+    // One ack of 32 bytes fits, and no second one.
+    let tuning = Tuning { stream_window_bytes: 48, ..Tuning::default() };
+    let raw = Raw::connect_over(&server.addr, &pki.agent("a1", &["light"]), &tuning, &Net::system()).await;
+    let _control = raw.hello("a1").await;
+    let (mut send, mut reader, _) = open_raw(&raw, fork("light")).await;
+    let sending = indebt(&server, &pki, &host).await;
+    let moment = || sleep(Duration::from_millis(200));
+    host.disk("light").journaled.advance(1);
+    moment().await;
+    write_message(&mut send, &Message::Ask(Ask { wanted_bytes: WANTED })).await.expect("sent");
+    moment().await;
+    host.disk("light").journaled.advance(2);
+    sleep(Duration::from_secs(4)).await;
+    assert!(next_credit(&mut reader).await >= WANTED, "after both acks");
     drop(sending);
 }
 
