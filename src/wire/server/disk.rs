@@ -504,7 +504,10 @@ impl Outlet {
             if self.lease.bytes() < need_bytes {
                 return None;
             }
-            self.grow_if_brisk(window_bytes);
+            // Under a limit it gets what it has waited for.
+            if !self.hold.is_limited() {
+                self.grow_if_brisk(window_bytes);
+            }
             return Some(self.grant(taken_bytes, flow));
         }
         // A question that a grant has answered already: the agent's credit may have lapsed before it was used, and this side

@@ -143,7 +143,8 @@ async fn credit_that_was_due_with_an_ack_comes_in_its_turn_without_being_asked_f
     let sending = indebt(&server, &pki, &host).await;
     // Half of the base: little enough to wait for the turn, and none asks.
     send.write(record).await.expect("sent");
-    assert!(next_credit(&mut reader).await > first);
+    // The first may be told once more before.
+    while next_credit(&mut reader).await <= first {}
     drop(sending);
 }
 
