@@ -22,7 +22,7 @@ use crate::types::Micros;
 const APART_MICROS: u64 = 5_000_000;
 
 /// Makes the clients of a store; each of their answers is looked at.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct DatedConnector {
     told: Arc<Told>,
     /// Where requests run, and with them the connections that they open and leave to the next ones; none for whoever asks.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Figure, Report, Scenario, median};
+use super::{Figure, Report, Scenario, gateway_cpu_seconds_per_gib, median};
 use crate::bench::{BenchError, MEMORY_OVER_BYTES_AT_MOST, Plan, Stand, measured};
 use crate::payload::Pool;
 use crate::run::Plan as RunPlan;
@@ -36,19 +36,16 @@ pub(super) async fn measure(
     say("stopping");
     stand.stop().await?;
     let of = |value: &dyn Fn(&Outcome) -> f64| median(runs.iter().map(|(_, run)| value(run)));
-    let used = |run: &Outcome| run.gateway.and_then(|gateway| gateway.used).unwrap_or_default();
     // What is in pieces after one round is there in the next.
-    let peak = runs.iter().map(|(_, run)| used(run).memory_peak_bytes).max().unwrap_or(0) as f64;
+    let peaks = runs.iter().filter_map(|(_, run)| Some(run.gateway?.used?.memory_peak_bytes));
+    let peak = peaks.max().unwrap_or(0) as f64;
     let over = peak - plan.memory_bytes as f64;
     let figures = vec![
         Figure::at_most("memory_over_budget_bytes", over, MEMORY_OVER_BYTES_AT_MOST),
         Figure::new("memory_peak_bytes", peak),
         Figure::new("uplink_bytes_per_second", uplink_bytes_per_second as f64),
         Figure::new("throughput_bytes_per_second", of(&|run| run.throughput_bytes_per_second)),
-        Figure::new(
-            "gateway_cpu_seconds_per_gib",
-            of(&|run| used(run).cpu_seconds * (1_u64 << 30) as f64 / (run.sent_bytes as f64).max(1.0)),
-        ),
+        Figure::new("gateway_cpu_seconds_per_gib", of(&gateway_cpu_seconds_per_gib)),
         Figure::new("vaulted_p99_seconds", of(&|run| run.rpo_seconds.p99)),
     ];
     Ok(Report { scenario: Scenario::Backlog, figures, runs })

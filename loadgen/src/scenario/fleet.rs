@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Figure, Report, Scenario, median, per_second};
+use super::{Figure, Report, Scenario, gateway_cpu_seconds_per_gib, median, per_second};
 use crate::bare::{self, Bare};
 use crate::bench::{BenchError, Plan, Stand, limits, measured};
 use crate::limit::Primitive;
@@ -50,10 +50,6 @@ pub(super) async fn measure(
         let during = run.samples.iter().filter(|sample| sample.seconds <= duration.as_secs_f64());
         per_second(&during.copied().collect::<Vec<_>>(), |sample| sample.gateway_cpu_seconds) / CORES
     };
-    let cpu = |run: &crate::run::outcome::Outcome| {
-        let used = run.gateway.and_then(|gateway| gateway.used).map_or(0.0, |used| used.cpu_seconds);
-        used * (1_u64 << 30) as f64 / (run.sent_bytes as f64).max(1.0)
-    };
     let bare_share = |floor: &bare::Outcome| floor.cpu_seconds / duration.as_secs_f64() / CORES;
     let by_the_byte = |limits: &crate::limit::Limits| {
         let packed = limits.primitives.iter().filter(|one| ["LZ4", "AES-256-GCM", "HTTP upload"].contains(&one.name));
@@ -71,7 +67,7 @@ pub(super) async fn measure(
             "floor_commits_per_second",
             median(floors.iter().map(|(bare, _)| bare.commits as f64 / duration.as_secs_f64())),
         ),
-        Figure::new("gateway_cpu_seconds_per_gib", of(&cpu)),
+        Figure::new("gateway_cpu_seconds_per_gib", of(&gateway_cpu_seconds_per_gib)),
         Figure::new("offered_bytes_per_second", BYTES_PER_SECOND as f64),
         Figure::new("journaled_p99_seconds", of(&|run| run.journaled_ack_seconds.p99)),
         Figure::new("vaulted_p99_seconds", of(&|run| run.rpo_seconds.p99)),

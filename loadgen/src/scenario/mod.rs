@@ -275,6 +275,12 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     crate::bench::Spread::of(values).median
 }
 
+/// Processor time of the gateway during a run per GiB of its payload; zero if it is not known.
+fn gateway_cpu_seconds_per_gib(run: &Outcome) -> f64 {
+    let used = run.gateway.and_then(|gateway| gateway.used).unwrap_or_default();
+    used.cpu_seconds * (1_u64 << 30) as f64 / (run.sent_bytes as f64).max(1.0)
+}
+
 /// Growth per second of a sum from the first sample that knows it to the last one; zero if fewer than two do.
 fn per_second(samples: &[Sample], of: impl Fn(&Sample) -> Option<f64>) -> f64 {
     let mut known = samples.iter().filter_map(|sample| Some((sample.seconds, of(sample)?)));

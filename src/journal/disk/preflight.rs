@@ -133,12 +133,15 @@ fn try_ring(path: &Path, direct: bool) -> io::Result<u64> {
 async fn measure<D: Disk>(disk: D, path: &Path) -> io::Result<u64> {
     let clock = SystemClock::new();
     let file = disk.open(path)?;
-    let mut buf = write_probe(&file, AlignedBuf::zeroed(PROBE_BYTES), PROBE_BYTES, PROBE_ROUNDS as u8 + 1).await?;
+    let mut buf = AlignedBuf::zeroed(PROBE_BYTES);
+    buf.fill(PROBE_ROUNDS as u8 + 1);
+    buf = write_synced(&file, buf, PROBE_BYTES, 0).await?;
     buf = read_probe(&file, buf, PROBE_BYTES, PROBE_ROUNDS as u8 + 1).await?;
     let mut times = Vec::new();
     for round in 0..PROBE_ROUNDS {
+        buf[..BLOCK_BYTES].fill(round as u8 + 1);
         let start = clock.monotonic();
-        buf = write_probe(&file, buf, BLOCK_BYTES, round as u8 + 1).await?;
+        buf = write_synced(&file, buf, BLOCK_BYTES, 0).await?;
         times.push((clock.monotonic() - start).as_micros() as u64);
     }
     read_probe(&file, buf, BLOCK_BYTES, PROBE_ROUNDS as u8).await?;
@@ -146,9 +149,14 @@ async fn measure<D: Disk>(disk: D, path: &Path) -> io::Result<u64> {
     Ok(times[times.len() / 2])
 }
 
-async fn write_probe<F: DiskFile>(file: &F, mut buf: AlignedBuf, bytes: usize, fill: u8) -> io::Result<AlignedBuf> {
-    buf[..bytes].fill(fill);
-    let (written, buf) = file.write_at(buf, 0..bytes, 0).await;
+/// Writes the first `bytes` of `buf` at `offset_bytes` and syncs: what a commit does.
+async fn write_synced<F: DiskFile>(
+    file: &F,
+    buf: AlignedBuf,
+    bytes: usize,
+    offset_bytes: u64,
+) -> io::Result<AlignedBuf> {
+    let (written, buf) = file.write_at(buf, 0..bytes, offset_bytes).await;
     if written? != bytes {
         return Err(io::Error::from(io::ErrorKind::WriteZero));
     }
@@ -197,12 +205,7 @@ async fn timed<D: Disk>(disk: D, path: &Path, bytes: usize) -> io::Result<Vec<u6
         buf.fill(times.len() as u8 + 1);
         let start = clock.monotonic();
         let at = (times.len() % TIMED_PLACES * bytes) as u64;
-        let (written, back) = file.write_at(buf, 0..bytes, at).await;
-        buf = back;
-        if written? != bytes {
-            return Err(io::Error::from(io::ErrorKind::WriteZero));
-        }
-        file.sync_data().await?;
+        buf = write_synced(&file, buf, bytes, at).await?;
         times.push((clock.monotonic() - start).as_micros() as u64);
     }
     times.sort_unstable();
