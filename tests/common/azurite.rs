@@ -1,10 +1,12 @@
 //! Azurite, the blob service that the tests run against: on a free loopback port, its data in a directory of its own.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use tidegate::cli::quickstart::child::free_port;
 
 const ACCOUNT: &str = "devstoreaccount1";
 /// Looks for the port before giving up: 60 s on a busy machine.
@@ -30,7 +32,7 @@ fn program() -> PathBuf {
 }
 
 fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port")
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(false).expect("a free port")))
 }
 
 impl Azurite {

@@ -1,21 +1,28 @@
 //! The processes that the demonstration starts: their logs, their deaths, and asking them over HTTP how they are.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Range;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::flow::{Clock, SystemClock};
+use crate::flow::{Clock, SystemClock, fill_random};
 
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// Of a log's last line, that much is repeated.
+const LAST_LINE_BYTES_MAX: u64 = 4 << 10;
+/// Ports that are handed out. All are below those that the kernel gives to whoever connects (`ip_local_port_range`): who asked for a free
+/// one listens on it only later, and until then each connection of somebody else might take it.
+const PORTS: Range<u16> = 16_384..32_768;
 /// Few ports of the loopback are taken, so the next is most often free for both.
 const PORT_TRIES_MAX: u32 = 20;
 
@@ -31,12 +38,14 @@ pub enum ChildError {
         source: io::Error,
     },
     /// It ended by itself.
-    #[error("the {what} ended with {status}; its log is {}", log.display())]
+    #[error("the {what} ended with {status}; its log is {} and ends with: {said}", log.display())]
     Ended {
         /// Which process.
         what: &'static str,
         /// How.
         status: ExitStatus,
+        /// The last line of its log.
+        said: String,
         /// Where it says why.
         log: PathBuf,
     },
@@ -175,7 +184,10 @@ impl Child {
     /// [`ChildError::Ended`].
     pub fn check(&mut self) -> Result<(), ChildError> {
         match self.process.try_wait() {
-            Ok(Some(status)) => Err(ChildError::Ended { what: self.what, status, log: self.log.clone() }),
+            Ok(Some(status)) => {
+                let said = last_line(&self.log).unwrap_or_else(|error| format!("(it cannot be read: {error})"));
+                Err(ChildError::Ended { what: self.what, status, said, log: self.log.clone() })
+            }
             _ => Ok(()),
         }
     }
@@ -214,6 +226,17 @@ impl Drop for Child {
     }
 }
 
+/// The last line of a log, of which not much is read.
+fn last_line(log: &Path) -> io::Result<String> {
+    let mut file = File::open(log)?;
+    let begin = file.metadata()?.len().saturating_sub(LAST_LINE_BYTES_MAX);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut tail = Vec::new();
+    file.take(LAST_LINE_BYTES_MAX).read_to_end(&mut tail)?;
+    let tail = String::from_utf8_lossy(&tail);
+    Ok(tail.trim_end().lines().next_back().unwrap_or("(nothing)").to_owned())
+}
+
 /// Looks at `reached` again and again, for at most `patience`; whether it came true.
 pub fn wait_until(patience: Duration, mut reached: impl FnMut() -> bool) -> bool {
     let clock = SystemClock::new();
@@ -233,20 +256,29 @@ pub fn wait_until(patience: Duration, mut reached: impl FnMut() -> bool) -> bool
 /// # Errors
 /// If there is none.
 pub fn free_port(udp: bool) -> io::Result<u16> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    if !udp {
-        return Ok(TcpListener::bind(any)?.local_addr()?.port());
-    }
-    // A gateway listens on the same number for both.
+    static NEXT: OnceLock<AtomicU16> = OnceLock::new();
+    let next = NEXT.get_or_init(|| AtomicU16::new(random_start()));
     let mut tries = 0;
     loop {
-        let address = std::net::UdpSocket::bind(any)?.local_addr()?;
-        match TcpListener::bind(address) {
+        // No port twice in this process until all were handed out.
+        let port = PORTS.start + next.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u16;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let listener = TcpListener::bind(address);
+        // A gateway listens on the same number for both.
+        let both = listener.and_then(|_tcp| if udp { UdpSocket::bind(address).map(drop) } else { Ok(()) });
+        match both {
+            Ok(()) => return Ok(port),
             Err(error) if tries == PORT_TRIES_MAX => return Err(error),
             Err(_) => tries += 1,
-            Ok(_) => return Ok(address.port()),
         }
     }
+}
+
+/// Another one in each process, so that several at a time seldom meet.
+fn random_start() -> u16 {
+    let mut bytes = [0; 2];
+    // Without entropy they all begin at the first one, which is then taken or free as any other.
+    fill_random(&mut bytes).map_or(0, |()| u16::from_le_bytes(bytes))
 }
 
 /// A plain HTTP GET: status and body.
@@ -289,7 +321,7 @@ mod tests {
         let mut child = shell("echo why; exit 7", folder.path());
         let error = child.wait_for("ready", Duration::from_secs(20), || false).unwrap_err();
         assert!(matches!(&error, ChildError::Ended { status, .. } if status.code() == Some(7)), "{error}");
-        assert!(error.to_string().contains("log"));
+        assert!(error.to_string().ends_with("log and ends with: why"), "{error}");
         assert_eq!(std::fs::read_to_string(child.log()).unwrap(), "why\n");
     }
 

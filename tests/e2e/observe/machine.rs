@@ -50,7 +50,6 @@ fn files_that_are_refused_more_disks_than_a_gateway_wants_and_an_agent_that_is_g
 }
 
 #[test]
-#[ignore = "the processors are not exhausted any more by this load: tests/observe"]
 fn a_gateway_that_is_too_small_for_what_comes() {
     let _turn = turn();
     let (store, url) = sink("small");
@@ -60,7 +59,7 @@ fn a_gateway_that_is_too_small_for_what_comes() {
     let setting = Setting { vault: Some(url), gateway, ..Setting::default() };
     let (mut scene, prometheus) = watched(setting, None, &["disk1"], 4 * DISK_BYTES);
     prometheus.wait_quiet(&mut scene, &MEMORY);
-    let load = prometheus.cause(&mut scene, &PROCESSORS, |scene| scene.load("disk1", 57, 32));
+    let load = prometheus.cause(&mut scene, &PROCESSORS, |scene| scene.load("disk1", 57, 96));
     // What cannot go to the vault fills all that it may hold.
     store.set(Weather { away: true, ..Weather::default() });
     prometheus.wait_firing(&mut scene, &MEMORY);
