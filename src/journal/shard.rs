@@ -177,12 +177,15 @@ pub struct ShardParts {
     pub ledger: Ledger,
 }
 
-/// Unused buffers that a shard keeps: one open, one being written, one with a reader.
-const BUFFERS_KEPT: usize = 4;
+/// Buffers that a shard has in turn beside those of which readers keep records: one open, one being written, two for a reader.
+const BUFFERS_IN_TURN: usize = 4;
 
 impl Shard {
     pub fn new(parts: ShardParts) -> Self {
-        let pool = BufPool::new(parts.sizes.commit_bytes, BUFFERS_KEPT);
+        // Those of which records were kept come back several at a time, and are needed again: a fresh one costs a millisecond for its
+        // pages and for clearing them.
+        let free_max = BUFFERS_IN_TURN + parts.sizes.pinned_bytes / parts.sizes.commit_bytes;
+        let pool = BufPool::new(parts.sizes.commit_bytes, free_max);
         let open = Open { batch: Batch::new(&pool), closing: false, failed: None };
         let book = Book { ledger: parts.ledger, ..Book::default() };
         let shard = Self {
@@ -272,24 +275,26 @@ impl Shard {
         Ok(true)
     }
 
-    /// What the writer should do next; takes the open commit if there is something in it.
+    /// What the writer should do next; takes the open commit if there is something in it. For the writer alone.
     pub fn next_work(&self) -> Work {
-        let mut open = self.open.lock();
-        if !open.batch.commit.is_empty() {
-            let batch = std::mem::replace(&mut open.batch, Batch::new(&self.pool));
+        let open = self.open.lock();
+        if open.batch.commit.is_empty() {
+            let closing = open.closing;
             drop(open);
-            self.room.notify_waiters();
-            return Work::Batch(batch);
+            return if closing {
+                Work::Close
+            } else if self.book.lock().ledger.has_releasing() {
+                Work::Marks
+            } else {
+                Work::Idle
+            };
         }
-        let closing = open.closing;
         drop(open);
-        if closing {
-            Work::Close
-        } else if self.book.lock().ledger.has_releasing() {
-            Work::Marks
-        } else {
-            Work::Idle
-        }
+        // Without the lock, for which every append waits: it may have to be made. Meanwhile nobody else takes the open commit.
+        let fresh = Batch::new(&self.pool);
+        let batch = std::mem::replace(&mut self.open.lock().batch, fresh);
+        self.room.notify_waiters();
+        Work::Batch(batch)
     }
 
     /// Whether [`Self::close`] was called.
@@ -364,9 +369,7 @@ impl Shard {
         if commit_bytes > buf.len() / 16 {
             return Arc::new(CommitBody::new(buf));
         }
-        let mut small = AlignedBuf::zeroed(commit_bytes);
-        small.copy_from_slice(&buf[..commit_bytes]);
-        Arc::new(CommitBody::new(small))
+        Arc::new(CommitBody::new(AlignedBuf::copy_of(&buf[..commit_bytes])))
     }
 
     fn release(&self, freed: Vec<Freed>) {

@@ -48,6 +48,19 @@ impl AlignedBuf {
         Self { bytes, start, len, pool: Weak::new() }
     }
 
+    /// A copy of `content`, with zeroes behind it up to a whole block.
+    #[must_use]
+    pub fn copy_of(content: &[u8]) -> Self {
+        let len = content.len().next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES);
+        let mut bytes: Vec<u8> = Vec::with_capacity(len + BLOCK_BYTES);
+        let start = bytes.as_ptr().align_offset(BLOCK_BYTES);
+        assert!(start < BLOCK_BYTES, "a byte pointer can always be aligned");
+        bytes.resize(start, 0);
+        bytes.extend_from_slice(content);
+        bytes.resize(start + len, 0);
+        Self { bytes, start, len, pool: Weak::new() }
+    }
+
     /// No buffer: what stands where one was lent out.
     #[must_use]
     pub const fn none() -> Self {
@@ -199,6 +212,16 @@ mod tests {
             }
             drop(held);
             assert_eq!(pool.0.free.lock().len(), 2, "the pool keeps no more than it should");
+        }
+    }
+
+    #[test]
+    fn a_copy_is_aligned_and_padded_with_zeroes() {
+        for len in [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 10 * BLOCK_BYTES] {
+            let copy = AlignedBuf::copy_of(&vec![7; len]);
+            assert_eq!(copy.as_ptr().align_offset(BLOCK_BYTES), 0);
+            assert_eq!(copy.len(), len.max(1).next_multiple_of(BLOCK_BYTES));
+            assert!(copy[..len].iter().all(|&byte| byte == 7) && copy[len..].iter().all(|&byte| byte == 0));
         }
     }
 
