@@ -165,7 +165,7 @@ async fn carry<H: Host>(
         window,
         hold: pace.hold(),
         opens_in: None,
-        waits_along: false,
+        along: false,
         fenced,
         must_fork,
         grants: Grants::default(),
@@ -409,8 +409,8 @@ struct Outlet {
     hold: Hold,
     /// How long until the limits of bandwidth let something through.
     opens_in: Option<Duration>,
-    /// What waits for that was due along with an ack, and stays so.
-    waits_along: bool,
+    /// What is looked at goes along with an ack, or did when the limits first held it back: then it is due sooner.
+    along: bool,
     fenced: watch::Receiver<Option<Epoch>>,
     must_fork: watch::Receiver<Option<String>>,
     grants: Grants,
@@ -457,10 +457,15 @@ impl Outlet {
         flow.note(&self.grants);
     }
 
-    /// The grant that is due, if one is and it is its turn; `along` with an ack it is due sooner.
+    /// The grant that is due, by itself or `along` with an ack, if one is and it is its turn.
     fn due(&mut self, taken_bytes: u64, along: bool, flow: &Flow) -> Option<u64> {
-        let granted = self.decide(taken_bytes, along, flow);
-        if granted.is_none() && self.opens_in.is_none() {
+        self.along |= along;
+        let granted = self.decide(taken_bytes, flow);
+        if self.opens_in.is_some() {
+            return granted;
+        }
+        self.along = false;
+        if granted.is_none() {
             // It does not go: nobody is to wait for it.
             match self.lease.waits() {
                 true => self.hold.step_aside(),
@@ -471,11 +476,10 @@ impl Outlet {
     }
 
     /// What is to be granted now: see [`super::memory`].
-    fn decide(&mut self, taken_bytes: u64, along: bool, flow: &Flow) -> Option<u64> {
+    fn decide(&mut self, taken_bytes: u64, flow: &Flow) -> Option<u64> {
         let window_bytes = self.hold.window(*self.window.borrow_and_update());
         let wanted_bytes = flow.wanted_bytes.load(Ordering::Acquire);
         let ungranted_bytes = wanted_bytes.saturating_sub(self.grants.granted_bytes());
-        let along = std::mem::take(&mut self.waits_along) || along;
         self.opens_in = None;
         if window_bytes == 0 {
             self.hold.release();
@@ -486,9 +490,8 @@ impl Outlet {
         if ungranted_bytes > 0 && self.lease.waits() {
             return None;
         }
-        self.opens_in = self.look(taken_bytes, wanted_bytes, along, flow);
+        self.opens_in = self.look(taken_bytes, wanted_bytes, flow);
         if self.opens_in.is_some() {
-            self.waits_along = along;
             self.lease.withdraw();
             // What was granted before is paid for, and the agent's credit may have lapsed: it is told again out of turn.
             let answered = wanted_bytes > 0 && ungranted_bytes == 0;
@@ -518,7 +521,7 @@ impl Outlet {
         if self.lease.bytes() >= kept_bytes + GIVE_BACK_BYTES_MIN {
             self.lease.shrink_to(kept_bytes);
         }
-        if !self.is_due(taken_bytes, along) && (!asked || self.hold.is_limited()) {
+        if !self.is_due(taken_bytes) && (!asked || self.hold.is_limited()) {
             return asked.then(|| self.tell_again(flow));
         }
         self.grow_if_brisk(window_bytes);
@@ -534,13 +537,13 @@ impl Outlet {
     }
 
     /// How long the limits of bandwidth hold back a grant that is due, if one is.
-    fn look(&mut self, taken_bytes: u64, wanted_bytes: u64, along: bool, flow: &Flow) -> Option<Duration> {
+    fn look(&mut self, taken_bytes: u64, wanted_bytes: u64, flow: &Flow) -> Option<Duration> {
         let (granted_bytes, lease_bytes) = (self.grants.granted_bytes(), self.lease.bytes());
         let ungranted_bytes = wanted_bytes.saturating_sub(granted_bytes);
         // A record that has begun and whose credit has lapsed since holds memory, and is let through. One that has begun on
         // credit that still counts needs nothing: over a network there is nearly always one.
         let let_through = flow.signs.begun.load(Ordering::Relaxed) && ungranted_bytes > 0;
-        if let_through || ungranted_bytes == 0 && !self.is_due(taken_bytes, along) {
+        if let_through || ungranted_bytes == 0 && !self.is_due(taken_bytes) {
             self.hold.release();
             return None;
         }
@@ -549,9 +552,9 @@ impl Outlet {
     }
 
     /// Whether a grant is due that nobody asked for. Under a limit a stream's first credit is what it asks for.
-    fn is_due(&self, taken_bytes: u64, along: bool) -> bool {
+    fn is_due(&self, taken_bytes: u64) -> bool {
         let has_begun = self.grants.granted_bytes() > 0 || !self.hold.is_limited();
-        has_begun && self.grants.is_due(taken_bytes, self.lease.bytes(), along)
+        has_begun && self.grants.is_due(taken_bytes, self.lease.bytes(), self.along)
     }
 
     /// Grants what is granted once more, which costs nothing.
