@@ -26,6 +26,30 @@ fn no_journaled_ack_leaves_before_its_sync_completed() {
     });
 }
 
+/// Made anew, each costs the writer a millisecond for its pages.
+#[test]
+fn buffers_whose_records_were_kept_together_are_used_again() {
+    let disk = SimDisk::new(1);
+    let (journal, _) = open(&disk, &JournalConfig { cache_bytes: 512 << 10, ..small(1, 8) });
+    runtime().block_on(async {
+        let (mut source, mut reader) = (Source::new("a"), journal.reader(0));
+        let mut kept = Vec::new();
+        for number in 0..11 {
+            source.send(&journal, 8000).await;
+            source.settled().await;
+            let commit = reader.next(Duration::from_secs(30)).await.expect("a sound journal").expect("a commit");
+            assert!(commit.may_keep);
+            // A reader finds the first one on the disk.
+            if number > 0 {
+                kept.push(commit);
+            }
+        }
+        drop(kept);
+        let unused = journal.engine.shards[0].pool.unused();
+        assert!(unused >= 10, "of 10 that came back {unused} are there for the next commits");
+    });
+}
+
 #[test]
 fn records_come_back_as_they_were_sent_from_memory_and_from_disk() {
     let disk = SimDisk::new(2);
