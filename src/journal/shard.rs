@@ -278,23 +278,21 @@ impl Shard {
     /// What the writer should do next; takes the open commit if there is something in it. For the writer alone.
     pub fn next_work(&self) -> Work {
         let open = self.open.lock();
-        if open.batch.commit.is_empty() {
-            let closing = open.closing;
-            drop(open);
-            return if closing {
-                Work::Close
-            } else if self.book.lock().ledger.has_releasing() {
-                Work::Marks
-            } else {
-                Work::Idle
-            };
-        }
+        let (is_empty, closing) = (open.batch.commit.is_empty(), open.closing);
         drop(open);
-        // Without the lock, for which every append waits: it may have to be made. Meanwhile nobody else takes the open commit.
-        let fresh = Batch::new(&self.pool);
-        let batch = std::mem::replace(&mut self.open.lock().batch, fresh);
-        self.room.notify_waiters();
-        Work::Batch(batch)
+        if !is_empty {
+            // Without the lock, for which every append waits: it may have to be made. Meanwhile nobody else takes the open commit.
+            let fresh = Batch::new(&self.pool);
+            let batch = std::mem::replace(&mut self.open.lock().batch, fresh);
+            self.room.notify_waiters();
+            Work::Batch(batch)
+        } else if closing {
+            Work::Close
+        } else if self.book.lock().ledger.has_releasing() {
+            Work::Marks
+        } else {
+            Work::Idle
+        }
     }
 
     /// Whether [`Self::close`] was called.

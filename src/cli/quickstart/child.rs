@@ -1,7 +1,7 @@
 //! The processes that the demonstration starts: their logs, their deaths, and asking them over HTTP how they are.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::Range;
 use std::os::unix::process::CommandExt as _;
@@ -14,12 +14,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::bundle::collect::log_file;
 use crate::flow::{Clock, SystemClock, fill_random};
 
 /// How often something awaited is looked at.
 const POLL: Duration = Duration::from_millis(20);
-/// Of a log's last line, that much is repeated.
-const LAST_LINE_BYTES_MAX: u64 = 4 << 10;
 /// Ports that are handed out. All are below those that the kernel gives to whoever connects (`ip_local_port_range`): who asked for a free
 /// one listens on it only later, and until then each connection of somebody else might take it.
 const PORTS: Range<u16> = 16_384..32_768;
@@ -185,7 +184,8 @@ impl Child {
     pub fn check(&mut self) -> Result<(), ChildError> {
         match self.process.try_wait() {
             Ok(Some(status)) => {
-                let said = last_line(&self.log).unwrap_or_else(|error| format!("(it cannot be read: {error})"));
+                let end = log_file(&self.log).unwrap_or_else(|error| format!("(it cannot be read: {error})"));
+                let said = end.trim_end().lines().next_back().unwrap_or("(nothing)").to_owned();
                 Err(ChildError::Ended { what: self.what, status, said, log: self.log.clone() })
             }
             _ => Ok(()),
@@ -224,17 +224,6 @@ impl Drop for Child {
             self.forget();
         }
     }
-}
-
-/// The last line of a log, of which not much is read.
-fn last_line(log: &Path) -> io::Result<String> {
-    let mut file = File::open(log)?;
-    let begin = file.metadata()?.len().saturating_sub(LAST_LINE_BYTES_MAX);
-    file.seek(SeekFrom::Start(begin))?;
-    let mut tail = Vec::new();
-    file.take(LAST_LINE_BYTES_MAX).read_to_end(&mut tail)?;
-    let tail = String::from_utf8_lossy(&tail);
-    Ok(tail.trim_end().lines().next_back().unwrap_or("(nothing)").to_owned())
 }
 
 /// Looks at `reached` again and again, for at most `patience`; whether it came true.

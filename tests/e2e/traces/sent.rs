@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use tidegate::cli::quickstart::child::{metric, wait_until};
+use tidegate::cli::quickstart::child::{free_port, metric, wait_until};
 use tokio::time::Instant;
 
 use super::receiver::{Receiver, Span};
@@ -155,9 +155,9 @@ fn check_commands(receiver: &Receiver) {
 fn a_receiver_that_is_away_or_silent_costs_a_line_and_a_counter_and_holds_up_nothing() {
     let _turn = turn();
     // Nobody listens at the first; the second takes connections and never answers.
-    let away = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = free_port(false).unwrap();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (away, silent_url) = (format!("http://{away}"), format!("http://{}", silent.local_addr().unwrap()));
+    let (away, silent_url) = (format!("http://127.0.0.1:{away}"), format!("http://{}", silent.local_addr().unwrap()));
     let mut scene = Scene::new(traced(&away, &silent_url, ""), &["disk1"], empty(DISK_BYTES));
     scene.wait_copied("disk1");
     scene.keep("disk1", "kept", None);
