@@ -46,7 +46,7 @@ const DISCARD_ABOVE: &str = "1 MiB";
 /// Before anything is measured, so that segments, connections and caches are there: this part of a round's bytes.
 const WARM_UP_PART: u64 = 8;
 /// As long as the primitives take beside a load, or longer.
-const BESIDE: Duration = Duration::from_secs(12);
+const BESIDE: Duration = Duration::from_secs(20);
 /// Records below this are small: each costs something besides its bytes, in the primitives too.
 const SMALL_RECORD_BYTES: u64 = 64 << 10;
 /// How long connecting, and the vault at the end, may take.

@@ -30,8 +30,8 @@ use crate::payload::Pool;
 
 /// Commit that is assumed when none was seen.
 pub const COMMIT_BYTES_DEFAULT: u64 = 1 << 20;
-/// Bytes that each primitive handles: some tenths of a second of the dearest.
-pub const BYTES_DEFAULT: u64 = 512 << 20;
+/// Bytes that each primitive handles: a second of the dearest, in which a neighbour's bursts are a small part.
+pub const BYTES_DEFAULT: u64 = 1 << 30;
 const GIB: f64 = (1_u64 << 30) as f64;
 
 /// What is to be measured.

@@ -37,7 +37,7 @@ pub struct Args {
     /// Size of each disk [default: 1 GiB; 4 GiB for restore].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     disk_size: Option<u64>,
-    /// What is written at full load in each round [default: 4 GiB; 1 GiB for oltp8 and oltp16].
+    /// What is written at full load in each round [default: 4 GiB].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bytes: Option<u64>,
     /// Rounds [default: 3, or those of the scenario].
@@ -100,7 +100,6 @@ pub fn run(args: &Args) -> Outcome {
     std::fs::create_dir(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     let usual = args.scenario.map_or(USUAL, Scenario::usual);
     let profile = args.profile.unwrap_or(usual.profile);
-    let small = matches!(profile, Profile::Oltp8 | Profile::Oltp16);
     let agents = args.agents.unwrap_or(usual.agents);
     need_open_files(agents)?;
     let plan = Plan {
@@ -111,7 +110,7 @@ pub fn run(args: &Args) -> Outcome {
         agents: agents as usize,
         disks: args.disks.unwrap_or(usual.disks) as usize,
         disk_bytes: args.disk_size.unwrap_or(usual.disk_bytes).max(1 << 20) / 4096 * 4096,
-        bytes: args.bytes.unwrap_or(if small { 1 << 30 } else { 4 << 30 }),
+        bytes: args.bytes.unwrap_or(4 << 30),
         rounds: args.rounds.unwrap_or(usual.rounds) as usize,
         steady: args.steady,
         transport: args.transport,

@@ -97,7 +97,7 @@ async fn a_crashed_agent_sends_what_was_active_and_no_more() {
     let splitter = Splitter::new(Arc::clone(&agent.disks()[0]));
     splitter.write(9 << 20, vec![7; 1 << 20].into(), false).expect("write");
     drop(splitter);
-    crash(agent).await;
+    world.crash(agent).await;
     // As if the last write had reached the disk, but no gateway.
     world.host.lose_journal();
     world.host.vault(true);
@@ -156,7 +156,7 @@ async fn a_copy_of_a_running_machine_keeps_nothing_that_the_original_wrote_since
     write(9 << 20, 4096);
     write(20 << 20, 128 << 10);
     until("everything vaulted", || disk.all_vaulted()).await;
-    crash(agent).await;
+    world.crash(agent).await;
 
     world.config = copy;
     let copy = world.start_agent();
@@ -165,7 +165,7 @@ async fn a_copy_of_a_running_machine_keeps_nothing_that_the_original_wrote_since
     let copied = world.host.disk("d1").copied_bytes(DISK_BYTES as u64);
     assert!(copied <= (4 << 20) + 3 * (64 << 10), "more than its own active region and three chunks: {copied}");
     // What it was told is remembered.
-    crash(copy).await;
+    world.crash(copy).await;
     let copy = world.start_agent();
     world.compare(&copy).await;
 }
@@ -181,7 +181,7 @@ async fn a_copy_whose_answer_was_lost_is_told_the_same_again() {
     splitter.write(9 << 20, vec![7; 4096].into(), false).expect("write");
     drop(splitter);
     until("everything vaulted", || agent.disks()[0].all_vaulted()).await;
-    crash(agent).await;
+    world.crash(agent).await;
     world.config = copy;
     world.host.disk("d1").lose_answer.store(true, Ordering::SeqCst);
     let copy = world.start_agent();
@@ -199,7 +199,7 @@ async fn agents_crash_again_and_again_under_load_and_nothing_is_lost() {
         let _ = agent.disks()[0].settle();
         guest.goes_on(30).await;
         guest.stop().await;
-        crash(agent).await;
+        world.crash(agent).await;
     }
     let agent = world.start_agent();
     world.compare(&agent).await;
@@ -246,7 +246,7 @@ async fn a_lost_state_directory_costs_a_copy_and_nothing_else() {
     let world = World::new(&["d1"]).await;
     let agent = world.start_agent();
     world.compare(&agent).await;
-    crash(agent).await;
+    world.crash(agent).await;
     std::fs::remove_dir_all(&world.config.state_dir).expect("lost");
     overwrite(&world.path(0), 1 << 20, &vec![0; 1 << 20]);
     let agent = world.start_agent();

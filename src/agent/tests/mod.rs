@@ -22,6 +22,7 @@ use super::config::{Config, DiskConfig};
 use super::disk::{Disk, Overrides};
 use super::placement::Gateway;
 use super::splitter::Splitter;
+use super::state::StateDir;
 use super::{Agent, AgentError};
 use crate::flow::SystemClock;
 use crate::nbd::{Export, Listen, ZeroFlags};
@@ -122,13 +123,13 @@ impl World {
             assert!(image == self.on_disk(at), "{}: the records make another image", disk.id);
         }
     }
-}
 
-/// Ends an agent as SIGKILL would: nothing is written any more. Waits until its files are free again.
-async fn crash(agent: Agent) {
-    let disks: Vec<_> = agent.disks().iter().map(Arc::downgrade).collect();
-    drop(agent);
-    until("the agent's end", || disks.iter().all(|disk| disk.upgrade().is_none())).await;
+    /// Ends an agent as SIGKILL would: nothing is written any more. Waits until its files are free again.
+    async fn crash(&self, agent: Agent) {
+        drop(agent);
+        // Disks that nobody has any more may still be closing their files; the directory's lock goes last.
+        until("the agent's end", || StateDir::open(&self.config.state_dir).is_ok()).await;
+    }
 }
 
 /// A guest that writes at random until told to stop.

@@ -112,7 +112,7 @@ async fn a_fenced_agent_stops_replicating_for_good_and_its_guest_goes_on() {
     let agent = world.start_agent();
     assert_eq!(state(&agent), "fenced", "remembered");
     assert_eq!(world.host.disk("d1").newest_records(), 0, "nothing for the other's epoch");
-    crash(agent).await;
+    world.crash(agent).await;
 
     let agent = world.start_agent_with(Overrides { take_over: true, resync: false }).expect("agent");
     world.compare(&agent).await;
