@@ -6,8 +6,9 @@
 //!             └──────────────────── the claim is dropped with the bytes ─────────────────┘
 //! ```
 //!
-//! What fails is told to the sink by name and range, and everything else goes on. A failure that is no damage (the store
-//! is away, access is denied) stops the run: going on would only repeat it.
+//! What fails is told to the sink by name and range, and everything else goes on. A message that is missing, or does not open, is
+//! read where else it stands, if a keeper has moved it. A failure that is no damage (the store is away, access is denied) stops the
+//! run: going on would only repeat it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -111,6 +112,13 @@ struct Fetched {
     _claim: Arc<BudgetGuard>,
 }
 
+/// A message that does not open where it was planned, and stands elsewhere too. There are at most as many as were planned.
+struct Unopened {
+    object: u32,
+    message: MessageUse,
+    what: String,
+}
+
 /// Reads and opens everything in `reads`. Returns when all is done, the sink broke off, or the store failed.
 ///
 /// # Errors
@@ -134,12 +142,16 @@ pub async fn run<S: Sink>(
     drop(receiver);
     let result = feed(store, reads, sink, limits, &sender).await;
     drop(sender);
-    let joined = tokio::task::spawn_blocking(move || workers.into_iter().map(std::thread::JoinHandle::join).collect());
-    let joined: Vec<_> = joined.await.unwrap_or_default();
-    if let Some(panic) = joined.into_iter().find_map(Result::err) {
-        std::panic::resume_unwind(panic);
+    let join = move || workers.into_iter().map(std::thread::JoinHandle::join).collect::<Vec<_>>();
+    // Only a runtime that ends does not join.
+    let Ok(joined) = tokio::task::spawn_blocking(join).await else { return result };
+    let joined = joined.into_iter().map(|worker| worker.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    let of_workers: Vec<Option<Vec<Unopened>>> = joined.collect();
+    result?;
+    if let Some(unopened) = of_workers.into_iter().collect::<Option<Vec<_>>>() {
+        open_elsewhere(store, vault, unopened.into_iter().flatten(), sink).await;
     }
-    result
+    Ok(())
 }
 
 /// Keeps up to `jobs` reads going until all are queued. Each is a task of its own: what comes is taken in on all cores, also
@@ -258,14 +270,77 @@ async fn fetch_elsewhere<S: Sink>(
     if !sink.anywhere() {
         return Ok(None);
     }
-    for (path, offset_bytes) in sink.source().elsewhere(object, known.disk, known.meta) {
-        let end_bytes = offset_bytes + u64::from(known.meta.stored_bytes);
-        match store.get_range(path, offset_bytes..end_bytes).await {
-            Ok(bytes) => return Ok(Some(bytes)),
-            Err(error) => drop(damage_text(store, path, error, end_bytes).await?),
+    for place in sink.source().elsewhere(object, known.disk, known.meta) {
+        if let Some(bytes) = fetch_at(store, place, known.meta).await? {
+            return Ok(Some(bytes));
         }
     }
     Ok(None)
+}
+
+/// A message from one place, unless it is missing there.
+async fn fetch_at(store: &VaultStore, place: (&Path, u64), meta: &MessageMeta) -> Result<Option<Bytes>, GetError> {
+    let (path, offset_bytes) = place;
+    let end_bytes = offset_bytes + u64::from(meta.stored_bytes);
+    match store.get_range(path, offset_bytes..end_bytes).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) => damage_text(store, path, error, end_bytes).await.map(|_| None),
+    }
+}
+
+/// Opens messages where else they stand, one after the other: there are few, or there is more to mend than time. What opens nowhere is
+/// told as the damage that it is where it was planned, also if the store fails elsewhere.
+async fn open_elsewhere<S: Sink>(
+    store: &VaultStore,
+    vault: Id128,
+    unopened: impl Iterator<Item = Unopened> + Send,
+    sink: &Arc<S>,
+) {
+    let mut opened_elsewhere = 0_u64;
+    for Unopened { object, message, mut what } in unopened {
+        let Known { disk, meta, .. } = sink.message(message.row);
+        let planned = sink.source().path(object);
+        let mut told = None;
+        for place in sink.source().elsewhere(object, disk, meta) {
+            let bytes = match fetch_at(store, place, meta).await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => continue,
+                Err(error) => {
+                    what = format!("{what}; where a keeper has put it: {}", fault::chain_text(&error));
+                    continue;
+                }
+            };
+            let (at_work, message) = (Arc::clone(sink), message.clone());
+            let opening = move || {
+                let (sealed, mut scratch) = (&mut BytesMut::from(&bytes[..]), Scratch::default());
+                open_one(vault, object, sealed, &message, at_work.as_ref(), &mut scratch)
+            };
+            match tokio::task::spawn_blocking(opening).await {
+                Ok(Ok(flow)) => {
+                    if opened_elsewhere == 0 {
+                        tracing::warn!(%disk, object = %planned, what, elsewhere = %place.0, "a message was read where a keeper has put it");
+                    }
+                    opened_elsewhere += 1;
+                    told = Some(flow);
+                    break;
+                }
+                Ok(Err(_)) => {}
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // A runtime that ends.
+                Err(_) => return,
+            }
+        }
+        let damaged = || sink.damaged(message.row, Damage::message(planned.as_ref(), disk, meta, what));
+        if told.unwrap_or_else(damaged).is_break() {
+            return;
+        }
+    }
+    if opened_elsewhere > 1 {
+        tracing::warn!(
+            messages = opened_elsewhere,
+            "so many do not open where they were planned, and were read elsewhere"
+        );
+    }
 }
 
 /// Tells damage from a store that fails: for damage the words for it, otherwise the error again.
@@ -286,43 +361,54 @@ async fn damage_text(store: &VaultStore, path: &Path, error: GetError, end_bytes
     }
 }
 
-/// One worker thread: takes what was read until the queue ends or the sink breaks off.
-fn work<S: Sink>(vault: Id128, queue: &Mutex<mpsc::Receiver<Fetched>>, sink: &S) {
-    let mut scratch = Scratch::default();
+/// One worker thread: takes what was read until the queue ends or the sink breaks off, and has kept then what is to be read
+/// elsewhere; nothing, if the sink broke off.
+fn work<S: Sink>(vault: Id128, queue: &Mutex<mpsc::Receiver<Fetched>>, sink: &S) -> Option<Vec<Unopened>> {
+    let (mut scratch, mut unopened) = (Scratch::default(), Vec::new());
     loop {
         // The lock is held while waiting: whoever waits next would wait for the same thing.
         let fetched = queue.lock().blocking_recv();
-        let Some(Fetched { read, bytes, _claim }) = fetched else { return };
+        let Some(Fetched { read, bytes, _claim }) = fetched else { return Some(unopened) };
         // Opened where they lie, unless the store keeps them too.
         let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-        for message in &read.messages {
-            if open_one(vault, &read, &mut bytes, message, sink, &mut scratch).is_break() {
+        for message in read.messages {
+            let Known { disk, meta, .. } = sink.message(message.row);
+            let start = (meta.offset_bytes - read.offset_bytes) as usize;
+            let sealed = &mut bytes[start..start + meta.stored_bytes as usize];
+            let flow = match open_one(vault, read.object, sealed, &message, sink, &mut scratch) {
+                Ok(flow) => flow,
+                Err(what) => {
+                    let source = sink.source();
+                    // Without its key it opens nowhere.
+                    let has_key = source.sealed(read.object, disk, meta).key.is_ok();
+                    if has_key && sink.anywhere() && source.elsewhere(read.object, disk, meta).next().is_some() {
+                        unopened.push(Unopened { object: read.object, message, what });
+                        continue;
+                    }
+                    sink.damaged(message.row, Damage::message(source.path(read.object).as_ref(), disk, meta, what))
+                }
+            };
+            if flow.is_break() {
                 queue.lock().close();
-                return;
+                return None;
             }
         }
     }
 }
 
+/// Opens a message and gives it to the sink; else what is wrong with it.
 fn open_one<S: Sink>(
     vault: Id128,
-    read: &RangedRead,
-    bytes: &mut [u8],
+    object: u32,
+    sealed: &mut [u8],
     message: &MessageUse,
     sink: &S,
     scratch: &mut Scratch,
-) -> ControlFlow<()> {
+) -> Result<ControlFlow<()>, String> {
     let Known { disk, disk_bytes, meta } = sink.message(message.row);
-    let (path, sealed) = (sink.source().path(read.object), sink.source().sealed(read.object, disk, meta));
-    let key = match sealed.key {
-        Ok(key) => key,
-        Err(what) => return sink.damaged(message.row, Damage::message(path.as_ref(), disk, meta, &*what)),
-    };
-    let place = MessagePlace { vault, object: &sealed.object, key: &key, disk, disk_bytes };
-    let start = (meta.offset_bytes - read.offset_bytes) as usize;
-    let sealed = &mut bytes[start..start + meta.stored_bytes as usize];
-    match scratch.open_in_place(&place, meta, sealed) {
-        Ok(opened) => sink.opened(message, &opened),
-        Err(error) => sink.damaged(message.row, Damage::message(path.as_ref(), disk, meta, error.text())),
-    }
+    let as_sealed = sink.source().sealed(object, disk, meta);
+    let key = as_sealed.key.map_err(|what| what.to_string())?;
+    let place = MessagePlace { vault, object: &as_sealed.object, key: &key, disk, disk_bytes };
+    let opened = scratch.open_in_place(&place, meta, sealed).map_err(|error| error.text())?;
+    Ok(sink.opened(message, &opened))
 }

@@ -61,7 +61,7 @@ pub struct Tuning {
     /// Bytes that one connection may have on its way to an agent. A gateway's is what it may grant: see
     /// [`super::server::ServerLimits`].
     pub connection_window_bytes: u32,
-    /// Largest UDP payload that path discovery may try; both sides' limits count.
+    /// Largest UDP payload: at a gateway what it takes, at an agent what path discovery may try. Both sides' limits count.
     pub mtu_max_bytes: u16,
     /// Wanted size of the socket's kernel buffers.
     pub socket_buffer_bytes: u32,
@@ -120,7 +120,7 @@ impl Classify for EndpointError {
     }
 }
 
-/// What QUIC is told on both sides: also for whoever measures it without a gateway.
+/// What QUIC is told on both sides, but that a gateway looks for no larger datagrams: also for whoever measures it without a gateway.
 #[must_use]
 pub fn transport(tuning: &Tuning, streams_max: u32) -> quinn::TransportConfig {
     let mut mtu = quinn::MtuDiscoveryConfig::default();
@@ -153,7 +153,7 @@ pub fn open_endpoint(
     let failed = |source| EndpointError::Bind { listen, source };
     let socket = net.open(listen, tuning.socket_buffer_bytes).map_err(failed)?;
     // Peers learn from this how large a datagram may be; never below what every QUIC endpoint must take.
-    let payload_max = tuning.mtu_max_bytes.clamp(1472, 65_000);
+    let payload_max = tuning.mtu_max_bytes.clamp(1200, 65_000);
     // A gateway sends acks, one datagram at a time, and QUIC keeps room for as many as there may be in each connection.
     let segments_max = match server {
         Some(_) => 1,
@@ -264,6 +264,9 @@ impl Listener {
         // For a stranger: the control stream and a hello. Who said hello gets more, see `server::admission`.
         let mut transport = transport(tuning, 1);
         transport.receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES)).send_window(GATEWAY_SEND_WINDOW_BYTES);
+        // Nearly all that a gateway sends fits into the smallest datagrams, and each connection keeps room for one of its largest: 9 KiB of
+        // an idle agent's memory. How large a datagram may be that comes is said by the endpoint.
+        transport.mtu_discovery_config(None);
         let transport = Arc::new(transport);
         let config = server_config(&material, &transport, &Explanation::default())?;
         let apart = Apart::default();

@@ -1,13 +1,8 @@
 //! Frames over a stream.
 
-use bytes::Bytes;
-
 use super::frame::{Decoder, Due, Frame, FrameError, Kind};
 use super::messages::{Message, MessageError};
 use super::transport::{RecvHalf, SendHalf, StreamEnd};
-
-/// Chunks taken from a stream at once: a burst of datagrams as the kernel hands them over.
-const CHUNKS_MAX: usize = 32;
 
 /// What room there is for the records of a stream.
 pub(super) trait Room {
@@ -100,14 +95,10 @@ impl FrameReader {
                 room.wait(due).await;
                 have_bytes = due.have_bytes as u64;
             }
-            let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
             let ahead_bytes = room.ahead_bytes().saturating_sub(have_bytes) as usize;
-            match self.recv.read_chunks(&mut chunks, ahead_bytes).await? {
-                Some(count) => chunks.into_iter().take(count).for_each(|chunk| self.decoder.push(chunk)),
-                None => {
-                    self.decoder.finish()?;
-                    return Ok(None);
-                }
+            if !self.recv.read(ahead_bytes, |chunk| self.decoder.push(chunk)).await? {
+                self.decoder.finish()?;
+                return Ok(None);
             }
         }
     }

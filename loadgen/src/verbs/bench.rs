@@ -54,7 +54,7 @@ pub struct Args {
     /// What carries the load: quic, or tcp for TLS over TCP. It decides which sum of primitives the gateway is held against.
     #[arg(long, default_value = "quic")]
     transport: Transport,
-    /// Largest UDP payload that path discovery may try, at the agents and at the gateway.
+    /// Largest UDP payload that the agents' path discovery may try and the gateway takes.
     #[arg(long, value_name = "BYTES", default_value_t = tidegate::wire::endpoint::MTU_BYTES_DEFAULT,
           value_parser = clap::value_parser!(u16).range(1200..=65_000))]
     mtu: u16,

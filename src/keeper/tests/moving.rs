@@ -1,10 +1,12 @@
 //! Messages that are moved out of sparse batches: whatever happens on the way, what is kept is right, and in the end less is stored.
 
+use object_store::path::Path;
+
 use super::*;
 use crate::keeper::config::Work;
 use crate::keeper::report::Report;
 use crate::restore::source;
-use crate::restore::write::{RestoreOptions, restore};
+use crate::restore::write::{RestoreError, RestoreOptions, restore};
 use crate::restore::{damage::Damage, plan::Plan, verify};
 use crate::vault::batch::{BatchBuilder, BatchHeader};
 use crate::vault::index::{MessageMeta, Origin};
@@ -283,6 +285,51 @@ async fn a_restore_whose_batches_go_under_its_hands_reads_on_where_the_messages_
     let options = RestoreOptions::default();
     restore(&source, &disk.id, history, &plan, &path, &options, Arc::default()).await.unwrap();
     assert!(std::fs::read(&path).unwrap() == disk.image_at(point));
+}
+
+/// What a batch holds may rot while the copies of it ripen.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_does_not_open_where_it_was_planned_is_read_where_else_it_stands() {
+    let site = ripening_site().await;
+    let disk = &site.disks[0];
+    let (source, history) = site.vault.open(&disk.id).await;
+    let plan = Plan::build(&history, disk.head()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    let options = RestoreOptions { force: true, ..RestoreOptions::default() };
+    let restored = || restore(&source, &disk.id, Arc::clone(&history), &plan, &path, &options, Arc::default());
+    let alter = async |path: &Path, at: u64| {
+        let flip = |mut bytes: Vec<u8>| {
+            bytes[at as usize] ^= 1;
+            Some(bytes)
+        };
+        site.vault.tamper(path, flip).await;
+    };
+    let in_the_middle = |offset_bytes: u64, message: &MessageMeta| offset_bytes + u64::from(message.stored_bytes) / 2;
+    let (mut altered, mut copies) = (Vec::new(), BTreeSet::new());
+    for read in &plan.reads {
+        for row in read.messages.iter().map(|message| message.row) {
+            let message = &history.rows[row].message;
+            let places: Vec<_> = source.elsewhere(read.object, &disk.id, message).collect();
+            if places.is_empty() {
+                continue;
+            }
+            alter(source.path(read.object), in_the_middle(message.offset_bytes, message)).await;
+            copies.extend(places.into_iter().map(|(path, at)| (path.clone(), in_the_middle(at, message))));
+            altered.push(message.first);
+        }
+    }
+    assert!(!altered.is_empty(), "nothing that is planned stands elsewhere");
+    restored().await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == disk.image_at(disk.head()));
+    // Where the copies are no better, each message is told once, by the place that was planned.
+    for (path, at) in &copies {
+        alter(path, *at).await;
+    }
+    let error = restored().await.unwrap_err();
+    let RestoreError::Damaged { count, found, .. } = &error else { panic!("{error:?}") };
+    let told: BTreeSet<_> = found.iter().filter_map(|one| Some(one.records.as_ref()?.first)).collect();
+    assert_eq!((*count, told), (altered.len(), altered.into_iter().collect()), "{found:?}");
 }
 
 #[tokio::test(start_paused = true)]

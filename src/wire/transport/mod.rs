@@ -8,6 +8,9 @@ pub(super) mod congestion;
 mod quic;
 pub(super) mod tcp;
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -19,6 +22,8 @@ use super::messages::Refused;
 
 /// Bytes of a large datagram, which is one chunk.
 const DATAGRAM_BYTES: usize = 8 << 10;
+/// Chunks taken from a stream at once: a burst of datagrams as the kernel hands them over.
+const CHUNKS_MAX: usize = 32;
 
 /// What carries a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize)]
@@ -328,24 +333,22 @@ pub(super) enum RecvHalf {
 }
 
 impl RecvHalf {
-    /// Waits for bytes, puts them into `chunks` in their order, and says how many chunks there are; `None` is the
-    /// orderly end. They are at most `bytes_max` and one chunk more. Nothing is lost if the future is dropped.
-    pub(super) async fn read_chunks(
-        &mut self,
-        chunks: &mut [Bytes],
-        bytes_max: usize,
-    ) -> Result<Option<usize>, StreamEnd> {
+    /// Waits for bytes and gives them to `take` in their order; false at the orderly end. They are at most `bytes_max` and one
+    /// chunk more. Nothing is lost if the future is dropped.
+    pub(super) async fn read(&mut self, bytes_max: usize, mut take: impl FnMut(Bytes)) -> Result<bool, StreamEnd> {
         match self {
             Self::Quic(recv) => {
-                let chunks_max = (bytes_max / DATAGRAM_BYTES + 1).min(chunks.len());
-                Ok(recv.read_chunks(&mut chunks[..chunks_max]).await?)
+                let chunks_max = (bytes_max / DATAGRAM_BYTES + 1).min(CHUNKS_MAX);
+                let read = poll_fn(|cx| {
+                    // Not kept while nothing comes: a KiB for each stream of each idle agent.
+                    let mut chunks = [const { Bytes::new() }; CHUNKS_MAX];
+                    let read = ready!(pin!(recv.read_chunks(&mut chunks[..chunks_max])).poll(cx));
+                    let take_all = |count| chunks.into_iter().take(count).for_each(&mut take);
+                    Poll::Ready(read.map(|count| count.map(take_all).is_some()))
+                });
+                Ok(read.await?)
             }
-            Self::Tcp(recv) => {
-                let Some(first) = chunks.first_mut() else { return Ok(Some(0)) };
-                let Some(bytes) = recv.read(bytes_max).await? else { return Ok(None) };
-                *first = bytes;
-                Ok(Some(1))
-            }
+            Self::Tcp(recv) => Ok(recv.read(bytes_max).await?.map(take).is_some()),
         }
     }
 
