@@ -51,12 +51,12 @@ impl<W: AsyncWrite + Send + Unpin> Outlet<W> {
     pub(super) async fn drain(&self) -> io::Error {
         poll_fn(|context| {
             let mut state = self.0.lock();
+            // Also where the socket is to wake this task: a socket remembers one waker, and a stream that encrypts may hold bytes
+            // back while no reply waits, so that the next reply asks the socket, in vain, in this task's place.
+            state.drainer = Some(context.waker().clone());
             match ready!(state.poll_send(context)) {
                 Err(error) => Poll::Ready(error),
-                Ok(()) => {
-                    state.drainer = Some(context.waker().clone());
-                    Poll::Pending
-                }
+                Ok(()) => Poll::Pending,
             }
         })
         .await
