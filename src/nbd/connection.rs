@@ -77,6 +77,16 @@ pub(super) struct Held {
     _export: BudgetGuard,
 }
 
+#[cfg(test)]
+impl Held {
+    /// A place and no bytes.
+    pub(super) async fn place() -> Self {
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.expect("open");
+        let nothing = Budget::new(1 << 20);
+        Self { _place: place, _connection: nothing.claim(0).await, _export: nothing.claim(0).await }
+    }
+}
+
 /// What a handshake, or the part of it before TLS, came to.
 enum Shaken {
     /// The client left, or the server drains.

@@ -145,3 +145,71 @@ impl Reply {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A stream that encrypts, before a socket: it takes whatever is written, and gives it on when it is flushed and the socket has
+    /// room. As a socket's, the last waker that asked is the one that is woken.
+    #[derive(Default)]
+    struct Encrypted {
+        has_room: AtomicBool,
+        asked: Mutex<Option<Waker>>,
+        taken_bytes: Mutex<usize>,
+        sent_bytes: Mutex<usize>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Stream(Arc<Encrypted>);
+
+    impl AsyncWrite for Stream {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            *self.0.taken_bytes.lock() += bytes.len();
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if !self.0.has_room.load(Ordering::SeqCst) {
+                *self.0.asked.lock() = Some(context.waker().clone());
+                return Poll::Pending;
+            }
+            *self.0.sent_bytes.lock() = *self.0.taken_bytes.lock();
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_finds_the_socket_full_does_not_keep_it_from_waking_whoever_drains() {
+        let stream = Stream::default();
+        let outlet = Arc::new(Outlet::new(stream.clone()));
+        let draining = tokio::spawn({
+            let outlet = Arc::clone(&outlet);
+            async move { outlet.drain().await }
+        });
+        for _ in 0..3 {
+            outlet.reply(ReplyBytes::Simple(Default::default()), Held::place().await);
+            // The drainer looks, finds the socket full, and waits for it.
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // Nobody looks any more but whom the socket wakes.
+        outlet.reply(ReplyBytes::Simple(Default::default()), Held::place().await);
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        stream.0.has_room.store(true, Ordering::SeqCst);
+        stream.0.asked.lock().take().expect("somebody waits").wake();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(*stream.0.sent_bytes.lock(), 4 * crate::nbd::proto::SIMPLE_REPLY_BYTES);
+        draining.abort();
+    }
+}
